@@ -1,0 +1,22 @@
+"""diffjax: restoring images with diffusion models, written as pure functions.
+
+Four words: a *schedule* (x_t = alpha x_0 + sigma eps), a *denoiser* (``denoise(x, t) -> Prediction``), a *timetable*
+(the walk through time as rows), and the verb *sample*. Then kernels, operators, measurements and methods.
+"""
+
+from . import denoisers, kernels, methods, operators, parallel, process, schedules, timetables
+from .base import Measurement, Method, Prediction, replace
+from .sample import Draws, Result, draws, sample
+
+__version__ = "0.1.0"
+
+__all__ = ["denoisers", "kernels", "methods", "operators", "parallel", "priors", "process", "schedules", "timetables",
+           "metrics", "Measurement", "Method", "Prediction", "replace", "Draws", "Result", "draws", "sample"]
+
+
+def __getattr__(name):
+    if name in ("priors", "metrics"):
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'diffjax' has no attribute {name!r}")

@@ -1,0 +1,222 @@
+"""The words of the house: what a prediction, a row, a measurement, a kernel and a method are.
+
+Everything is a frozen dataclass registered as a pytree. Fields are leaves (``vmap`` sweeps them, ``grad`` reaches
+them, changing them never recompiles) unless declared with :func:`static`, which is for what changes the program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+replace = dataclasses.replace
+
+
+def static(**kwargs) -> Any:
+    """A dataclass field that is part of the program (compared by ``==``, hashed) and not a leaf."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+def pytree(cls):
+    """Class decorator: a frozen, keyword-friendly dataclass registered with JAX.
+
+    ``__post_init__`` may check values, but must let tracers and placeholders pass: JAX rebuilds objects without
+    calling it.
+    """
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)
+    meta = [f.name for f in fields if f.metadata.get("static")]
+    data = [f.name for f in fields if not f.metadata.get("static")]
+    return jax.tree_util.register_dataclass(cls, data, meta)
+
+
+def is_concrete(*arrays) -> bool:
+    """True when no argument is traced, so that its value may be looked at."""
+    return not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(arrays))
+
+
+def namespace(*arrays):
+    """numpy when every argument is concrete (coefficients in float64 on the host), else ``jax.numpy``."""
+    return np if is_concrete(*arrays) else jnp
+
+
+def host(a):
+    """``a`` as float64 numpy if its value is known, else unchanged."""
+    return np.asarray(a, np.float64) if is_concrete(a) else a
+
+
+def safe_sqrt(x):
+    """sqrt(max(x, 0)) whose derivative at and below 0 is 0 instead of infinite or NaN."""
+    xp = namespace(x)
+    positive = x > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, x, 1.0)), 0.0)
+
+
+def safe_divide(a, b):
+    """a / b, and 0 (with derivative 0) where b = 0."""
+    xp = namespace(a, b)
+    zero = b == 0
+    return xp.where(zero, 0.0, a / xp.where(zero, 1.0, b))
+
+
+def nearest(name, valid) -> str:
+    """The end of an error message: the closest valid names, or all of them."""
+    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose one of {', '.join(sorted(map(str, valid)))}"
+
+
+def clip(x, low, high):
+    """Clamp to [low, high]; the gradient is 1 on the closed interval (``jnp.clip`` halves it at ties)."""
+    return jnp.where(x < low, jnp.asarray(low, x.dtype), jnp.where(x > high, jnp.asarray(high, x.dtype), x))
+
+
+def expand(coefficient, x):
+    """A scalar, or an array over the leading axes of ``x``, shaped and typed to multiply ``x``."""
+    c = jnp.asarray(coefficient)
+    c = c.reshape(c.shape + (1,) * (x.ndim - c.ndim))
+    return c.astype(x.dtype)
+
+
+@pytree
+class Prediction:
+    """What a denoiser says about ``x = alpha x0 + sigma eps``.
+
+    x0, eps:       estimates of the clean image and of the unit noise, shape of ``x``
+    mix:           the network's variance output (share v in [-1, 1], or log-variance), or None
+    x:             the state the prediction belongs to
+    alpha, sigma:  scalars of its time
+    """
+
+    x0: Any
+    eps: Any
+    mix: Any
+    x: Any
+    alpha: Any
+    sigma: Any
+
+    def with_x0(self, x0, keep_eps: bool = False) -> Prediction:
+        """Replace the clean image. ``eps`` follows, unless ``keep_eps`` (CoPaint, Blended and DDNM mix a changed
+        x0 with the network's own eps)."""
+        if keep_eps:
+            return replace(self, x0=x0)
+        a, s = expand(self.alpha, x0), expand(self.sigma, x0)
+        return replace(self, x0=x0, eps=safe_divide(self.x - a * x0, s))
+
+    def score(self):
+        """grad_x log p_t(x) = -eps / sigma (Tweedie)."""
+        return safe_divide(-self.eps, expand(self.sigma, self.x))
+
+
+@pytree
+class Row:
+    """One row of a timetable, as kernels and methods see it inside the loop (scalars).
+
+    t, s, r:  go down from t to s, then jump up from s to r by q(x_r | x_s); r = s means no jump
+    up:       the next time above t in the walk's grid (for the variance of the last step)
+    level:    how many rows down the walk is, climbs undone
+    i:        number of the row in the whole walk
+    fresh:    True on the first row and after a jump: multistep kernels drop their history
+    k, m:     this row's slice of what the kernel and the method planned
+    """
+
+    t: Any
+    s: Any
+    r: Any
+    up: Any
+    level: Any
+    i: Any
+    fresh: Any
+    k: Any = None
+    m: Any = None
+
+
+@pytree
+class Measurement:
+    """y = A(x) + noise_std * unit Gaussian noise, with everything in the units of ``value_range``.
+
+    y:            array of the shape ``A`` produces
+    A:            operator
+    noise_std:    standard deviation of the noise in the units of ``value_range``: 0.05 on images in [0, 1] is 0.1 on
+                  [-1, 1]. The two are never converted silently.
+    value_range:  (low, high) of clean measurements
+    Raises ValueError when a concrete ``y`` lies far outside ``value_range``.
+    """
+
+    y: Any
+    A: Any
+    noise_std: Any = 0.0
+    value_range: tuple = static(default=(-1.0, 1.0))
+
+    def __post_init__(self):
+        low, high = self.value_range
+        if not low < high:
+            raise ValueError(f"value_range {self.value_range} is empty: give (low, high), for example (-1.0, 1.0)")
+        if isinstance(self.noise_std, (int, float)) and self.noise_std < 0:
+            raise ValueError(f"noise_std {self.noise_std} is negative: give a standard deviation >= 0")
+        if not isinstance(self.y, (np.ndarray, jax.Array)) or not is_concrete(self.y, self.noise_std) or self.y.size == 0:
+            return
+        y_min, y_max = float(np.min(self.y)), float(np.max(self.y))
+        slack = 0.5 * (high - low) + 6 * float(np.max(self.noise_std))
+        if not (np.isfinite(y_min) and np.isfinite(y_max)):
+            raise ValueError("y has non-finite values: check how it was loaded")
+        if y_min < low - slack or y_max > high + slack:
+            hint = "divide by 127.5 and subtract 1" if y_max > 2 else "or pass value_range="
+            raise ValueError(f"y spans [{y_min:.4g}, {y_max:.4g}], far outside value_range {self.value_range}: {hint}")
+
+
+@pytree
+class Method:
+    """Where predictions come from and what happens around the move. Every hook but ``step`` has a default;
+    a bare denoiser wrapped in this class is the trivial method: plain sampling."""
+
+    denoise: Any
+
+    def check(self, kernel, table):
+        """Raise ValueError for combinations the paper does not allow."""
+
+    def plan(self, kernel, table):
+        """Coefficients per row (leading axis = rows), computed once before the loop, or None."""
+        return None
+
+    def start(self, kernel, row, noise):
+        """The state at the first row's t from unit noise: N(0, I) for variance-preserving schedules, else
+        N(0, sigma(t)^2)."""
+        return noise if kernel.schedule.variance_preserving else expand(kernel.schedule.sigma(row.t), noise) * noise
+
+    def init(self, kernel, x):
+        """The carried state; contains the kernel's."""
+        return kernel.init(x)
+
+    def draw(self, kernel, key, x):
+        """All noise of one row as a pytree."""
+        return kernel.draw(key, x)
+
+    def step(self, kernel, x, state, row, noise):
+        """-> (x at s, state, info)"""
+        x, state = kernel.step(self.predict, x, state, row, noise)
+        return x, state, {}
+
+    def predict(self, x, t) -> Prediction:
+        return self.denoise(x, t)
+
+    def jump(self, kernel, x, state, row, noise):
+        """Climb from s to r by q(x_r | x_s), with coefficients ``row.k.jump``; identity where r = s."""
+        a, std = (expand(c, x) for c in row.k.jump)
+        return a * x + std * noise, state
+
+    def finish(self, kernel, x, state):
+        """-> (result, info), outside the loop: clamp, paste known pixels, close weights."""
+        return x, {}
+
+    def calls(self, kernel) -> int:
+        """Network calls per row (an upper bound where ``info['calls']`` counts them)."""
+        return kernel.calls
+
+
+def as_method(denoiser_or_method) -> Method:
+    return denoiser_or_method if isinstance(denoiser_or_method, Method) else Method(denoiser_or_method)

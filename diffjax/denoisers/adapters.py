@@ -1,0 +1,143 @@
+"""One adapter per parameterisation: eps, x0, v, score, EDM preconditioning, and the mean of the previous step.
+
+Sources: Ho et al. 2020 (eps, x0, previous mean), Salimans & Ho 2022 (v = alpha eps - sigma x0), Song et al. 2021
+(score), Karras et al. 2022, table 1 (preconditioning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..base import Prediction, expand, pytree, safe_divide, static
+from ..process import posterior
+
+
+def _eps(out, x, alpha, sigma):
+    return safe_divide(x - sigma * out, alpha), out
+
+
+def _x0(out, x, alpha, sigma):
+    return out, safe_divide(x - alpha * out, sigma)
+
+
+def _v(out, x, alpha, sigma):
+    return alpha * x - sigma * out, sigma * x + alpha * out
+
+
+def _score(out, x, alpha, sigma):
+    return _eps(-sigma * out, x, alpha, sigma)
+
+
+_KINDS = {"eps": _eps, "x0": _x0, "v": _v, "score": _score}
+
+
+@pytree
+class Denoiser:
+    """A network seen as ``denoise(x, t) -> Prediction``. Build it with ``from_eps`` and its siblings.
+
+    params, args and the schedule are leaves: gradients reach them, another label or checkpoint costs no retrace.
+    """
+
+    params: Any
+    schedule: Any
+    args: tuple = ()
+    apply: Callable = static(default=None)
+    kind: str = static(default="eps")
+    learned_variance: bool = static(default=False)
+    time: Callable | None = static(default=None)
+
+    def output(self, x, t):
+        """(network output, variance output or None) at state ``x`` and house time ``t``."""
+        i = jnp.asarray(self.schedule.network_time(t) if self.time is None else self.time(t))
+        i = i.astype(jnp.promote_types(x.dtype, jnp.float32))
+        out = self.apply(x, i, *self.args) if self.params is None else self.apply(self.params, x, i, *self.args)
+        mix = None
+        if isinstance(out, tuple):
+            out, mix = out
+        elif self.learned_variance:
+            out, mix = jnp.split(out, 2, axis=-1)
+        if out.shape != x.shape:
+            hint = (" (twice the channels: pass learned_variance=True)"
+                    if out.shape == (*x.shape[:-1], 2 * x.shape[-1]) else "")
+            raise ValueError(f"the network returned shape {out.shape} for a state of shape {x.shape}{hint}")
+        cast = lambda a: None if a is None else a.astype(x.dtype)
+        return cast(out), cast(mix)
+
+    def __call__(self, x, t) -> Prediction:
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        out, mix = self.output(x, t)
+        x0, eps = _KINDS[self.kind](out, x, expand(alpha, x), expand(sigma, x))
+        return Prediction(x0, eps, mix, x, alpha, sigma)
+
+
+def _make(kind):
+    def build(apply, params, schedule, *, learned_variance=False, args=(), time=None) -> Denoiser:
+        return Denoiser(params, schedule, tuple(args), apply, kind, learned_variance, time)
+
+    build.__name__ = f"from_{kind}"
+    build.__doc__ = f"""A denoiser from a network that predicts {kind}.
+
+    apply:            ``apply(params, x, i, *args)``, or ``apply(x, i, *args)`` with ``params=None``; returns an array of x's
+                      shape, or with twice the last axis (``learned_variance``), or a pair (output, variance output)
+    schedule:         the one the network was trained on
+    args:             further arguments, for example a class label
+    time:             the network's time as a function of t; default ``schedule.network_time`` (i = t - 1 for tables)
+    """
+    return build
+
+
+from_eps, from_x0, from_v, from_score = map(_make, ("eps", "x0", "v", "score"))
+
+
+@pytree
+class _Previous:
+    """x0 from the predicted mean of the step t -> t - 1 on the denoiser's own table (DDPM's ``PREVIOUS_X``)."""
+
+    inner: Denoiser
+
+    @property
+    def schedule(self):
+        return self.inner.schedule
+
+    def __call__(self, x, t) -> Prediction:
+        out, mix = self.inner.output(x, t)
+        c_0, c_t, _ = posterior(self.schedule, t, t - 1)
+        x0 = safe_divide(out - expand(c_t, x) * x, expand(c_0, x))
+        p = Prediction(x0, x0, mix, x, self.schedule.alpha(t), self.schedule.sigma(t))
+        return p.with_x0(x0)
+
+
+def from_previous(apply, params, schedule, *, learned_variance=False, args=(), time=None):
+    """A denoiser from a network that predicts the mean of x_{t-1}; exact for kernels that step t -> t - 1 on
+    ``schedule`` (for a respaced walk: the respaced table and ``time`` the map to original indices)."""
+    return _Previous(Denoiser(params, schedule, tuple(args), apply, "eps", learned_variance, time))
+
+
+@pytree
+class _EDM:
+    params: Any
+    schedule: Any
+    sigma_data: Any
+    args: tuple
+    apply: Callable = static(default=None)
+
+    def __call__(self, x, t) -> Prediction:
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        a = expand(alpha, x)
+        ratio, d = safe_divide(expand(sigma, x), a), jnp.asarray(self.sigma_data, x.dtype)
+        norm = jnp.sqrt(ratio**2 + d**2)
+        c_noise = 0.25 * jnp.log(jnp.maximum(jnp.asarray(safe_divide(sigma, alpha)), 1e-20))
+        c_noise = c_noise.astype(jnp.promote_types(x.dtype, jnp.float32))
+        inputs = (safe_divide(x, a) / norm, c_noise, *self.args)
+        out = self.apply(*inputs) if self.params is None else self.apply(self.params, *inputs)
+        x0 = (d / norm) ** 2 * safe_divide(x, a) + ratio * d / norm * out.astype(x.dtype)
+        return Prediction(x0, x0, None, x, alpha, sigma).with_x0(x0)
+
+
+def from_edm(apply, params, schedule, *, sigma_data=0.5, args=()):
+    """A denoiser from a raw network F in Karras et al.'s preconditioning, on any schedule:
+    x0 = c_skip u + c_out F(c_in u, c_noise) at u = x / alpha and noise sigma / alpha, c_noise = log(sigma / alpha) / 4."""
+    return _EDM(params, schedule, sigma_data, tuple(args), apply)

@@ -1,0 +1,9 @@
+"""How to move from t to s, given predictions. Any two times; at s = t a kernel returns x itself."""
+
+from .base import Kernel
+from .ddim import DDIM
+from .ddpm import DDPM
+from .guided import Guided
+from .ode import DPMSolverPP2M, Euler, Heun
+
+__all__ = ["Kernel", "DDPM", "DDIM", "Guided", "Euler", "Heun", "DPMSolverPP2M"]

@@ -1,0 +1,5 @@
+"""Restoration methods, one paper per file. Each wraps a denoiser and a measurement and is passed to ``sample``."""
+
+from .repaint import RePaint
+
+__all__ = ["RePaint"]

@@ -1,0 +1,87 @@
+"""RePaint (Lugmayr et al., CVPR 2022): inpainting by resampling.
+
+    known_t = alpha_t y + sigma_t e,      x_t <- m known_t + (1 - m) x_t,      then a reverse step of the whole image
+
+and, by the timetable's jumps, back up and down again so that both parts come to agree.
+
+Official code and paper differ in the order. The code (default here) merges the known pixels in before the network, at the
+level of x_t, except on the very first call, which sees pure noise. Algorithm 1 merges after the move, at the level of
+x_s. The law of the walk is the same but at its ends. The code never pastes y into its result, whose known pixels are the
+network's x0; by default we do (``exact=False`` for the official behaviour). The paper has no noise model; with
+``noise_std`` > 0 the known pixels' own noise is taken off sigma_t and nothing is pasted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..base import Measurement, Method, expand, namespace, nearest, pytree, replace, safe_sqrt, static
+from ..operators import Mask
+
+ORDERS = ("official", "paper")
+
+
+@pytree
+class Plan:
+    """Mean factor and deviation of the known pixels where they are merged, and whether this row merges."""
+
+    alpha: Any
+    sigma: Any
+    merge: Any
+
+
+@pytree
+class RePaint(Method):
+    """denoise: the prior. measurement: y (H, W, C) with a ``Mask``, 1 = known; hidden pixels of y are not looked at.
+
+    order: "official" (merge before the network) or "paper" (Algorithm 1: after the move)
+    exact: known pixels of the result equal y
+    Use with ``timetables.repaint``; any table and kernel runs. Raises ValueError for other operators and unknown orders.
+    """
+
+    measurement: Measurement = None
+    order: str = static(default="official")
+    exact: bool = static(default=True)
+
+    def __post_init__(self):
+        if self.order not in ORDERS:
+            raise ValueError(f"unknown order {self.order!r}: {nearest(self.order, ORDERS)}")
+        if isinstance(self.measurement, Measurement) and isinstance(self.measurement.y, jax.Array | type(None)) \
+                and not isinstance(self.measurement.A, Mask):
+            raise ValueError(f"RePaint needs a Mask, not {type(self.measurement.A).__name__}: it pastes known pixels")
+
+    def plan(self, kernel, table) -> Plan:
+        at = table.t if self.order == "official" else table.s
+        alpha, sigma = kernel.schedule.alpha(at), kernel.schedule.sigma(at)
+        noise_std = self.measurement.noise_std
+        sigma = safe_sqrt(sigma**2 - (alpha * noise_std) ** 2)
+        xp = namespace(table.i)
+        merge = xp.where(table.i == 0, 0.0, 1.0) if self.order == "official" else xp.ones_like(sigma)
+        return Plan(alpha, sigma, merge)
+
+    def draw(self, kernel, key, x):
+        key_move, key_known = jax.random.split(key)
+        return {"move": kernel.draw(key_move, x), "known": jax.random.normal(key_known, x.shape, x.dtype)}
+
+    def merge(self, x, plan, noise):
+        y = self.measurement.y.astype(x.dtype)
+        m = self.measurement.A.weights(x) * expand(plan.merge, x)
+        return m * (expand(plan.alpha, x) * y + expand(plan.sigma, x) * noise) + (1 - m) * x
+
+    def step(self, kernel, x, state, row, noise):
+        if self.order == "official":
+            x = self.merge(x, row.m, noise["known"])
+        x, state = kernel.step(self.predict, x, state, row, noise["move"])
+        if self.order == "paper":
+            x = self.merge(x, row.m, noise["known"])
+        return x, state, {}
+
+    def finish(self, kernel, x, state):
+        if not self.exact:
+            return x, {}
+        noise_free = jnp.asarray(self.measurement.noise_std == 0)
+        m = self.measurement.A.weights(x) * noise_free.astype(x.dtype)
+        return m * self.measurement.y.astype(x.dtype) + (1 - m) * x, {}

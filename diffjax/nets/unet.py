@@ -1,0 +1,209 @@
+"""The UNet of the ADM family: guided-diffusion and improved-diffusion checkpoints and the shipped priors.
+
+Sources: Dhariwal and Nichol 2021, arXiv:2105.05233 (ADM); Nichol and Dhariwal 2021, arXiv:2102.09672; Ho, Jain and
+Abbeel 2020, arXiv:2006.11239; the space-to-depth stem: Shi et al. 2016, arXiv:1609.05158 (its inverse).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from .layers import Attention, Down, GroupNorm, ResBlock, Up, conv, depth_to_space, sinusoid, space_to_depth, wide
+
+
+class Part(NamedTuple):
+    """One module of the path: its name in the parameters, its kind (conv res attention down up), width and heads."""
+
+    name: str
+    kind: str
+    width: int
+    heads: int = 1
+    resample: str | None = None
+
+
+class ADM(nn.Module):
+    """Fields and paths that the UNet and the encoder of the ADM family share; see `UNet`."""
+
+    out_channels: int
+    width: int = 64
+    multipliers: Sequence[float] = (1, 2)
+    blocks: int = 2
+    attention: Sequence[int] = ()
+    heads: int = 1
+    head_channels: int | None = None
+    heads_upsample: int | None = None
+    qkv_order: str = "legacy"
+    scale_shift: bool = False
+    resblock_updown: bool = False
+    conv_resample: bool = True
+    dropout: float = 0.0
+    classes: int | None = None
+    null_label: bool = False
+    groups: int = 32
+    patch: int = 1
+    remat: bool = False
+    dtype: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.qkv_order not in ("legacy", "new"):
+            raise ValueError(f'qkv_order={self.qkv_order!r}: use "legacy" (head, qkv) or "new" (qkv, head)')
+        if self.null_label and not self.classes:
+            raise ValueError("null_label=True needs classes: the null label is one more row of the label table")
+        depths = [2**level for level in range(len(self.multipliers))]
+        for factor in self.attention:
+            if factor not in depths:
+                raise ValueError(f"attention={factor} is no downsampling factor of this network: use some of {depths}")
+
+    def widths(self):
+        return [int(m * self.width) for m in self.multipliers]
+
+    def down_path(self):
+        """Entries of the way down; each ends with a skip connection. Entry i is `input_blocks.i` of the official code."""
+        widths = self.widths()
+        entries = [[Part("conv_in", "conv", widths[0])]]
+        for level, width in enumerate(widths):
+            for block in range(self.blocks):
+                entry = [Part(f"down_{level}_{block}", "res", width)]
+                if 2**level in self.attention:
+                    entry.append(self._attention(f"down_{level}_{block}_attention", width, self.heads))
+                entries.append(entry)
+            if level + 1 < len(widths):
+                entries.append([self._resample("down", level, width)])
+        return entries
+
+    def middle_path(self):
+        width = self.widths()[-1]
+        attention = self._attention("middle_attention", width, self.heads)
+        return [Part("middle_0", "res", width), attention, Part("middle_1", "res", width)]
+
+    def up_path(self):
+        """Entries of the way up; each begins by taking a skip connection. Entry i is `output_blocks.i`."""
+        entries = []
+        for level, width in reversed(list(enumerate(self.widths()))):
+            for block in range(self.blocks + 1):
+                entry = [Part(f"up_{level}_{block}", "res", width)]
+                if 2**level in self.attention:
+                    heads = self.heads_upsample or self.heads
+                    entry.append(self._attention(f"up_{level}_{block}_attention", width, heads))
+                if level and block == self.blocks:
+                    entry.append(self._resample("up", level, width))
+                entries.append(entry)
+        return entries
+
+    def _attention(self, name, width, heads):
+        return Part(name, "attention", width, width // self.head_channels if self.head_channels else heads)
+
+    def _resample(self, way, level, width):
+        name = f"{way}_{level}_resample"
+        return Part(name, "res", width, resample=way) if self.resblock_updown else Part(name, way, width)
+
+    def run(self, part, h, e, train):
+        """Apply one part to h (..., H, W, C), with the activated embedding e (..., 4 width)."""
+        wrap = nn.remat if self.remat else lambda module: module
+        if part.kind == "conv":
+            return conv(part.width, dtype=self.dtype, name=part.name)(h)
+        if part.kind == "attention":
+            attention = wrap(Attention)
+            return attention(part.heads, self.qkv_order, self.groups, dtype=self.dtype, name=part.name)(h)
+        if part.kind == "res":
+            block = wrap(ResBlock)
+            dropout = self.dropout if train else 0.0
+            options = dict(groups=self.groups, dtype=self.dtype, name=part.name)
+            return block(part.width, self.scale_shift, part.resample, dropout, **options)(h, e)
+        module = Down if part.kind == "down" else Up
+        return module(self.conv_resample, dtype=self.dtype, name=part.name)(h)
+
+    def embed(self, t, y, dtype):
+        """Embedding (..., 4 width) of the time and the label, activated (every block begins with that)."""
+        e = sinusoid(jnp.asarray(t).astype(dtype), self.width)
+        e = nn.Dense(4 * self.width, name="time_0")(e)
+        e = nn.Dense(4 * self.width, name="time_1")(jax.nn.silu(e))
+        if self.classes:
+            if y is None and not self.null_label:
+                raise ValueError(f"this network is conditional: give y in 0..{self.classes - 1}")
+            rows = self.classes + self.null_label
+            table = self.param("label", nn.initializers.normal(1.0), (rows, 4 * self.width))
+            y = jnp.asarray(self.classes if y is None else y)
+            if not jnp.issubdtype(y.dtype, jnp.integer):
+                raise ValueError(f"y must be integer class labels in 0..{rows - 1}, not {y.dtype}")
+            e = e + jnp.take(table, y, axis=0).astype(e.dtype)  # a label out of range gives NaN, not a neighbour
+        elif y is not None:
+            raise ValueError("this network has no classes: leave y out, or build it with classes=...")
+        return jax.nn.silu(e)
+
+    def check_size(self, x):
+        multiple = self.patch * 2 ** (len(self.multipliers) - 1)
+        if x.ndim < 3:
+            raise ValueError(f"x must be (..., H, W, C), got shape {x.shape}")
+        if x.shape[-3] % multiple or x.shape[-2] % multiple:
+            raise ValueError(f"sides {x.shape[-3:-1]} of x must be multiples of {multiple}: pad or resize")
+
+
+class UNet(ADM):
+    """eps, x0 or v (..., H, W, out_channels) from x (..., H, W, C), its time t and, if there are classes, a label y.
+
+    `net.apply(params, x, t, y=None, train=False, rngs={"dropout": key})`: t and y are scalars or have the leading
+    axes of x; t is the network's own time (ADM: the step's index) and may be fractional. `train=True` turns dropout on.
+    One image alone gives what it gives in a batch, so `vmap` and a batch agree.
+
+    Fields
+      out_channels     channels of the result: C, or 2C where the variance is learned too
+      width            channels of the first level; the embedding has 4 * width
+      multipliers      width of each level as a multiple of `width`, fractions allowed
+      blocks           residual blocks per level (one more on the way up)
+      attention        downsampling factors (1, 2, 4, ...) with attention after each block, counted after the stem;
+                       the middle always has one
+      heads, head_channels, heads_upsample
+                       number of heads; channels of a head (overrides the number); number on the way up
+      qkv_order        "legacy" or "new", see `Attention`
+      scale_shift      the embedding scales and shifts the second norm of a block instead of being added before it
+      resblock_updown  a residual block resamples; otherwise a convolution (`conv_resample`) or plain pooling/repeating
+      dropout          rate, in each residual block
+      classes          number of labels, or None; null_label adds one more, index `classes`, which y=None means
+                       (classifier-free guidance)
+      groups           of the group norms; must divide all widths
+      patch            1, or 2: pixels of patch x patch blocks become channels before the first layer and pixels again
+                       after the last: about four times faster for the same parameters
+      remat            recompute each block in the backward pass instead of storing it
+      dtype            of convolutions and products, e.g. jnp.bfloat16; parameters, norms, softmax, embedding and the
+                       output stay in float32
+
+    Raises ValueError for sizes that the levels do not divide, labels without classes and the reverse, unknown orders,
+    groups or heads that do not divide a width.
+    """
+
+    @nn.compact
+    def __call__(self, x, t, y=None, train=False):
+        self.check_size(x)
+        precise = wide(x).dtype
+        e = self.embed(t, y, precise)
+        h = space_to_depth(x, self.patch)
+        skips = []
+        for entry in self.down_path():
+            for part in entry:
+                h = self.run(part, h, e, train)
+            skips.append(h)
+        for part in self.middle_path():
+            h = self.run(part, h, e, train)
+        for entry in self.up_path():
+            h = jnp.concatenate([h, skips.pop()], axis=-1)
+            for part in entry:
+                h = self.run(part, h, e, train)
+        h = jax.nn.silu(GroupNorm(self.groups, name="norm_out")(h))
+        h = conv(self.out_channels * self.patch**2, zero=True, name="conv_out")(h)
+        return depth_to_space(h, self.patch)
+
+
+def init(net, key, shape):
+    """Parameters (a FrozenDict, to be handed to `net.apply`) for images of `shape` (..., H, W, C)."""
+
+    def start(key):
+        y = jnp.zeros((), jnp.int32) if net.classes else None
+        return net.init(key, jnp.zeros(shape), jnp.zeros(()), y)
+
+    return flax.core.freeze(jax.jit(start)(key))

@@ -1,0 +1,252 @@
+"""Noise schedules: x_t = alpha(t) x_0 + sigma(t) eps, log_snr(t) = log alpha^2 / sigma^2, and its inverse.
+
+Tables count t = 0 (clean), 1 ... T; the papers' index is i = t - 1. Formulas use t in [0, 1].
+Functions take numpy and give float64 numpy, or take JAX arrays and give JAX arrays.
+
+Sources: Ho et al. 2020 (linear), Nichol & Dhariwal 2021 (cosine), Rombach et al. 2022 (scaled linear), Saharia et al.
+2021 (SR3), Sohl-Dickstein et al. 2015, Song et al. 2021 (VP, sub-VP, VE), Karras et al. 2022 (EDM), Liu et al. 2022.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .base import host, namespace, pytree, static
+
+# --- betas of the discrete processes: float64 arrays of shape (T,) ------------------------------------------------
+
+
+def linear_betas(T: int, beta_min: float = 1e-4, beta_max: float = 0.02, rescale: bool = True):
+    """Linear betas (Ho et al. 2020). ``rescale`` multiplies by 1000 / T, as guided-diffusion does, so that the noise
+    at the end does not depend on T. Raises ValueError where that makes a beta exceed 1 (T < 20 by default)."""
+    scale = 1000 / T if rescale else 1.0
+    if not scale * beta_max < 1:
+        raise ValueError(f"T = {T} makes the last beta {scale * beta_max:.4g}, not below 1: use T > {1000 * beta_max:.0f}, "
+                         "or fewer rows of a longer schedule (timetables.respaced)")
+    return np.linspace(scale * beta_min, scale * beta_max, T, dtype=np.float64)
+
+
+def cosine_betas(T: int, offset: float = 0.008, max_beta: float = 0.999):
+    """1 - f((i + 1) / T) / f(i / T), f(u) = cos^2((u + offset) / (1 + offset) pi / 2), at most ``max_beta``."""
+    f = np.cos((np.arange(T + 1) / T + offset) / (1 + offset) * np.pi / 2) ** 2
+    return np.minimum(1 - f[1:] / f[:-1], max_beta)
+
+
+def scaled_linear_betas(T: int, beta_min: float = 0.0015, beta_max: float = 0.0195):
+    """Linear in sqrt(beta) (Latent Diffusion)."""
+    return np.linspace(beta_min**0.5, beta_max**0.5, T, dtype=np.float64) ** 2
+
+
+def sr3_betas(T: int = 2000, beta_min: float = 1e-6, beta_max: float = 0.01):
+    """Linear betas of SR3's training schedule."""
+    return np.linspace(beta_min, beta_max, T, dtype=np.float64)
+
+
+def nonequilibrium_betas(T: int, min_beta: float = 1e-6, first_beta: float = 1e-3):
+    """Sohl-Dickstein et al. 2015 as released: 1 / (T - t + 1) squeezed into (min, 1 - 1e-5); the last is close to 1/2."""
+    base = 1 / np.linspace(T, 2, T)
+    low = np.full(T, min_beta)
+    low[0] += first_beta
+    return low + base * (1 - low - 1e-5)
+
+
+# --- schedules ----------------------------------------------------------------------------------------------------
+
+
+class Schedule:
+    """What every schedule answers. ``variance_preserving``: alpha^2 + sigma^2 = 1. ``T``: the largest time."""
+
+    variance_preserving = True
+
+    def log_snr(self, t):
+        xp = namespace(t, self)
+        with np.errstate(divide="ignore"):
+            return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
+
+    def network_time(self, t):
+        """What a network trained on this schedule is told."""
+        return t
+
+
+@pytree
+class Discrete(Schedule):
+    """A table. ``alphas``, ``sigmas``: shape (T + 1,), entry 0 is clean (1, 0).
+
+    Whole t give the entries exactly; between entries >= 1 log-SNR is linear in t, below 1 sigma is linear.
+    Built by :func:`discrete`.
+    """
+
+    alphas: Any
+    sigmas: Any
+
+    @property
+    def T(self) -> int:
+        return self.alphas.shape[0] - 1
+
+    def _lookup(self, t):
+        xp = namespace(t, self)
+        t = host(t) if xp is np else jnp.asarray(t, float) if not hasattr(t, "dtype") else t
+        table = (lambda a: host(a)) if xp is np else (lambda a: jnp.asarray(a).astype(jnp.result_type(a, float)))
+        alphas, sigmas = table(self.alphas), table(self.sigmas)
+        low = xp.clip(xp.floor(t), 0, self.T - 1).astype(np.int32)
+        frac = (t - low.astype(t.dtype)).astype(alphas.dtype)
+        at_1 = xp.maximum(low, 1)  # keeps the logarithm finite in the branch that `where` drops
+        lam = 2 * (xp.log(alphas[at_1]) - xp.log(sigmas[at_1]))
+        lam_up = 2 * (xp.log(alphas[low + 1]) - xp.log(sigmas[low + 1]))
+        lam = lam + frac * (lam_up - lam)
+        sigma_between = xp.where(low == 0, frac * sigmas[1], xp.exp(-0.5 * xp.logaddexp(lam, 0.0)))
+        alpha_between = xp.where(low == 0, xp.sqrt(1 - (frac * sigmas[1]) ** 2), xp.exp(-0.5 * xp.logaddexp(-lam, 0.0)))
+        entry = low + (frac == 1).astype(np.int32)
+        whole = (frac == 0) | (frac == 1)
+        return xp.where(whole, alphas[entry], alpha_between), xp.where(whole, sigmas[entry], sigma_between)
+
+    def alpha(self, t):
+        return self._lookup(t)[0]
+
+    def sigma(self, t):
+        return self._lookup(t)[1]
+
+    def time(self, log_snr):
+        """The t in [0, T] with this log-SNR; beyond the table, its nearest end (0 only for +inf below entry 1's)."""
+        xp = namespace(log_snr, self)
+        log_snr = host(log_snr) if xp is np else jnp.asarray(log_snr)
+        alphas, sigmas = (host(a) if xp is np else jnp.asarray(a) for a in (self.alphas, self.sigmas))
+        table = 2 * (xp.log(alphas[1:]) - xp.log(sigmas[1:]))
+        t = xp.interp(-log_snr, -table, xp.arange(1.0, self.T + 1))
+        sigma = xp.exp(-0.5 * xp.logaddexp(log_snr, xp.zeros_like(log_snr)))
+        return xp.where(log_snr > table[0], sigma / sigmas[1], t)
+
+    def network_time(self, t):
+        """The official index i = t - 1, fractional between entries."""
+        return t - 1
+
+
+def discrete(betas) -> Discrete:
+    """The variance-preserving table of ``betas`` (T,): alpha_t^2 = prod_{j <= t} (1 - beta_j).
+
+    Raises ValueError unless every beta lies in (0, 1].
+    """
+    xp = namespace(betas)
+    betas = host(betas) if xp is np else betas
+    if betas.ndim != 1 or betas.shape[0] < 1:
+        raise ValueError(f"betas have shape {betas.shape}: give one axis of T >= 1 values")
+    if xp is np and not ((betas > 0) & (betas <= 1)).all():
+        bad = betas[~((betas > 0) & (betas <= 1))][0]
+        raise ValueError(f"beta {bad:.4g} is outside (0, 1]: rescale the betas (linear_betas needs T > 20)")
+    return from_alphas_cumprod(xp.cumprod(1 - betas))
+
+
+def from_alphas_cumprod(alphas_cumprod) -> Discrete:
+    """The variance-preserving table with alpha_t^2 = ``alphas_cumprod[t - 1]``."""
+    xp = namespace(alphas_cumprod)
+    one = xp.ones((1,), alphas_cumprod.dtype)
+    bar = xp.concatenate([one, alphas_cumprod])
+    return Discrete(xp.sqrt(bar), xp.sqrt(1 - bar))
+
+
+@pytree
+class VP(Schedule):
+    """beta(t) = beta_min + t (beta_max - beta_min) on t in [0, 1] (score-SDE). The network is told 999 t."""
+
+    beta_min: Any = 0.1
+    beta_max: Any = 20.0
+    T = 1.0
+
+    def _log_alpha(self, t):
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def alpha(self, t):
+        return namespace(t, self).exp(self._log_alpha(t))
+
+    def sigma(self, t):
+        xp = namespace(t, self)
+        return xp.sqrt(-xp.expm1(2 * self._log_alpha(t)))  # expm1: 1 - exp loses half a percent at t = 1e-5 in float32
+
+    def time(self, log_snr):
+        xp = namespace(log_snr, self)
+        log_alpha = -0.5 * xp.logaddexp(0.0 * log_snr, -log_snr)
+        d = self.beta_max - self.beta_min
+        return -4 * log_alpha / (self.beta_min + xp.sqrt(self.beta_min**2 - 4 * d * log_alpha))
+
+    def network_time(self, t):
+        return 999 * t
+
+
+@pytree
+class SubVP(VP):
+    """The same alpha as VP with sigma = 1 - alpha^2 (score-SDE)."""
+
+    variance_preserving = False
+
+    def sigma(self, t):
+        return -namespace(t, self).expm1(2 * self._log_alpha(t))
+
+    def time(self, log_snr):
+        xp = namespace(log_snr, self)
+        q = xp.exp(-0.5 * log_snr)  # sigma / alpha = (1 - a^2) / a = q
+        log_alpha = -xp.arcsinh(0.5 * q)
+        d = self.beta_max - self.beta_min
+        return -4 * log_alpha / (self.beta_min + xp.sqrt(self.beta_min**2 - 4 * d * log_alpha))
+
+
+@pytree
+class VE(Schedule):
+    """alpha = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t on t in (0, 1] (score-SDE); t = 0 is clean.
+    The network is told sigma."""
+
+    sigma_min: Any = 0.01
+    sigma_max: Any = 50.0
+    T = 1.0
+    variance_preserving = False
+
+    def alpha(self, t):
+        xp = namespace(t, self)
+        return xp.ones_like(xp.asarray(t, None if xp is jnp else np.float64))
+
+    def sigma(self, t):
+        xp = namespace(t, self)
+        return xp.where(t == 0, 0.0, self.sigma_min * (self.sigma_max / self.sigma_min) ** t)
+
+    def time(self, log_snr):
+        xp = namespace(log_snr, self)
+        return xp.where(log_snr == np.inf, 0.0, (-0.5 * log_snr - xp.log(self.sigma_min)) / xp.log(self.sigma_max / self.sigma_min))
+
+    def network_time(self, t):
+        return self.sigma(t)
+
+
+@pytree
+class EDM(Schedule):
+    """alpha = 1, sigma(t) = t (Karras et al. 2022); ``T``, the largest time, is sigma_max."""
+
+    T: float = static(default=80.0)
+    variance_preserving = False
+
+    def alpha(self, t):
+        return namespace(t).ones_like(namespace(t).asarray(t)) * 1.0
+
+    def sigma(self, t):
+        return t
+
+    def time(self, log_snr):
+        return namespace(log_snr).exp(-0.5 * log_snr)
+
+
+@pytree
+class RectifiedFlow(Schedule):
+    """alpha = 1 - t, sigma = t on t in [0, 1] (Liu et al. 2022)."""
+
+    T = 1.0
+    variance_preserving = False
+
+    def alpha(self, t):
+        return 1 - t
+
+    def sigma(self, t):
+        return t
+
+    def time(self, log_snr):
+        return 1 / (1 + namespace(log_snr).exp(0.5 * log_snr))

@@ -1,0 +1,258 @@
+"""Images for training: idx files, .npz or a folder of pictures; in memory as uint8; shuffled by (seed, epoch) alone.
+
+A batch is a function of the step number: nothing has to be saved to resume a run, and every host computes the same
+permutation and takes its own rows of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import pathlib
+
+import numpy as np
+
+from ..base import nearest
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IDX_HINT = ("Fashion-MNIST's four idx files come with the Debian package dataset-fashion-mnist "
+            "(apt-get install dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist)")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """train, test: (N, H, W, C) uint8; labels (N,) int32 or None; names: of the classes, or ()."""
+
+    train: np.ndarray
+    train_labels: np.ndarray | None
+    test: np.ndarray
+    test_labels: np.ndarray | None
+    names: tuple = ()
+
+
+def scale(images):
+    """uint8 0..255 -> float32 [-1, 1] (x / 127.5 - 1); numpy or JAX."""
+    return images.astype(np.float32) / 127.5 - 1
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int = 512, classes: int = 0) -> Images:
+    """Read a data set.
+
+    path:     folder with idx files (``train-images-idx3-ubyte[.gz]`` ...), folder of pictures (``train/`` and
+              ``test/`` if there are such; sub-folders are classes), or ``.npz`` with ``x_train, x_test`` or ``x``
+              (uint8, (N, H, W[, C]); labels ``y_train, y_test`` or ``y``)
+    size:     side of the images returned. ``fit="pad"`` centres smaller images on black; ``fit="resize"`` brings the
+              shorter side to ``size`` and crops the centre
+    holdout:  images set aside (the same for every run) where the data has no test part
+    classes:  labels must exist and lie in 0..classes - 1; 0: labels are dropped
+    Raises ValueError, in one line, for whatever is missing, unreadable or of the wrong kind.
+    """
+    if fit not in ("pad", "resize"):
+        raise ValueError(f"fit {fit!r} is unknown: {nearest(fit, ('pad', 'resize'))}")
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise ValueError(f"data {path} does not exist: give a folder with idx files, a folder of pictures, or an .npz; {IDX_HINT}")
+    prepare = functools.partial(_prepare, size=size, channels=channels, fit=fit)
+    if path.is_dir():
+        read = _read_idx if any(path.glob("*-ubyte*")) else _read_pictures
+    elif path.suffix == ".npz":
+        read = _read_npz
+    else:
+        raise ValueError(f"data {path} is neither a folder nor an .npz file")
+    train, train_labels, test, test_labels, names = read(path, prepare)
+    if test is None:
+        train, train_labels, test, test_labels = _hold_out(train, train_labels, holdout, path)
+    if classes:
+        for labels, part in ((train_labels, "train"), (test_labels, "test")):
+            if labels is None:
+                raise ValueError(f"data {path} has no {part} labels: use classes=0, or one sub-folder per class")
+            if labels.min() < 0 or labels.max() >= classes:
+                raise ValueError(f"{part} label {labels.max()} of {path} is outside 0..{classes - 1}: use classes={labels.max() + 1}")
+        train_labels, test_labels = train_labels.astype(np.int32), test_labels.astype(np.int32)
+    else:
+        train_labels = test_labels = None
+    return Images(train, train_labels, test, test_labels, names)
+
+
+def _hold_out(x, y, count, path):
+    if not 0 < count < len(x):
+        raise ValueError(f"data {path} has {len(x)} images and no test part: holding out {count} leaves none to train on")
+    order = np.random.default_rng(0).permutation(len(x))
+    test, train = np.sort(order[:count]), np.sort(order[count:])
+    return x[train], None if y is None else y[train], x[test], None if y is None else y[test]
+
+
+def _read_idx_file(path):
+    """One idx file: two zero bytes, the type (8 = unsigned byte), the number of axes, big-endian sizes, data."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            raw = file.read()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {IDX_HINT}") from None
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is not an idx file of unsigned bytes (magic {raw[:4].hex()}, expected 0000080n): {IDX_HINT}")
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", min(raw[3], (len(raw) - 4) // 4), 4))
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape))
+    if len(shape) != raw[3] or values.size != np.prod(shape):
+        raise ValueError(f"{path} is cut short: its head says {shape}, {values.size} bytes follow: copy the file again")
+    return values.reshape(shape)
+
+
+def _read_idx(folder, prepare):
+    def find(stem, needed=True):
+        for name in (stem, stem + ".gz", stem.replace("-idx", ".idx"), stem.replace("-idx", ".idx") + ".gz"):
+            if (folder / name).is_file():
+                return _read_idx_file(folder / name)
+        if needed:
+            raise ValueError(f"{folder} has no {stem}[.gz]: {IDX_HINT}")
+        return None
+
+    parts = []
+    for part in ("train", "t10k"):
+        x, y = find(f"{part}-images-idx3-ubyte"), find(f"{part}-labels-idx1-ubyte", needed=False)
+        if x.ndim != 3 or (y is not None and y.shape != x.shape[:1]):
+            raise ValueError(f"{part} of {folder}: images {x.shape}, labels {None if y is None else y.shape} do not belong together")
+        parts += [prepare(x[..., None], folder), y]
+    return (*parts, ())
+
+
+def _read_npz(path, prepare):
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {k: archive[k] for k in archive.files if k in ("x", "y", "x_train", "y_train", "x_test", "y_test")}
+    except Exception as error:  # zipfile, zlib, lzma and numpy each have their own
+        raise ValueError(f"{path} cannot be read as .npz ({error})") from None
+    x = data.get("x_train", data.get("x"))
+    if x is None:
+        raise ValueError(f"{path} has neither x_train nor x: store uint8 images (N, H, W, C) under one of these names")
+    y, test, test_y = data.get("y_train", data.get("y")), data.get("x_test"), data.get("y_test")
+    return prepare(x, path), y, None if test is None else prepare(test, path), test_y, ()
+
+
+def _read_pictures(folder, prepare):
+    if (folder / "train").is_dir():
+        x, y, names = _read_tree(folder / "train", prepare)
+        if not (folder / "test").is_dir():
+            return x, y, None, None, names
+        test, test_y, test_names = _read_tree(folder / "test", prepare)
+        if test_names != names:
+            raise ValueError(f"{folder}: the class folders of train/ {names} and test/ {test_names} differ")
+        return x, y, test, test_y, names
+    x, y, names = _read_tree(folder, prepare)
+    return x, y, None, None, names
+
+
+def _read_tree(folder, prepare):
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
+    if not files:
+        raise ValueError(f"{folder} has no pictures ({' '.join(PICTURES)}) and no idx files: {IDX_HINT}")
+    try:
+        from PIL import Image  # only this path needs Pillow
+    except ImportError:
+        raise ValueError("reading pictures needs Pillow: pip install pillow") from None
+    parents = [f.relative_to(folder).parts[0] if f.parent != folder else None for f in files]
+    names = tuple(sorted({p for p in parents if p is not None}))
+    if names and None in parents:
+        raise ValueError(f"{folder} mixes class folders with loose pictures such as {files[parents.index(None)].name}: move them")
+    images = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+        except Exception as error:
+            raise ValueError(f"{file} cannot be read as a picture ({error})") from None
+        images.append(prepare(pixels[None], file)[0])
+    labels = np.asarray([names.index(p) for p in parents]) if names else None
+    return np.stack(images), labels, names
+
+
+def _prepare(x, path, *, size, channels, fit):
+    """uint8 (N, h, w[, c]) -> (N, size, size, channels)."""
+    x = x[..., None] if x.ndim == 3 else x
+    if x.dtype != np.uint8 or x.ndim != 4:
+        raise ValueError(f"images of {path} are {x.dtype} {x.shape}: uint8 (N, H, W[, C]) is needed")
+    if x.shape[-1] != channels:
+        if x.shape[-1] == 3 and channels == 1:
+            x = np.rint(x @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+        elif x.shape[-1] == 1:
+            x = np.repeat(x, channels, -1)
+        else:
+            raise ValueError(f"images of {path} have {x.shape[-1]} channels: use channels={x.shape[-1]}")
+    height, width = x.shape[1:3]
+    if (height, width) == (size, size):
+        return x
+    if fit == "resize":
+        return _resize(x, size)
+    if height > size or width > size:
+        raise ValueError(f"images of {path} are {height}x{width}, larger than size={size}: use fit='resize' or size={max(height, width)}")
+    top, left = (size - height) // 2, (size - width) // 2
+    return np.pad(x, ((0, 0), (top, size - height - top), (left, size - width - left), (0, 0)))
+
+
+def _resize(x, size):
+    """Shorter side to ``size`` (antialiased), centre crop."""
+    from PIL import Image
+
+    height, width = x.shape[1:3]
+    factor = size / min(height, width)
+    shape = max(size, round(width * factor)), max(size, round(height * factor))
+    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+    out = np.empty((len(x), size, size, x.shape[-1]), np.uint8)
+    for i, image in enumerate(x):
+        for c in range(x.shape[-1]):
+            plane = np.asarray(Image.fromarray(image[..., c]).resize(shape, Image.Resampling.LANCZOS))
+            out[i, ..., c] = plane[top : top + size, left : left + size]
+    return out
+
+
+# --- order --------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(count, seed, epoch):
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Which of ``count`` images make the batch of ``step`` (0, 1, ...): (batch,). Every epoch is a permutation of its
+    own and shows every image once; a batch may straddle two epochs."""
+    epochs, places = np.divmod(step * batch + np.arange(batch), count)
+    return np.concatenate([_permutation(count, seed, int(e))[places[epochs == e]] for e in np.unique(epochs)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Batches of (images, labels) by step number; ``batch`` counts the images of all hosts, each host gets its share.
+
+    images: (N, H, W, C) uint8; labels: (N,) or None; flip: mirror half of the images, chosen by (seed, step)
+    Raises ValueError if the hosts do not divide ``batch``.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    batch: int
+    seed: int = 0
+    flip: bool = False
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self):
+        if self.batch < 1 or self.batch % self.process_count:
+            raise ValueError(f"batch {self.batch} is not divisible by {self.process_count} hosts: use a positive multiple")
+        if len(self.images) == 0:
+            raise ValueError("there are no training images")
+
+    def __call__(self, step: int):
+        """-> images (batch / hosts, H, W, C) uint8, labels (batch / hosts,) int32 or None."""
+        share = self.batch // self.process_count
+        mine = slice(self.process_index * share, (self.process_index + 1) * share)
+        chosen = indices(len(self.images), self.batch, step, self.seed)[mine]
+        images = self.images[chosen]
+        if self.flip:
+            mirrored = np.random.default_rng((self.seed, step, 1)).random(self.batch)[mine] < 0.5
+            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        return images, None if self.labels is None else self.labels[chosen]

@@ -1,0 +1,69 @@
+"""What one training run is: a frozen dataclass, one instance per file of this folder, named ``config``.
+
+No jax here: the command line is read before jax starts, because the number of host devices must be set first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every field is also an option of ``python -m experiments.train``."""
+
+    name: str
+    # --- data
+    data: str  # folder with idx files, folder of images, or .npz
+    size: int = 32  # side of the square images the network sees
+    channels: int = 1
+    fit: str = "pad"  # pad: centre on a larger black square; resize: shorter side to size, centre crop
+    flip: bool = False  # mirror half of the images (not where left and right differ in meaning)
+    classes: int = 0  # 0: unconditional
+    label_dropout: float = 0.1  # share of images trained with the null label (classifier-free guidance)
+    # --- network (diffjax.nets.UNet)
+    width: int = 32
+    multipliers: tuple[float, ...] = (1, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = ()
+    heads: int = 1
+    groups: int = 8
+    patch: int = 2
+    scale_shift: bool = True
+    resblock_updown: bool = False
+    dropout: float = 0.0
+    remat: bool = False
+    bfloat16: bool = False  # compute type; parameters stay float32
+    # --- diffusion and loss
+    schedule: str = "cosine"  # cosine, linear, scaled_linear
+    T: int = 1000
+    loss: str = "v"  # v, eps, hybrid (eps + learned variance)
+    weighting: str = "plain"  # plain, eps, x0, v, min_snr
+    gamma: float = 5.0  # of min_snr
+    # --- optimisation
+    steps: int = 10_000
+    batch: int = 128  # images per step over all devices
+    lr: float = 2e-3
+    warmup: int = 200  # steps of linear warm-up
+    cooldown: int = 2_000  # the last steps, in which the rate falls linearly to 0; constant before
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    clip: float = 1.0  # global gradient norm
+    ema: float = 0.999  # reached by the warm-up (1 + n) / (10 + n)
+    seed: int = 0
+    # --- bookkeeping
+    out: str = ""  # default: runs/NAME
+    log_every: int = 50
+    eval_every: int = 500
+    eval_images: int = 512  # held-out images per noise level
+    checkpoint_every: int = 250
+    keep: int = 2  # last checkpoints kept, besides the best one
+    sample_every: int = 500
+    sample_steps: int = 30
+
+
+# What a resumed run may change: nothing that alters the steps already taken. `steps` and `cooldown` only move the end.
+CHANGEABLE = frozenset(
+    "data steps cooldown out log_every eval_every eval_images checkpoint_every keep sample_every sample_steps".split()
+)

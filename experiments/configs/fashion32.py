@@ -1,0 +1,11 @@
+"""Fashion-MNIST padded to 32 x 32, class-conditional: the prior that ships (diffjax.zoo, "fashion32")."""
+
+from .base import TrainConfig
+
+config = TrainConfig(
+    name="fashion32",
+    data="/usr/share/datasets/fashion-mnist",  # apt-get install dataset-fashion-mnist
+    classes=10,
+    steps=6_000,
+    cooldown=2_000,
+)

@@ -1,0 +1,51 @@
+"""Pictures of what a prior has learned: one class per row, the same noise each time it is drawn."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax import denoisers, kernels, timetables
+from diffjax.sample import sample
+
+COLUMNS = 8
+
+
+def make_sampler(net, schedule, config, devices, seed=0):
+    """-> jitted f(params) -> (rows, columns, H, W, C) in [-1, 1]: DDIM on ``config.sample_steps`` log-SNR steps with
+    clipped x0. Rows are classes, or just 8 rows of an unconditional prior. devices: (replicated, sharded)."""
+    rows = config.classes or 8
+    adapter = denoisers.from_v if config.loss == "v" else denoisers.from_eps
+    table = timetables.log_snr(schedule, config.sample_steps)
+    kernel = kernels.DDIM(schedule)
+    shape = (config.size, config.size, config.channels)
+    whole, sharded = devices
+    even = rows * COLUMNS % len(sharded.device_set) == 0
+
+    def one(params, key, label):
+        args = (label,) if config.classes else ()
+        denoise = adapter(net.apply, params, schedule, args=args, learned_variance=config.loss == "hybrid")
+        return sample(key, denoisers.clipped(denoise), kernel, table, shape).x
+
+    def grid(params):
+        keys = jax.random.split(jax.random.key(seed), rows * COLUMNS)
+        labels = jnp.repeat(jnp.arange(rows), COLUMNS)
+        if even:
+            keys, labels = jax.lax.with_sharding_constraint((keys, labels), sharded)
+        return jax.vmap(one, (None, 0, 0))(params, keys, labels).reshape(rows, COLUMNS, *shape)
+
+    return jax.jit(grid, out_shardings=whole)
+
+
+def save(file, grid, zoom=3):
+    """Write a grid (rows, columns, H, W, C) in [-1, 1] as PNG, each pixel ``zoom`` x ``zoom``."""
+    from PIL import Image
+
+    grid = np.asarray(grid)
+    rows, columns, height, width, channels = grid.shape
+    sheet = grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    sheet = np.rint((np.clip(sheet, -1, 1) + 1) * 127.5).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+    temporary = file.with_suffix(".tmp")
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(temporary, format="PNG")
+    temporary.replace(file)

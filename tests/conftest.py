@@ -1,0 +1,35 @@
+"""Tests run on the CPU as eight host devices, in float32 unless they ask for float64 themselves."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+flags = os.environ.get("XLA_FLAGS", "")
+if "host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))  # so that tests share helpers (golden_files, contracts)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden-dir", default=str(ROOT / "golden"),
+                     help="folder of recorded runs: FAMILY/PREFIX_*.npz (an h_ before the prefix is ignored)")
+
+
+def pytest_generate_tests(metafunc):
+    """``golden_file`` is parametrised over the files of the test's ``@pytest.mark.golden(family, *prefixes)``."""
+    if "golden_file" in metafunc.fixturenames:
+        from golden_files import find
+
+        marker = next(metafunc.definition.iter_markers("golden"))
+        files = find(metafunc.config.getoption("--golden-dir"), *marker.args)
+        metafunc.parametrize("golden_file", files, ids=[f.stem for f in files])
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request):
+    return Path(request.config.getoption("--golden-dir"))
