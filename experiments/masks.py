@@ -2,7 +2,7 @@
 
 `half`, `altern`, `sr2` and `expand` are those of RePaint and CoPaint, exactly. `narrow` and `wide` are drawn by the stroke
 generator of LaMa (Suvorov et al., WACV 2022) with its published numbers, which are in pixels of a 256-pixel image: every
-length and width is scaled by min(H, W) / 256, so one seed gives the same drawing at every size.
+length and width is scaled by min(H, W) / 256, so one seed draws nearly the same at every size.
 """
 
 from __future__ import annotations

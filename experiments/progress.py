@@ -31,7 +31,7 @@ class Progress:
         self.interval = 0.2 if self.live else quiet_every
         self.done, self.shown, self.width = start, {}, 0
         self.begun = self.counting = time.monotonic()
-        self.last = -float("inf")
+        self.last, self.compiled = -float("inf"), False
 
     def __enter__(self):
         return self
@@ -45,12 +45,11 @@ class Progress:
 
     def update(self, done=None, **shown):
         """``done`` steps are finished (default: one more than before); ``shown`` replaces the values displayed."""
-        first = self.done == self.start
         self.done = self.done + 1 if done is None else done
         self.shown.update(shown)
         now = time.monotonic()
-        if first:  # the first step compiles: the rate and the time left are counted from its end
-            self.start, self.counting = self.done, now
+        if not self.compiled:  # the first step compiles: the rate and the time left are counted from its end
+            self.start, self.counting, self.compiled = self.done, now, True
         if now - self.last >= self.interval:
             self._write()
 

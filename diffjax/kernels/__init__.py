@@ -3,7 +3,7 @@
 from .base import Kernel
 from .ddim import DDIM
 from .ddpm import DDPM
-from .guided import Guided
+from .guidance import Guided, guided
 from .ode import DPMSolverPP2M, Euler, Heun
 
-__all__ = ["Kernel", "DDPM", "DDIM", "Guided", "Euler", "Heun", "DPMSolverPP2M"]
+__all__ = ["Kernel", "DDPM", "DDIM", "Guided", "guided", "Euler", "Heun", "DPMSolverPP2M"]
