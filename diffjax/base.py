@@ -82,6 +82,11 @@ def expand(coefficient, x):
     return c.astype(x.dtype)
 
 
+def time_dtype(dtype):
+    """The dtype of times beside a state of ``dtype``: at least float32, since bfloat16 cannot count to 1000."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 @pytree
 class Prediction:
     """What a denoiser says about ``x = alpha x0 + sigma eps``.

@@ -1,8 +1,8 @@
 """How close a restoration is to the truth, and one set of images to another.
 
-`psnr`, `psnr_hole`, `ssim` and `lpips` compare two images (H, W, C) and are pure JAX: batches are `vmap`, gradients exist.
-`frechet_distance` and `kernel_distance` compare two sets of feature vectors on the host, in float64 numpy.
-Images are in [-1, 1] unless `peak` (largest value minus smallest) says otherwise.
+`psnr`, `psnr_hole`, `ssim` and `lpips` compare two images (H, W, C) and are pure JAX: batches are `vmap`,
+gradients exist. `frechet_distance` and `kernel_distance` compare two sets of feature vectors on the host, in
+float64 numpy. Images are in [-1, 1] unless `peak` (largest value minus smallest) says otherwise.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LPIPS_MIN_SIZE = 64  # AlexNet's third pooling grid is empty well below this; smaller images are enlarged ("lpips@64")
+LPIPS_MIN_SIZE = (
+    64  # AlexNet's third pooling grid is empty well below this; smaller images are enlarged ("lpips@64")
+)
 
 
 def _same_shape(name: str, x: jax.Array, y: jax.Array) -> None:
     if x.shape != y.shape:
-        raise ValueError(f"{name} compares images of one shape: got {x.shape} and {y.shape}; crop or resize one of them")
+        raise ValueError(
+            f"{name} compares images of one shape: got {x.shape} and {y.shape}; crop or resize one of them"
+        )
 
 
 def psnr(x: jax.Array, y: jax.Array, *, peak: float = 2.0, where: jax.Array | None = None) -> jax.Array:
-    """Peak signal-to-noise ratio in dB, 10 log10(peak^2 / mean squared difference). A scalar; inf for equal images.
+    """Peak signal-to-noise ratio in dB, a scalar: 10 log10(peak^2 / mean squared difference), inf if equal.
 
-    x, y: any equal shape, e.g. (H, W, C). peak: value range, 2 for images in [-1, 1], 1 for [0, 1], 255 for bytes.
-    where: weights, 1 = counted, 0 = not; (H, W) or anything that broadcasts to x. NaN if it counts nothing.
-    Raises ValueError for two shapes.
+    x, y: any equal shape, e.g. (H, W, C). peak: value range, 2 for images in [-1, 1], 1 for [0, 1], 255 for
+    bytes. where: weights, 1 = counted, 0 = not; (H, W) or anything that broadcasts to x. NaN if it counts
+    nothing. Raises ValueError for two shapes.
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     _same_shape("psnr", x, y)
@@ -39,7 +43,7 @@ def psnr(x: jax.Array, y: jax.Array, *, peak: float = 2.0, where: jax.Array | No
 
 
 def psnr_hole(x: jax.Array, y: jax.Array, mask: jax.Array, *, peak: float = 2.0) -> jax.Array:
-    """`psnr` over the hidden pixels alone. mask: (H, W) or broadcast to x, 1 = known (not counted), 0 = hidden."""
+    """`psnr` over the hidden pixels alone. mask: (H, W) or as broadcasts to x, 1 = known, 0 = hidden."""
     return psnr(x, y, peak=peak, where=1.0 - jnp.asarray(mask, jnp.asarray(x).dtype))
 
 
@@ -49,19 +53,24 @@ def _gaussian_window(sigma: float = 1.5, radius: int = 5) -> np.ndarray:
 
 
 def ssim(x: jax.Array, y: jax.Array, *, peak: float = 2.0) -> jax.Array:
-    """Structural similarity (Wang et al. 2004): mean over pixels and channels, a scalar in [-1, 1], 1 for equal images.
+    """Structural similarity (Wang et al. 2004), a scalar in [-1, 1], 1 for equal images.
 
-    Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, population covariances, averaged over the windows
-    that lie inside the image: scikit-image's `structural_similarity` with gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False. x, y: (H, W, C) with H, W >= 11; peak as in `psnr`. Raises ValueError otherwise.
+    Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, population covariances, averaged over
+    the windows that lie inside the image: scikit-image's `structural_similarity` with gaussian_weights=True,
+    sigma=1.5, use_sample_covariance=False. x, y: (H, W, C) with H, W >= 11; peak as in `psnr`. Raises
+    ValueError otherwise.
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     _same_shape("ssim", x, y)
     if x.ndim != 3 or min(x.shape[:2]) < 11:
-        raise ValueError(f"ssim needs an image (H, W, C) of at least 11x11 pixels, its window: got shape {x.shape}")
+        raise ValueError(
+            f"ssim needs an image (H, W, C) of at least 11x11 pixels, its window: got shape {x.shape}"
+        )
     window = _gaussian_window()
 
-    def blur(a):  # a sum of shifted images: exact in float32 on every backend, unlike a default-precision convolution
+    def blur(
+        a,
+    ):  # a sum of shifted images: exact in float32 on every backend, unlike a default-precision convolution
         for axis in (0, 1):
             n = a.shape[axis] - len(window) + 1
             a = sum(float(w) * jax.lax.slice_in_dim(a, k, k + n, axis=axis) for k, w in enumerate(window))
@@ -71,7 +80,9 @@ def ssim(x: jax.Array, y: jax.Array, *, peak: float = 2.0) -> jax.Array:
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     cov = blur(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
-    return jnp.mean((2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)))
+    return jnp.mean(
+        (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    )
 
 
 # stride and padding of AlexNet's five convolutions, and whether a 3x3 max-pool of stride 2 comes before them
@@ -94,23 +105,28 @@ def _alexnet_features(x: jax.Array, weights: dict[str, jax.Array]) -> list[jax.A
 
 def _unit_channels(f: jax.Array) -> jax.Array:
     square = jnp.sum(f**2, axis=-1, keepdims=True)
-    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # gradient of sqrt at 0 is not NaN
+    norm = jnp.where(
+        square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0
+    )  # gradient of sqrt at 0 is not NaN
     return f / (norm + 1e-10)
 
 
 def lpips(x: jax.Array, y: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
     """LPIPS v0.1 with AlexNet (Zhang et al., CVPR 2018): a scalar, 0 for equal images, larger = less alike.
 
-    x, y: one image (H, W, 3) in [-1, 1], or (H, W, 1), repeated to three channels. weights: `diffjax.zoo.lpips_weights()`.
-    Features after each of the five ReLUs are scaled to unit length over channels; their squared differences are weighted
-    by the heads, averaged over positions and summed over layers. Images whose shorter side is below 64 are first enlarged
-    by repeating each pixel the smallest whole number of times that reaches 64: report such a value as "lpips@64".
-    Convolutions run at the highest precision (TPUs would default to bfloat16). Raises ValueError for other shapes.
+    x, y: one image (H, W, 3) in [-1, 1], or (H, W, 1), repeated to three channels. weights:
+    `diffjax.zoo.lpips_weights()`. Features after each of the five ReLUs are scaled to unit length over
+    channels; their squared differences are weighted by the heads, averaged over positions and summed over
+    layers. Images whose shorter side is below 64 are first enlarged by repeating each pixel the smallest
+    whole number of times that reaches 64: report such a value as "lpips@64". Convolutions run at the highest
+    precision (TPUs would default to bfloat16). Raises ValueError for other shapes.
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     _same_shape("lpips", x, y)
     if x.ndim != 3 or x.shape[-1] not in (1, 3):
-        raise ValueError(f"lpips compares one image (H, W, 1) or (H, W, 3), batches by vmap: got shape {x.shape}")
+        raise ValueError(
+            f"lpips compares one image (H, W, 1) or (H, W, 3), batches by vmap: got shape {x.shape}"
+        )
     pair = jnp.stack([x, y])
     times = -(-LPIPS_MIN_SIZE // min(x.shape[:2]))
     if times > 1:
@@ -130,18 +146,19 @@ def _features(name: str, a, b) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
-            f"{name} compares two sets of at least 2 feature vectors, (n, d) and (m, d): got {a.shape} and {b.shape}"
+            f"{name} compares two sets of at least 2 feature vectors, (n, d) and (m, d): "
+            f"got {a.shape} and {b.shape}"
         )
     return a, b
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance of the Gaussians fitted to two feature sets (Heusel et al. 2017: FID, for Inception features).
+    """Frechet distance of the Gaussians fitted to two feature sets (Heusel et al. 2017: FID).
 
-    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), covariances with n - 1. a: (n, d), b: (m, d), features, not
-    pixels. Never negative; 0 for equal sets. It is biased upward by terms of order 1/n: compare values of equal n only.
-    tr (S_a S_b)^(1/2) is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), which is symmetric.
-    Raises ValueError for other shapes.
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), covariances with n - 1. a: (n, d), b: (m, d),
+    features, not pixels. Never negative; 0 for equal sets. It is biased upward by terms of order 1/n: compare
+    values of equal n only. tr (S_a S_b)^(1/2) is the sum of the roots of the eigenvalues of S_a^(1/2) S_b
+    S_a^(1/2), which is symmetric. Raises ValueError for other shapes.
     """
     a, b = _features("frechet_distance", a, b)
     cov_a, cov_b = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (a, b))
@@ -156,13 +173,16 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Kernel distance (Binkowski et al. 2018: KID): the unbiased squared MMD with k(u, v) = (u.v / d + 1)^3.
 
-    a: (n, d), b: (m, d). Unbiased at every n, so it may come out slightly negative for sets of one distribution.
-    All pairs are used, not random subsets, in blocks of 1024 rows. Raises ValueError for other shapes.
+    a: (n, d), b: (m, d). Unbiased at every n, so it may come out slightly negative for sets of one
+    distribution. All pairs are used, not random subsets, in blocks of 1024 rows. Raises ValueError for other
+    shapes.
     """
     a, b = _features("kernel_distance", a, b)
 
     def total(u, v):
-        return sum(float(np.sum((u[i : i + 1024] @ v.T / u.shape[1] + 1) ** 3)) for i in range(0, len(u), 1024))
+        return sum(
+            float(np.sum((u[i : i + 1024] @ v.T / u.shape[1] + 1) ** 3)) for i in range(0, len(u), 1024)
+        )
 
     def off_diagonal_mean(u):
         diagonal = float(np.sum((np.sum(u * u, axis=1) / u.shape[1] + 1) ** 3))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import as_method, is_concrete, nearest, pytree, replace
+from .base import as_method, is_concrete, nearest, pytree, replace, time_dtype
 
 START, ROWS, JUMPS = range(3)  # streams of a key: fold_in(fold_in(key, stream), row)
 REMAT = ("none", "row", "sqrt")
@@ -67,8 +67,8 @@ def _cast(tree, dtype):
 
 
 def _plan(method, kernel, table, dtype):
-    """Rows with everything planned. Times keep at least float32: bfloat16 cannot count to 1000."""
-    rows = _cast(table.rows(), jnp.promote_types(dtype, jnp.float32))
+    """Rows with everything planned."""
+    rows = _cast(table.rows(), time_dtype(dtype))
     k, m = _cast((kernel.plan(table), method.plan(kernel, table)), dtype)
     return replace(rows, k=k, m=m)
 

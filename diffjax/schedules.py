@@ -45,6 +45,20 @@ def sr3_betas(T: int = 2000, beta_min: float = 1e-6, beta_max: float = 0.01):
     return np.linspace(beta_min, beta_max, T, dtype=np.float64)
 
 
+def warmup_betas(T: int, fraction: float, beta_min: float = 1e-4, beta_max: float = 0.02):
+    """Linear over the first ``fraction`` of the steps, then ``beta_max`` (0: constant betas). Ho et al.'s ablations."""
+    betas = np.full(T, beta_max)
+    ramp = int(T * fraction)
+    betas[:ramp] = np.linspace(beta_min, beta_max, ramp)
+    return betas
+
+
+def harmonic_betas(T: int):
+    """1 / T, 1 / (T - 1), ..., 1: removes the same share of the signal at each step (Sohl-Dickstein et al. 2015; "jsd" in
+    Ho et al.'s code). Ends in pure noise, alpha = 0."""
+    return 1 / np.linspace(T, 1, T)
+
+
 def nonequilibrium_betas(T: int, min_beta: float = 1e-6, first_beta: float = 1e-3):
     """Sohl-Dickstein et al. 2015 as released: 1 / (T - t + 1) squeezed into (min, 1 - 1e-5); the last is close to 1/2."""
     base = 1 / np.linspace(T, 2, T)

@@ -156,6 +156,17 @@ def space(T: int, steps) -> np.ndarray:
     return np.array(sorted(set(kept)))
 
 
+def space_rounded(T: int, n: int, quadratic: bool = False) -> np.ndarray:
+    """CoPaint's spacing: the ascending official indices that are kept, k T / n for k < n, rounded half to even.
+
+    It starts at 0 and stops short of T - 1. ``quadratic``: (linspace(0, sqrt(0.8 T), n))^2 truncated. Duplicates are
+    dropped, so that n > T keeps every index. Raises ValueError unless n is a whole number >= 1.
+    """
+    _check_steps(n, max(T, n) if isinstance(n, (int, np.integer)) else T)
+    kept = (np.linspace(0, np.sqrt(0.8 * T), n) ** 2).astype(int) if quadratic else np.round(np.arange(n) * (T / n)).astype(int)
+    return np.unique(kept)
+
+
 def respaced(schedule, steps) -> Timetable:
     """Descend through the ADM-respaced times of a table, then to 0. ``steps`` as in :func:`space`."""
     return from_times(np.concatenate([space(schedule.T, steps)[::-1] + 1, [0]]))

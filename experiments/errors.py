@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 
 class UserError(ValueError):
-    """Something the person who ran the program can put right. The message is one line: value, remedy, nearest choice."""
+    """Something the person who ran the program can put right, in one line: value, remedy, nearest choice."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """The error for a name that is not in `valid`, e.g. unknown mask 'wied': did you mean 'wide'? (valid: box, ...)"""
+    """The error for a name not in `valid`: unknown mask 'wied': did you mean 'wide'? (valid: box, ...)"""
     valid = sorted(valid)
     close = difflib.get_close_matches(str(name).lower(), valid, n=3, cutoff=0.5)
     guess = "did you mean " + " or ".join(repr(c) for c in close) + "? " if close else ""
@@ -24,7 +24,8 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
 def library_errors(prefix: str = "") -> Iterator[None]:
     """Turn a ValueError of the library (already one line that names the remedy) into a UserError.
 
-    Wrap only the construction of methods, measurements and tables: there a ValueError is about what the user asked for.
+    Wrap only the construction of methods, measurements and tables: there a ValueError is about what the user
+    asked for.
     """
     try:
         yield
@@ -42,7 +43,8 @@ def one_line(error: BaseException) -> str:
 def run(main: Callable[[], int | None]) -> int:
     """Run a program: its exit code, 2 after a UserError (said in one line on stderr), 130 after Ctrl-C.
 
-    `if __name__ == "__main__": sys.exit(errors.run(main))`. Any other exception is a bug and keeps its traceback.
+    `if __name__ == "__main__": sys.exit(errors.run(main))`. Any other exception is a bug and keeps its
+    traceback.
     """
     try:
         return int(main() or 0)

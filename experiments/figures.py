@@ -15,9 +15,10 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def spread(deviations: Sequence[np.ndarray], label: str = "spread") -> Column:
-    """The column that shows per-pixel standard deviations: black = 0, white = the largest of all rows, said in the label.
+    """The column that shows per-pixel standard deviations: black = 0, white = the largest, said in the label.
 
-    deviations: (H, W, C) or (H, W) each, >= 0, in the units of images in [-1, 1]; channels are averaged (root mean square).
+    deviations: (H, W, C) or (H, W) each, >= 0, in the units of images in [-1, 1]; channels are averaged (root
+    mean square).
     """
     flat = [np.sqrt(np.mean(np.square(d), axis=-1)) if np.ndim(d) == 3 else np.asarray(d) for d in deviations]
     top = max(float(np.max(d)) for d in flat)
@@ -25,7 +26,7 @@ def spread(deviations: Sequence[np.ndarray], label: str = "spread") -> Column:
 
 
 def _cell(image: np.ndarray, height: int, width: int):
-    """The image on a cell of the given size: whole-number nearest-neighbour enlargement if it is smaller, RGB."""
+    """The image in the middle of a cell, enlarged by a whole factor (nearest neighbour) as far as it fits."""
     from PIL import Image
 
     pixels = to_uint8(image)
@@ -49,7 +50,11 @@ def _font():
 
     try:
         return ImageFont.load_default(_TEXT)
-    except (TypeError, OSError, ImportError):  # Pillow older than 10.1, or built without FreeType: the small bitmap font
+    except (
+        TypeError,
+        OSError,
+        ImportError,
+    ):  # Pillow older than 10.1, or built without FreeType: the small bitmap font
         return ImageFont.load_default()
 
 
@@ -67,15 +72,23 @@ def _wrap(text: str, font, width: int) -> list[str]:
 def grid(columns: Sequence[Column], path: str | os.PathLike, rows: Sequence[str] | None = None) -> None:
     """Write a comparison as PNG: one row per image, one labelled column per kind of picture.
 
-    columns: (label, images) from left to right, e.g. degraded, restoration 1, ..., mean, `spread(...)`, truth; images
-    (H, W), (H, W, 1) or (H, W, 3) in [-1, 1], as many in each column. rows: a label for each row, optional. Small images are
-    enlarged by pixel repetition to cells of about 128 pixels. Raises ValueError if the columns differ in length.
+    columns: (label, images) from left to right, e.g. degraded, restoration 1, ..., mean, `spread(...)`,
+    truth; images (H, W), (H, W, 1) or (H, W, 3) in [-1, 1], as many in each column. rows: a label for each
+    row, optional. Small images are enlarged by pixel repetition to cells of about 128 pixels. Raises
+    ValueError if the columns differ in length.
     """
     from PIL import Image, ImageDraw
 
     counts = {label: len(images) for label, images in columns}
-    if not columns or min(counts.values()) == 0 or len(set(counts.values())) > 1 or (rows and len(rows) not in counts.values()):
-        raise ValueError(f"grid needs columns of one length, at least 1: got {counts} and {len(rows or [])} row labels")
+    if (
+        not columns
+        or min(counts.values()) == 0
+        or len(set(counts.values())) > 1
+        or (rows and len(rows) not in counts.values())
+    ):
+        raise ValueError(
+            f"grid needs columns of one length, at least 1: got {counts} and {len(rows or [])} row labels"
+        )
     font = _font()
     height, width = _cell_size([x for _, images in columns for x in images])
     heads = [_wrap(label, font, width) for label, _ in columns]
@@ -105,8 +118,8 @@ def grid(columns: Sequence[Column], path: str | os.PathLike, rows: Sequence[str]
 def sample_grid(images: Sequence[np.ndarray], path: str | os.PathLike, columns: int | None = None) -> None:
     """Write many images of one kind as PNG, row by row, `columns` in a row (default: as square as it comes).
 
-    images: (H, W), (H, W, 1) or (H, W, 3) each, in [-1, 1]; enlarged by pixel repetition to at least 64 pixels.
-    Raises ValueError for no images.
+    images: (H, W), (H, W, 1) or (H, W, 3) each, in [-1, 1]; enlarged by pixel repetition to at least 64
+    pixels. Raises ValueError for no images.
     """
     from PIL import Image
 

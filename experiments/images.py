@@ -1,4 +1,4 @@
-"""Images in and out: files and folders to float32 (H, W, C) in [-1, 1] and back, every change of an image said aloud."""
+"""Images in and out: files to float32 (H, W, C) in [-1, 1] and back, every change of an image said aloud."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PADDED = {(28, 32)}  # (side, size) that is padded, not resized: MNIST and its 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images for a prior. images: list of float32 (H, W, C) in [-1, 1]; names: unique, fit for file names; labels: int or
-    None each; notes: one sentence for each thing that was done to an image or left out."""
+    """Images for a prior. images: list of float32 (H, W, C) in [-1, 1]; names: unique, fit for file names;
+    labels: int or None each; notes: one sentence for each thing that was done to an image or left out."""
 
     images: list[np.ndarray]
     names: list[str]
@@ -34,10 +34,11 @@ class Pictures:
 
 
 def decode(path: str | os.PathLike, kind: str = "image") -> np.ndarray:
-    """The file's pixels, uint8 (H, W, C) with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; turned upright by its EXIF tag.
+    """The file's pixels, uint8 (H, W, C): C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
 
-    16-bit and floating grey files are reduced to 8 bits; of an animation the first frame is read. Raises UserError for a
-    file that is missing, a folder, no image, truncated, or too large to be meant.
+    The image is turned upright by its EXIF tag. 16-bit and floating grey files are reduced to 8 bits; of an
+    animation the first frame is read. Raises UserError for a file that is missing, a folder, no image,
+    truncated, or too large to be meant.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -56,8 +57,12 @@ def decode(path: str | os.PathLike, kind: str = "image") -> np.ndarray:
         raise UserError(f"{kind} {path} is not an image that can be read: use PNG or JPEG") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"{kind} {path} is too large: make it smaller first") from None
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
-        raise UserError(f"{kind} {path} cannot be read ({one_line(error)}): the file is damaged or cut off") from None
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
+        raise UserError(
+            f"{kind} {path} cannot be read ({one_line(error)}): the file is damaged or cut off"
+        ) from None
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float64)
         top = 65535 if image.mode != "F" else max(float(pixels.max()), 1.0)
@@ -65,7 +70,9 @@ def decode(path: str | os.PathLike, kind: str = "image") -> np.ndarray:
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGBA" if "transparency" in image.info or image.mode in ("PA", "RGBa", "La") else "RGB")
+        image = image.convert(
+            "RGBA" if "transparency" in image.info or image.mode in ("PA", "RGBa", "La") else "RGB"
+        )
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -80,9 +87,10 @@ def _crop_to_square(pixels: np.ndarray) -> np.ndarray:
 def fit(pixels: np.ndarray, size: int | None, channels: int) -> tuple[np.ndarray, str]:
     """One image for a prior: (float32 (size, size, channels) in [-1, 1], what was done, "" if nothing).
 
-    pixels: uint8 (H, W, C), C as `decode` gives it. Transparency is laid over white; grey and RGB are converted; a
-    rectangle is cropped to its central square and resized with antialiasing (down) or bicubic interpolation (up), except
-    that 28x28 for a size of 32 is padded with black, as in training on Fashion-MNIST. size None keeps the shape.
+    pixels: uint8 (H, W, C), C as `decode` gives it. Transparency is laid over white; grey and RGB are
+    converted; a rectangle is cropped to its central square and resized with antialiasing (down) or bicubic
+    interpolation (up), except that 28x28 for a size of 32 is padded with black, as in training on
+    Fashion-MNIST. size None keeps the shape.
     """
     from PIL import Image
 
@@ -112,7 +120,10 @@ def fit(pixels: np.ndarray, size: int | None, channels: int) -> tuple[np.ndarray
             steps.append(f"padded with black to {size}x{size}")
         elif side != size:
             mode = Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
-            planes = [Image.fromarray(np.ascontiguousarray(pixels[..., c])).resize((size, size), mode) for c in range(channels)]
+            planes = [
+                Image.fromarray(np.ascontiguousarray(pixels[..., c])).resize((size, size), mode)
+                for c in range(channels)
+            ]
             pixels = np.stack([np.asarray(p) for p in planes], axis=-1)
             steps.append(f"{'resized' if side > size else 'enlarged'} to {size}x{size}")
         done.append(" -> ".join(steps))
@@ -146,9 +157,9 @@ def _unique(stems: Iterable[str]) -> list[str]:
 def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: int | None = None) -> Pictures:
     """Images for a prior of `size` x `size` x `channels` (size None: each keeps its own shape).
 
-    source: an image file, a folder of images of any sizes (sub-folders and hidden files are left out), or the name of a
-    bundled set ("bundled" is Fashion-MNIST, "bundled:fashion" the same). limit: take the first so many.
-    Raises UserError for whatever cannot be read; no image is skipped without a word.
+    source: an image file, a folder of images of any sizes (sub-folders and hidden files are left out), or the
+    name of a bundled set ("bundled" is Fashion-MNIST, "bundled:fashion" the same). limit: take the first so
+    many. Raises UserError for whatever cannot be read; no image is skipped without a word.
     """
     if limit is not None and limit < 1:
         raise UserError(f"number of images {limit}: must be at least 1")
@@ -156,7 +167,9 @@ def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: i
         return _bundled(str(source).partition(":")[2] or "fashion", size, channels, limit)
     source = Path(source)
     if not source.exists():
-        raise UserError(f"images {source} does not exist: give an image file, a folder of images, or 'bundled'")
+        raise UserError(
+            f"images {source} does not exist: give an image file, a folder of images, or 'bundled'"
+        )
     files, notes = _files(source) if source.is_dir() else ([source], [])
     files = files[:limit]
     images = []
@@ -189,7 +202,7 @@ def _bundled(name: str, size: int | None, channels: int, limit: int | None) -> P
 
 
 def by_shape(images: list[np.ndarray]) -> dict[tuple[int, ...], list[int]]:
-    """Which images have which shape: {shape: indices}, in order of first appearance. One compiled program serves a group."""
+    """{shape: indices of the images that have it}, in order of appearance: one compiled program each."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for n, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(n)
@@ -197,15 +210,20 @@ def by_shape(images: list[np.ndarray]) -> dict[tuple[int, ...], list[int]]:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """[-1, 1] to 0..255, rounded to the nearest (never truncated), values outside clipped. Raises UserError if not finite."""
+    """[-1, 1] to 0..255, rounded to nearest, values outside clipped. Raises UserError if not finite."""
     image = np.asarray(image, np.float64)
     if not np.all(np.isfinite(image)):
-        raise UserError(f"an image has {np.sum(~np.isfinite(image))} values that are not finite: it was not saved")
+        raise UserError(
+            f"an image has {np.sum(~np.isfinite(image))} values that are not finite: it was not saved"
+        )
     return np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Write one image (H, W), (H, W, 1) or (H, W, 3) in [-1, 1] as PNG. Raises UserError if not finite or not writable."""
+    """Write one image (H, W), (H, W, 1) or (H, W, 3) in [-1, 1] as PNG.
+
+    Raises UserError if a value is not finite or the file cannot be written.
+    """
     from PIL import Image
 
     pixels = to_uint8(image)

@@ -1,8 +1,9 @@
-"""Inpainting masks: float32 (H, W), 1 = known, 0 = to be filled. Pure numpy, the same for the same (name, shape, seed).
+"""Inpainting masks: float32 (H, W), 1 = known, 0 = to be filled; pure numpy, repeatable by seed.
 
-`half`, `altern`, `sr2` and `expand` are those of RePaint and CoPaint, exactly. `narrow` and `wide` are drawn by the stroke
-generator of LaMa (Suvorov et al., WACV 2022) with its published numbers, which are in pixels of a 256-pixel image: every
-length and width is scaled by min(H, W) / 256, so one seed draws nearly the same at every size.
+`half`, `altern`, `sr2` and `expand` are those of RePaint and CoPaint, exactly. `narrow` and `wide` are drawn
+by the stroke generator of LaMa (Suvorov et al., WACV 2022) with its published numbers, which are in pixels of
+a 256-pixel image: every length and width is scaled by min(H, W) / 256, so one seed draws nearly the same at
+every size.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def sr2(shape: Shape, seed: int = 0) -> np.ndarray:
 
 def expand(shape: Shape, seed: int = 0) -> np.ndarray:
     """A central square of a quarter of the height is known, the rest is invented."""
-    centre, reach = shape[0] // 2, (shape[0] // 4) // 2  # from H alone, as in the official code: off-centre unless square
+    # both axes from H alone, as in the official code: off-centre unless the image is square
+    centre, reach = shape[0] // 2, (shape[0] // 4) // 2
     mask = np.zeros(shape, np.float32)
     mask[centre - reach : centre + reach, centre - reach : centre + reach] = 1
     return mask
@@ -72,7 +74,9 @@ def random(shape: Shape, seed: int = 0) -> np.ndarray:
 def _glyphs() -> dict[str, np.ndarray]:
     names, *rows = _GLYPHS.strip("\n").splitlines()
     rows = [row.split() for row in rows]
-    return {name: np.array([[c == "#" for c in row[k]] for row in rows]) for k, name in enumerate(names.split())}
+    return {
+        name: np.array([[c == "#" for c in row[k]] for row in rows]) for k, name in enumerate(names.split())
+    }
 
 
 def text(shape: Shape, seed: int = 0) -> np.ndarray:
@@ -99,7 +103,7 @@ def text(shape: Shape, seed: int = 0) -> np.ndarray:
     page = np.ones(shape, np.float32)
     pitch = shape[0] / count
     for n, line in enumerate(lines[:count]):
-        top = int(round((n + 0.5) * pitch - 3.5 * dot))
+        top = round((n + 0.5) * pitch - 3.5 * dot)
         left = (shape[1] - (6 * len(line) - 1) * dot) // 2
         for k, letter in enumerate(line):
             if letter != " ":
@@ -111,7 +115,7 @@ def text(shape: Shape, seed: int = 0) -> np.ndarray:
 
 
 def _stroke(hidden: np.ndarray, start: np.ndarray, end: np.ndarray, width: float) -> None:
-    """Hide the pixels whose centre lies within width / 2 of the segment, a line with round ends. (x, y) in pixels."""
+    """Hide the pixels whose centre lies within width / 2 of the segment start to end, (x, y) in pixels."""
     y, x = np.ogrid[: hidden.shape[0], : hidden.shape[1]]
     along = end - start
     length2 = max(float(along @ along), 1e-12)
@@ -121,10 +125,12 @@ def _stroke(hidden: np.ndarray, start: np.ndarray, end: np.ndarray, width: float
     hidden |= distance2 <= (max(width, 1.0) / 2) ** 2
 
 
-def _strokes(rng, hidden, times: tuple[int, int], max_width: int, max_length: int, max_angle: int = 4) -> None:
-    """LaMa's irregular strokes: each is a chain of one to five straight pieces in one of `max_angle` directions (0.01, 1.01,
-    ... radians from the vertical, mirrored on every other stroke), of length 10 + U{0..max_length - 1} and width
-    5 + U{0..max_width - 1}; joints are kept inside the image."""
+def _strokes(
+    rng, hidden, times: tuple[int, int], max_width: int, max_length: int, max_angle: int = 4
+) -> None:
+    """LaMa's irregular strokes: each is a chain of one to five straight pieces in one of `max_angle`
+    directions (0.01, 1.01, ... radians from the vertical, mirrored on every other stroke), of length 10 +
+    U{0..max_length - 1} and width 5 + U{0..max_width - 1}; joints are kept inside the image."""
     size = np.array(hidden.shape[::-1], float)
     scale = min(hidden.shape) / 256
     for n in range(rng.integers(times[0], times[1] + 1)):
@@ -138,7 +144,7 @@ def _strokes(rng, hidden, times: tuple[int, int], max_width: int, max_length: in
 
 
 def _boxes(rng, hidden, times: tuple[int, int], sides: tuple[int, int], margin: int) -> None:
-    """LaMa's random rectangles: `times` of them, each side U{sides}, at least `margin` from the border (256ths)."""
+    """LaMa's random rectangles: sides U{sides}, at least `margin` from the border, in 256ths of the image."""
     scale = min(hidden.shape) / 256
     for _ in range(rng.integers(times[0], times[1] + 1)):
         extent = rng.integers(*sides, size=2) * scale
@@ -149,8 +155,8 @@ def _boxes(rng, hidden, times: tuple[int, int], sides: tuple[int, int], margin: 
 
 
 def _lama(shape: Shape, seed: int, draw: Callable) -> np.ndarray:
-    # LaMa's mask sets keep a drawing only if at most half of the image is hidden; the next numbers of the same stream are
-    # used until that holds. On images of a few pixels it may never hold: then the last drawing with both kinds, or a dot.
+    # LaMa's mask sets keep a drawing only if at most half of the image is hidden: draw again from the same
+    # stream until that holds. On a few pixels it may never: then the last drawing with both kinds, or a dot.
     rng = np.random.default_rng(seed)
     usable = np.zeros(shape, bool)
     usable[shape[0] // 2, shape[1] // 2] = True
@@ -172,6 +178,7 @@ def narrow(shape: Shape, seed: int = 0) -> np.ndarray:
 
 def wide(shape: Shape, seed: int = 0) -> np.ndarray:
     """A few thick strokes and sometimes boxes, by seed (LaMa's thick masks)."""
+    # with probability 0.3 boxes come on top of the strokes; LaMa's own code draws either, 1 : 0.3
 
     def draw(rng, hidden):
         _strokes(rng, hidden, (1, 5), max_width=100, max_length=200)
@@ -182,23 +189,33 @@ def wide(shape: Shape, seed: int = 0) -> np.ndarray:
 
 
 MASKS: dict[str, tuple[Callable[[Shape, int], np.ndarray], str]] = {
-    f.__name__: (f, f.__doc__.strip().splitlines()[0])
+    f.__name__: (f, (f.__doc__ or f.__name__).strip().splitlines()[0])
     for f in (half, altern, sr2, expand, box, random, text, narrow, wide)
 }
 # the names other papers and their files use
-ALIASES = {"line": "altern", "lines": "altern", "ev2li": "altern", "nn2": "sr2", "genhalf": "half", "ex64": "expand",
-           "thin": "narrow", "thick": "wide"}  # fmt: skip
+ALIASES = {
+    "line": "altern",
+    "lines": "altern",
+    "ev2li": "altern",
+    "nn2": "sr2",
+    "genhalf": "half",
+    "ex64": "expand",
+    "thin": "narrow",
+    "thick": "wide",
+}
 
 
 def check(mask: np.ndarray, name: str) -> np.ndarray:
     """The mask itself, or UserError if nothing in it is known or nothing is left to fill."""
     if not np.any(mask):
         raise UserError(
-            f"mask {name} has nothing known (all black) at {mask.shape[1]}x{mask.shape[0]}: white marks the pixels to keep"
+            f"mask {name} has nothing known (all black) at {mask.shape[1]}x{mask.shape[0]}: "
+            "white marks the pixels to keep"
         )
     if np.all(mask):
         raise UserError(
-            f"mask {name} has nothing to fill (all white) at {mask.shape[1]}x{mask.shape[0]}: black marks the pixels to fill"
+            f"mask {name} has nothing to fill (all white) at {mask.shape[1]}x{mask.shape[0]}: "
+            "black marks the pixels to fill"
         )
     return mask
 
@@ -206,7 +223,8 @@ def check(mask: np.ndarray, name: str) -> np.ndarray:
 def make(name: str, shape: Shape, seed: int = 0) -> np.ndarray:
     """The mask `name` for an image of `shape` (H, W): float32 (H, W), 1 = known.
 
-    Raises UserError for an unknown name (with the nearest valid ones), or if at this shape nothing is known or hidden.
+    Raises UserError for an unknown name (with the nearest valid ones), or if at this shape nothing is known
+    or hidden.
     """
     name = ALIASES.get(name, name)
     if name not in MASKS:
@@ -215,18 +233,20 @@ def make(name: str, shape: Shape, seed: int = 0) -> np.ndarray:
 
 
 def from_png(path: str | os.PathLike, shape: Shape, invert: bool = False) -> np.ndarray:
-    """A mask from an image file: white (128 of 255 or more) = known; with `invert`, black = known. float32 (H, W).
+    """A mask from an image file, float32 (H, W): white (128 of 255 or more) = known; `invert`: black = known.
 
-    An RGB file is taken if its three channels are equal, an alpha channel if it is opaque.
-    Raises UserError, one line, if the file is missing, not an image, truncated, of another size, coloured, partly
-    transparent, or marks nothing as known or nothing to fill.
+    An RGB file is taken if its three channels are equal, an alpha channel if it is opaque. Raises UserError,
+    one line, if the file is missing, not an image, truncated, of another size, coloured, partly transparent,
+    or marks nothing as known or nothing to fill.
     """
     from experiments.images import decode
 
     grey = decode(path, kind="mask")
     if grey.shape[-1] in (2, 4):
         if np.any(grey[..., -1] != 255):
-            raise UserError(f"mask {path} is partly transparent: save it as plain black and white, without alpha")
+            raise UserError(
+                f"mask {path} is partly transparent: save it as plain black and white, without alpha"
+            )
         grey = grey[..., :-1]
     if np.any(grey != grey[..., :1]):
         raise UserError(f"mask {path} has colours: save it as black and white (one channel), white = known")

@@ -25,19 +25,23 @@ def check_writable(path: str | os.PathLike) -> Path:
         raise UserError(f"output folder {path} is a file: give the name of a folder")
     try:
         if path.is_dir() and any(path.iterdir()) and not (path / _MARK).exists():
-            raise UserError(f"output folder {path} has other files in it: give a new or empty folder, nothing is overwritten")
+            raise UserError(
+                f"output folder {path} has other files in it, which are kept: give a new or empty folder"
+            )
         above = Path(os.path.abspath(path)).parent
         while not above.exists():
             above = above.parent
         os.rmdir(tempfile.mkdtemp(prefix=".diffjax-", dir=above))
     except OSError as error:
-        raise UserError(f"output folder {path} cannot be written ({error.strerror}): give another with --out") from None
+        raise UserError(
+            f"output folder {path} cannot be written ({error.strerror}): give another with --out"
+        ) from None
     return path
 
 
 @contextlib.contextmanager
 def output_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder beside `path` to write into; renamed to `path` when the block ends, removed when it fails.
+    """A temporary folder beside `path`: renamed to `path` when the block ends, removed when it fails.
 
     An earlier output of ours at `path` is replaced only then. Raises UserError as `check_writable` does.
     """
@@ -47,7 +51,9 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise UserError(f"output folder {path} cannot be written ({error.strerror}): give another with --out") from None
+        raise UserError(
+            f"output folder {path} cannot be written ({error.strerror}): give another with --out"
+        ) from None
     try:
         os.chmod(folder, 0o777 & ~_umask())  # mkdtemp makes it private
         yield folder
@@ -64,7 +70,10 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
         else:
             os.rename(folder, target)
     except OSError as error:
-        ours = str(error.filename or "").startswith(str(folder)) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        ours = str(error.filename or "").startswith(str(folder)) or error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        )
         if not ours:  # some other file: not for us to explain
             raise
         raise UserError(f"output folder {path} cannot be written ({error.strerror})") from error

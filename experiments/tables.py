@@ -31,8 +31,9 @@ def _number(value) -> bool:
 def render(rows: Sequence[dict], columns: Sequence[str] | None = None) -> str:
     """The rows as a markdown table, columns padded to one width, numbers to the right.
 
-    rows: one dict per line; a missing key or None is shown as "-". columns: which keys, in which order (default: every
-    key in order of first appearance). Floats show 2 decimals from 10 on, 3 from 1 on, 4 below. "" for no columns at all.
+    rows: one dict per line; a missing key or None is shown as "-". columns: which keys, in which order
+    (default: every key in order of first appearance). Floats show 2 decimals from 10 on, 3 from 1 on, 4
+    below. "" for no columns at all.
     """
     if columns is None:
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -47,5 +48,9 @@ def render(rows: Sequence[dict], columns: Sequence[str] | None = None) -> str:
         padded = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, width, right, strict=True))
         return "| " + " | ".join(padded) + " |"
 
-    rule = "| " + " | ".join("-" * (w - 1) + ":" if r else "-" * w for w, r in zip(width, right, strict=True)) + " |"
+    rule = (
+        "| "
+        + " | ".join("-" * (w - 1) + ":" if r else "-" * w for w, r in zip(width, right, strict=True))
+        + " |"
+    )
     return "\n".join([line(heads), rule, *map(line, cells)])

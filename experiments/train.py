@@ -174,7 +174,7 @@ class Run:
         if c.loss not in step.LOSSES:
             raise ValueError(f"loss {c.loss!r} is unknown: {nearest(c.loss, step.LOSSES)}")
         losses.weight(c.weighting, "v", 0.0)
-        for name in ("batch", "log_every", "eval_every", "eval_images", "checkpoint_every", "sample_every", "sample_steps", "keep"):
+        for name in ("batch", "log_every", "eval_images", "checkpoint_every", "sample_every", "sample_steps", "keep"):
             if getattr(c, name) < 1:
                 raise ValueError(f"{name} {getattr(c, name)} must be at least 1")
         if c.batch % jax.device_count():
@@ -262,13 +262,11 @@ class Run:
                         recent = self.record(done, recent, bar)
                         if recent is None:
                             return 1
-                    evaluated = self.evaluate(state, done) if last or done % c.eval_every == 0 else None
-                    if evaluated:
-                        shown["held_out"] = evaluated
                     if last or done % c.checkpoint_every == 0:
-                        store.save(state, evaluated)
+                        shown["held_out"] = self.evaluate(state, done)
+                        store.save(state, shown["held_out"])
                         saved = done
-                    if last or done % c.sample_every == 0:
+                    if done == c.steps or done % c.sample_every == 0:
                         self.sample(state, done)
                     if stop:
                         break

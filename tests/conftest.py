@@ -12,7 +12,7 @@ if "host_platform_device_count" not in flags:
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent
-sys.path[:0] = [str(ROOT), str(ROOT / "golden")]  # so that tests share helpers
+sys.path[:0] = [str(ROOT), str(ROOT / "golden"), str(ROOT / "contracts")]  # tests share helpers
 
 
 def pytest_addoption(parser):

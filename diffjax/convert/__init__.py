@@ -1,0 +1,5 @@
+"""Public checkpoints to our networks and parameters, and back; one file per family. Strict: nothing is guessed silently."""
+
+from . import adm
+
+__all__ = ["adm"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..base import Prediction, expand, pytree, safe_divide, static
+from ..base import Prediction, expand, pytree, safe_divide, static, time_dtype
 from ..process import posterior
 
 
@@ -52,7 +52,7 @@ class Denoiser:
     def output(self, x, t):
         """(network output, variance output or None) at state ``x`` and house time ``t``."""
         i = jnp.asarray(self.schedule.network_time(t) if self.time is None else self.time(t))
-        i = i.astype(jnp.promote_types(x.dtype, jnp.float32))
+        i = i.astype(time_dtype(x.dtype))
         out = self.apply(x, i, *self.args) if self.params is None else self.apply(self.params, x, i, *self.args)
         mix = None
         if isinstance(out, tuple):
@@ -130,7 +130,7 @@ class _EDM:
         ratio, d = safe_divide(expand(sigma, x), a), jnp.asarray(self.sigma_data, x.dtype)
         norm = jnp.sqrt(ratio**2 + d**2)
         c_noise = 0.25 * jnp.log(jnp.maximum(jnp.asarray(safe_divide(sigma, alpha)), 1e-20))
-        c_noise = c_noise.astype(jnp.promote_types(x.dtype, jnp.float32))
+        c_noise = c_noise.astype(time_dtype(x.dtype))
         inputs = (safe_divide(x, a) / norm, c_noise, *self.args)
         out = self.apply(*inputs) if self.params is None else self.apply(self.params, *inputs)
         x0 = (d / norm) ** 2 * safe_divide(x, a) + ratio * d / norm * out.astype(x.dtype)

@@ -22,7 +22,7 @@ class Move:
     c_0: Any
     c_t: Any
     small: Any  # log-variance of q(x_s | x_t, x_0), the last step's taken from the step above
-    large: Any  # log-variance of q(x_t | x_s)
+    large: Any  # log-variance of q(x_t | x_s); for variance="large" the last step's as for small
     std: Any  # of the fixed variances, as transition() reports it
     noisy: Any
 
@@ -50,24 +50,33 @@ class DDPM(Kernel):
         xp = namespace(std, std_large)
         last = table.s == 0
         std_last = xp.where(std_above > 0, std_above, std_large)
+        if self.variance == "large":
+            std_large = xp.where(last, std_last, std_large)
         log = lambda s: 2 * xp.log(xp.where(s > 0, s, 1.0))
-        fixed = {"small": std, "large": xp.where(last, std_last, std_large)}.get(self.variance)
+        fixed = {"small": std, "large": std_large}.get(self.variance)
         return Move(c_0, c_t, log(xp.where(last, std_last, std)), log(std_large), fixed, xp.where(last, 0.0, 1.0))
+
+    def log_variance(self, p, x, row):
+        """log-variance of p(x_s | x_t), broadcastable to ``x`` and finite on the last row too, as likelihoods want it.
+        Raises ValueError if a learned variance is wanted and p.mix is None."""
+        k = row.k.move
+        if self.variance in ("small", "large"):
+            return expand(getattr(k, self.variance), x)
+        if p.mix is None:
+            raise ValueError(f"variance={self.variance!r} needs the network's variance output: build the denoiser with "
+                             "learned_variance=True, or use variance='small'")
+        if self.variance == "learned":
+            return p.mix
+        f = 0.5 * (p.mix + 1)
+        return f * expand(k.large, x) + (1 - f) * expand(k.small, x)
 
     def transition(self, p, x, row):
         """Mean and standard deviation of p(x_s | x_t). On the last row the deviation is the one that guidance
         uses; ``step`` adds no noise there. Raises ValueError if a learned variance is wanted and p.mix is None."""
         k = row.k.move
         mean = expand(k.c_0, x) * p.x0 + expand(k.c_t, x) * x
-        if self.variance in ("small", "large"):
-            return mean, expand(k.std, x)
-        if p.mix is None:
-            raise ValueError(f"variance={self.variance!r} needs the network's variance output: build the denoiser with "
-                             "learned_variance=True, or use variance='small'")
-        if self.variance == "learned":
-            return mean, jnp.exp(0.5 * p.mix)
-        f = 0.5 * (p.mix + 1)
-        return mean, jnp.exp(0.5 * (f * expand(k.large, x) + (1 - f) * expand(k.small, x)))
+        fixed = self.variance in ("small", "large")
+        return mean, expand(k.std, x) if fixed else jnp.exp(0.5 * self.log_variance(p, x, row))
 
     def step(self, predict, x, state, row, noise, first=None, edit=None):
         p = predict(x, row.t) if first is None else first

@@ -25,7 +25,7 @@ class Guided(Kernel):
 
     def transition(self, p, x, row):
         mean, std = self.kernel.transition(p, x, row)
-        return mean + self.scale * std**2 * self.gradient(x, row.t), std
+        return mean + expand(self.scale, x) * std**2 * self.gradient(x, row.t), std
 
     def step(self, predict, x, state, row, noise, first=None, edit=None):
         p = predict(x, row.t) if first is None else first

@@ -23,10 +23,17 @@ class Part(NamedTuple):
     width: int
     heads: int = 1
     resample: str | None = None
+    normed: bool = True  # an attention with its own norm
 
 
 class ADM(nn.Module):
     """Fields and paths that the UNet and the encoder of the ADM family share; see `UNet`."""
+
+    # What DDPM's networks do otherwise (`ddpm.py` makes fields of these)
+    epsilon = 1e-5
+    sin_first = False
+    frequency_shift = 0
+    down_padding = ((1, 1), (1, 1))
 
     out_channels: int
     width: int = 64
@@ -62,6 +69,9 @@ class ADM(nn.Module):
     def widths(self):
         return [int(m * self.width) for m in self.multipliers]
 
+    def attends(self, way, level):
+        return 2**level in self.attention
+
     def down_path(self):
         """Entries of the way down; each ends with a skip connection. Entry i is `input_blocks.i` of the official code."""
         widths = self.widths()
@@ -69,7 +79,7 @@ class ADM(nn.Module):
         for level, width in enumerate(widths):
             for block in range(self.blocks):
                 entry = [Part(f"down_{level}_{block}", "res", width)]
-                if 2**level in self.attention:
+                if self.attends("down", level):
                     entry.append(self._attention(f"down_{level}_{block}_attention", width, self.heads))
                 entries.append(entry)
             if level + 1 < len(widths):
@@ -87,7 +97,7 @@ class ADM(nn.Module):
         for level, width in reversed(list(enumerate(self.widths()))):
             for block in range(self.blocks + 1):
                 entry = [Part(f"up_{level}_{block}", "res", width)]
-                if 2**level in self.attention:
+                if self.attends("up", level):
                     heads = self.heads_upsample or self.heads
                     entry.append(self._attention(f"up_{level}_{block}_attention", width, heads))
                 if level and block == self.blocks:
@@ -95,8 +105,15 @@ class ADM(nn.Module):
                 entries.append(entry)
         return entries
 
+    def heads_of(self, width, heads):
+        if not self.head_channels:
+            return heads
+        if width % self.head_channels:
+            raise ValueError(f"head_channels={self.head_channels} does not divide an attention of {width} channels")
+        return width // self.head_channels
+
     def _attention(self, name, width, heads):
-        return Part(name, "attention", width, width // self.head_channels if self.head_channels else heads)
+        return Part(name, "attention", width, self.heads_of(width, heads))
 
     def _resample(self, way, level, width):
         name = f"{way}_{level}_resample"
@@ -109,18 +126,21 @@ class ADM(nn.Module):
             return conv(part.width, dtype=self.dtype, name=part.name)(h)
         if part.kind == "attention":
             attention = wrap(Attention)
-            return attention(part.heads, self.qkv_order, self.groups, dtype=self.dtype, name=part.name)(h)
+            options = dict(epsilon=self.epsilon, dtype=self.dtype, norm=part.normed, name=part.name)
+            return attention(part.heads, self.qkv_order, self.groups, **options)(h)
         if part.kind == "res":
             block = wrap(ResBlock)
             dropout = self.dropout if train else 0.0
-            options = dict(groups=self.groups, dtype=self.dtype, name=part.name)
+            options = dict(groups=self.groups, epsilon=self.epsilon, dtype=self.dtype, name=part.name)
             return block(part.width, self.scale_shift, part.resample, dropout, **options)(h, e)
-        module = Down if part.kind == "down" else Up
-        return module(self.conv_resample, dtype=self.dtype, name=part.name)(h)
+        if part.kind == "down":
+            return Down(self.conv_resample, self.down_padding, dtype=self.dtype, name=part.name)(h)
+        return Up(self.conv_resample, dtype=self.dtype, name=part.name)(h)
 
     def embed(self, t, y, dtype):
         """Embedding (..., 4 width) of the time and the label, activated (every block begins with that)."""
-        e = sinusoid(jnp.asarray(t).astype(dtype), self.width)
+        e = sinusoid(jnp.asarray(t).astype(dtype), self.width, sin_first=self.sin_first,
+                     shift=self.frequency_shift)
         e = nn.Dense(4 * self.width, name="time_0")(e)
         e = nn.Dense(4 * self.width, name="time_1")(jax.nn.silu(e))
         if self.classes:
@@ -179,9 +199,11 @@ class UNet(ADM):
 
     @nn.compact
     def __call__(self, x, t, y=None, train=False):
+        return self.network(x, t, y, train)
+
+    def network(self, x, t, y, train):
         self.check_size(x)
-        precise = wide(x).dtype
-        e = self.embed(t, y, precise)
+        e = self.embed(t, y, wide(x).dtype)
         h = space_to_depth(x, self.patch)
         skips = []
         for entry in self.down_path():
@@ -194,16 +216,31 @@ class UNet(ADM):
             h = jnp.concatenate([h, skips.pop()], axis=-1)
             for part in entry:
                 h = self.run(part, h, e, train)
-        h = jax.nn.silu(GroupNorm(self.groups, name="norm_out")(h))
+        h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, name="norm_out")(h))
         h = conv(self.out_channels * self.patch**2, zero=True, name="conv_out")(h)
         return depth_to_space(h, self.patch)
+
+
+class SuperRes(UNet):
+    """A UNet told a small image: `net.apply(params, x, t, low_res, y=None)`, low_res (..., h, w, C) of any size.
+
+    It is enlarged bilinearly to the size of x and follows x in the channels (guided-diffusion's SuperResModel).
+    """
+
+    @nn.compact
+    def __call__(self, x, t, low_res, y=None, train=False):
+        shape = (*low_res.shape[:-3], *x.shape[-3:-1], low_res.shape[-1])
+        enlarged = jax.image.resize(low_res, shape, "bilinear", antialias=False)
+        return self.network(jnp.concatenate([x, enlarged.astype(x.dtype)], axis=-1), t, y, train)
 
 
 def init(net, key, shape):
     """Parameters (a FrozenDict, to be handed to `net.apply`) for images of `shape` (..., H, W, C)."""
 
     def start(key):
-        y = jnp.zeros((), jnp.int32) if net.classes else None
-        return net.init(key, jnp.zeros(shape), jnp.zeros(()), y)
+        x = jnp.zeros(shape)
+        given = [x] if isinstance(net, SuperRes) else []
+        y = [jnp.zeros((), jnp.int32)] if net.classes else []
+        return net.init(key, x, jnp.zeros(()), *given, *y)
 
     return flax.core.freeze(jax.jit(start)(key))

@@ -47,10 +47,9 @@ class Checkpoints:
     def __exit__(self, *error):
         self.close()
 
-    def save(self, state: TrainState, loss: float | None = None):
-        """Start saving ``state`` under its step number; ``loss``: held-out loss, if it was measured here."""
-        metrics = None if loss is None else {METRIC: float(loss)}
-        self.manager.save(int(state.step), args=ocp.args.StandardSave(_tree(state)), metrics=metrics)
+    def save(self, state: TrainState, loss: float):
+        """Start saving ``state`` under its step number; ``loss``: its held-out loss."""
+        self.manager.save(int(state.step), args=ocp.args.StandardSave(_tree(state)), metrics={METRIC: float(loss)})
 
     def last(self) -> int | None:
         """The last complete step, or None."""

@@ -17,13 +17,16 @@ FASHION_CLASSES = (
 def images(name: str = "fashion") -> tuple[np.ndarray, np.ndarray]:
     """A bundled set: (images float32 (N, 32, 32, 1) in [-1, 1], labels int64 (N,)).
 
-    "fashion": 32 images of the Fashion-MNIST test split, which no shipped prior was trained on. Image j is the (j // 10)-th
-    test image of class j % 10, so the first four are a T-shirt, trousers, a pullover and a dress. Stored as 28x28 bytes;
-    padded here with black to 32x32, as for training. Raises ValueError for another name.
+    "fashion": 32 images of the Fashion-MNIST test split, which no shipped prior was trained on. Image j is
+    the (j // 10)-th test image of class j % 10, so the first four are a T-shirt, trousers, a pullover and a
+    dress. Stored as 28x28 bytes; padded here with black to 32x32, as for training. Raises ValueError for
+    another name.
     """
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
-        raise ValueError(f"unknown bundled image set {name!r}: the nearest is {close[0]!r} (valid: {', '.join(NAMES)})")
+        raise ValueError(
+            f"unknown bundled image set {name!r}: the nearest is {close[0]!r} (valid: {', '.join(NAMES)})"
+        )
     with np.load(_FOLDER / f"{name}.npz", allow_pickle=False) as file:
         pixels, labels = file["images"], file["labels"]
     padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[..., None]

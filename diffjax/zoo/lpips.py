@@ -13,8 +13,9 @@ _FILE = Path(__file__).parent / "weights" / "lpips_alexnet_v01_fp16.safetensors"
 def lpips_weights() -> dict[str, jnp.ndarray]:
     """Weights for `diffjax.metrics.lpips`, float32, about 10 MB in memory (stored: float16 kernels, 4.9 MB).
 
-    `features.{0..4}.kernel` (h, w, in, out), `features.{0..4}.bias` (out,), `lin.{0..4}.weight` (out,). Origin and licences
-    (BSD) lie beside the file: CREDITS-lpips.md. Needs the `safetensors` package; raises ImportError that says so.
+    `features.{0..4}.kernel` (h, w, in, out), `features.{0..4}.bias` (out,), `lin.{0..4}.weight` (out,).
+    Origin and licences (BSD) lie beside the file: CREDITS-lpips.md. Needs the `safetensors` package; raises
+    ImportError that says so.
     """
     try:
         from safetensors.numpy import load_file

@@ -55,15 +55,14 @@ class TrainConfig:
     # --- bookkeeping
     out: str = ""  # default: runs/NAME
     log_every: int = 50
-    eval_every: int = 500
+    checkpoint_every: int = 500  # and the held-out loss is measured
     eval_images: int = 512  # held-out images per noise level
-    checkpoint_every: int = 250
     keep: int = 2  # last checkpoints kept, besides the best one
-    sample_every: int = 500
+    sample_every: int = 1_000
     sample_steps: int = 30
 
 
 # What a resumed run may change: nothing that alters the steps already taken. `steps` and `cooldown` only move the end.
 CHANGEABLE = frozenset(
-    "data steps cooldown out log_every eval_every eval_images checkpoint_every keep sample_every sample_steps".split()
+    "data steps cooldown out log_every eval_images checkpoint_every keep sample_every sample_steps".split()
 )

@@ -16,7 +16,6 @@ config = TrainConfig(
     warmup=10,
     cooldown=20,
     log_every=10,
-    eval_every=20,
     eval_images=32,
     checkpoint_every=10,
     sample_every=30,

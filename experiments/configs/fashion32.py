@@ -6,6 +6,9 @@ config = TrainConfig(
     name="fashion32",
     data="/usr/share/datasets/fashion-mnist",  # apt-get install dataset-fashion-mnist
     classes=10,
-    steps=6_000,
-    cooldown=2_000,
+    batch=64,
+    lr=1.5e-3,
+    ema=0.9995,
+    steps=12_000,
+    cooldown=4_000,
 )

@@ -1,0 +1,230 @@
+"""Checkpoints of openai/guided-diffusion (UNet, SuperRes, classifier) and openai/improved-diffusion (UNet).
+
+    state = files.read("256x256_diffusion_uncond.pt")
+    net, params = adm.convert(state, head_channels=64)
+
+Read from the state dict: widths, levels, blocks, attention, classes, resampling, scale-shift, output channels, pooling.
+It does not show how channels are shared among heads, their order and the groups of the norms: `heads` or
+`head_channels` must be given; `qkv_order="legacy"`, `groups=32` are the official defaults.
+
+Sources: Dhariwal and Nichol 2021, arXiv:2105.05233; Nichol and Dhariwal 2021, arXiv:2102.09672.
+"""
+
+import difflib
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..nets import Encoder, SuperRes, UNet
+from . import strict
+from .strict import Entry, module, norm
+
+# official constructor arguments -> our fields; None: says nothing about the parameters or the function
+FLAGS = {
+    "model_channels": "width", "channel_mult": "multipliers", "num_res_blocks": "blocks", "num_heads": "heads",
+    "attention_resolutions": "attention", "num_head_channels": "head_channels", "num_heads_upsample": "heads_upsample",
+    "use_new_attention_order": "qkv_order", "use_scale_shift_norm": "scale_shift", "num_classes": "classes",
+    "resblock_updown": "resblock_updown", "conv_resample": "conv_resample", "out_channels": "out_channels",
+    "dropout": "dropout", "pool": "pool", "image_size": None, "in_channels": None, "use_checkpoint": None,
+    "use_fp16": None, "dims": None,
+}  # fmt: skip
+
+
+def from_flags(**flags):
+    """Our fields from the arguments of the official constructors (`model_channels=128, num_head_channels=64, ...`)."""
+    fields = {}
+    for flag, value in flags.items():
+        if flag not in FLAGS:
+            near = difflib.get_close_matches(flag, FLAGS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{flag}={value!r} is no argument of the ADM networks; nearest: {near}")
+        if FLAGS[flag] and value not in (-1, None):  # -1: "not used"
+            fields[FLAGS[flag]] = tuple(value) if isinstance(value, list | tuple) else value
+    if "qkv_order" in fields:
+        fields["qkv_order"] = "new" if fields["qkv_order"] else "legacy"
+    return fields
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def table(net):
+    """Entries of every array the family can have; `strict.used` keeps those of this network."""
+    entries = [*module(["time_0"], "time_embed.0", "dense"), *module(["time_1"], "time_embed.2", "dense")]
+    entries += [Entry(("label",), ("label_emb.weight",), "plain")]
+    encoder = isinstance(net, Encoder)
+    paths = [("input_blocks.{}", net.down_path()), ("middle_block", [net.middle_path()])]
+    paths += [] if encoder else [("output_blocks.{}", net.up_path())]
+    for prefix, path in paths:
+        for i, entry in enumerate(path):
+            for j, part in enumerate(entry):
+                entries += _part(part, f"{prefix.format(i)}.{j}")
+    return entries + (_head(net.pool) if encoder else norm(["norm_out"], "out.0") + module(["conv_out"], "out.2", "conv"))
+
+
+def _part(part, name):
+    at = part.name
+    if part.kind == "conv":
+        return module([at], name, "conv")
+    if part.kind in ("down", "up"):
+        return module([at, "conv"], f"{name}.{'op' if part.kind == 'down' else 'conv'}", "conv")
+    if part.kind == "attention":
+        return [*norm([at, "norm"], f"{name}.norm"), *module([at, "qkv"], f"{name}.qkv", "dense1"),
+                *module([at, "proj"], f"{name}.proj_out", "dense1")]
+    return [*norm([at, "norm_1"], f"{name}.in_layers.0"), *module([at, "conv_1"], f"{name}.in_layers.2", "conv"),
+            *module([at, "embedding"], f"{name}.emb_layers.1", "dense"), *norm([at, "norm_2"], f"{name}.out_layers.0"),
+            *module([at, "conv_2"], f"{name}.out_layers.3", "conv"),
+            *module([at, "skip"], f"{name}.skip_connection", "dense2")]
+
+
+def _head(pool):
+    if pool == "attention":
+        position = Entry(("pool", "position"), ("out.2.positional_embedding",), "matrix")
+        return [*norm(["norm_out"], "out.0"), position, *module(["pool", "qkv"], "out.2.qkv_proj", "dense1"),
+                *module(["pool", "proj"], "out.2.c_proj", "dense1")]
+    if pool == "adaptive":
+        return [*norm(["norm_out"], "out.0"), *module(["logits"], "out.3", "dense2")]
+    dense = module(["dense_out"], "out.0", "dense")
+    if pool == "spatial":
+        return [*dense, *module(["logits"], "out.2", "dense")]
+    return [*dense, *norm(["norm_out"], "out.1"), *module(["logits"], "out.3", "dense")]
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
+
+
+def _rows(state, name):
+    if name not in state:
+        raise ValueError(f"this is no checkpoint of the ADM family: it has no {name}")
+    return state[name].shape[0]
+
+
+def _entries(state, prefix):
+    """{i: {j: names below}} of PREFIX.i.j.*"""
+    found = {}
+    for name in state:
+        parts = name.split(".")
+        if parts[0] == prefix and len(parts) > 3 and parts[1].isdigit():
+            found.setdefault(int(parts[1]), {}).setdefault(parts[2], set()).add(".".join(parts[3:]))
+    return found
+
+
+def _blocks_per_level(state, down, up):
+    """Residual blocks per level, from where the path changes size: downs, gaps (plain pooling), ups, or the pattern."""
+    last = max(down, default=0)
+    strided = [i for i, entry in down.items() if "op.weight" in entry.get("0", ()) or "op.bias" in entry.get("0", ())]
+    gaps = [i for i in range(1, last) if i not in down]
+    doubled = [i for i, entry in up.items() if any("conv.weight" in n or "in_layers.0.weight" in n
+                                                   for j, n in entry.items() if j != "0")]
+    if strided or gaps:
+        return min(strided or gaps) - 1, bool(strided), False
+    if doubled:
+        return min(doubled), True, True
+    if up:
+        return last, True, False  # a single level
+
+    def uniform(period):  # first entries of a level are resamplers, without attention; the others look alike
+        width = {i: _width(state, i) for i in down}
+        levels = [range(start, start + period) for start in range(0, last + 1, period)]
+        attends = [{"1" in down[i] for i in level[1:]} for level in levels]
+        same = all(len({width[i] for i in level[1:]}) == 1 for level in levels)
+        carried = all(width[level[0]] == width[level[0] - 1] for level in levels[1:])
+        return same and carried and all(len(a) == 1 for a in attends) and not any("1" in down[level[0]] for level in levels)
+
+    fitting = [p for p in range(2, last + 2) if (last + 1) % p == 0 and uniform(p)]
+    if len(fitting) != 1:
+        options = [p - 1 for p in fitting]
+        raise ValueError(f"blocks per level cannot be read from this state dict (possible: {options}): give blocks=...")
+    return fitting[0] - 1, True, len(down) > fitting[0]
+
+
+def _width(state, i):
+    for name in (f"input_blocks.{i}.0.out_layers.3.weight", f"input_blocks.{i}.0.op.weight", f"input_blocks.{i}.0.weight"):
+        if name in state:
+            return state[name].shape[0]
+    return None
+
+
+def _pool(state):
+    if "out.2.positional_embedding" in state:
+        return "attention"
+    if "out.3.weight" in state:
+        return "adaptive" if state["out.3.weight"].ndim == 4 else "spatial_v2"
+    return "spatial"
+
+
+def config_from_state(state, **hints):
+    """(network class, its fields) that a state dict has; `hints` are fields that win over what is read.
+
+    Raises ValueError where the fields cannot be read, and if there is attention but neither `heads` nor `head_channels`
+    is given.
+    """
+    width = state["time_embed.0.weight"].shape[1] if _rows(state, "time_embed.0.weight") else 0
+    channels = state["input_blocks.0.0.weight"].shape[1] if _rows(state, "input_blocks.0.0.weight") else 0
+    down, up = _entries(state, "input_blocks"), _entries(state, "output_blocks")
+    found = {"width": width}
+    blocks, found["conv_resample"], found["resblock_updown"] = _blocks_per_level(state, down, up) \
+        if "blocks" not in hints else (hints["blocks"], True, False)
+    found["blocks"] = blocks
+    levels = max(1, math.ceil((max(down) + 1) / (blocks + 1)))
+    first = [level * (blocks + 1) + 1 for level in range(levels)]
+    widths = [_width(state, i) or width for i in first]
+    found["multipliers"] = tuple(_multiplier(w, width) for w in widths)
+    attends = [any("1" in down.get(i, {}) for i in range(start, start + blocks)) for start in first]
+    found["attention"] = tuple(2**level for level, yes in enumerate(attends) if yes)
+    embedding = f"input_blocks.{first[0]}.0.emb_layers.1.weight"
+    found["scale_shift"] = embedding in state and state[embedding].shape[0] == 2 * widths[0]
+    if "label_emb.weight" in state:
+        found["classes"] = state["label_emb.weight"].shape[0]
+    if up:
+        out = _rows(state, "out.2.weight")
+        network = SuperRes if channels > out or channels == out == 6 else UNet
+        found["out_channels"] = out
+    else:
+        network, pool = Encoder, hints.get("pool") or _pool(state)
+        last = {"attention": "out.2.c_proj.weight", "spatial": "out.2.weight"}.get(pool, "out.3.weight")
+        found |= {"pool": pool, "out_channels": _rows(state, last)}
+    found |= hints
+    if "heads" not in hints and "head_channels" not in hints:
+        raise ValueError("a state dict does not show its number of heads: give heads=... or head_channels=...")
+    return network, found
+
+
+def _multiplier(width, base):
+    ratio = width / base
+    if ratio.is_integer():
+        return int(ratio)
+    return ratio if int(ratio * base) == width else float(np.nextafter(ratio, np.inf))
+
+
+# --- conversion -----------------------------------------------------------------------------------------------------
+
+
+def _shapes(net, state):
+    """Shapes of our parameters, with the input channels (and the pooled size) that the state dict has."""
+    channels = state["input_blocks.0.0.weight"].shape[1] if "input_blocks.0.0.weight" in state else 3
+    size, extra = 2 ** (len(net.multipliers) - 1), ()
+    if isinstance(net, Encoder) and net.pool == "attention" and "out.2.positional_embedding" in state:
+        size *= math.isqrt(state["out.2.positional_embedding"].shape[1] - 1)
+    if isinstance(net, SuperRes):
+        channels //= 2
+        extra = (jax.ShapeDtypeStruct((1, 1, channels), jnp.float32),)
+    return strict.shapes(net, *strict.image_inputs(net, size * net.patch, channels, *extra))
+
+
+def params_from_state(net, state, dtype=np.float32):
+    """Parameters of `net` from an official state dict; a ValueError lists everything that does not fit."""
+    return strict.to_params(state, table(net), _shapes(net, state), net, dtype)
+
+
+def convert(state, network=None, dtype=np.float32, **hints):
+    """(net, params) of an official state dict {name: array}; hints are fields of the network, see the module."""
+    read, fields = config_from_state(state, **hints)
+    net = (network or read)(**fields)
+    return net, params_from_state(net, state, dtype)
+
+
+def to_state(net, params):
+    """The official state dict (numpy arrays, torch's layouts and names) of our parameters."""
+    return strict.to_state(params, table(net))

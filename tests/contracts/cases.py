@@ -1,0 +1,103 @@
+"""The contract table: one entry per kernel and per method buys every test of test_contracts.py.
+
+A new method is one line here. Each case is a small program on a 4x4x1 image with a Gaussian prior and 8 rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffjax as dj
+
+SHAPE = (4, 4, 1)
+ROWS = 8
+SCHEDULE = dj.schedules.discrete(dj.schedules.linear_betas(100))
+MASK = np.ones(SHAPE, np.float32)
+MASK[1:3, 2:] = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    kernel: Callable  # schedule -> kernel
+    method: Callable | None = None  # (denoise, y) -> method; None: the bare denoiser
+    table: Callable = lambda s: dj.timetables.log_snr(s, ROWS)
+    calls: int = 1  # declared network calls per row
+    stochastic: bool = True  # whether rows draw noise
+
+
+def with_mask(make, **kwargs):
+    return lambda denoise, y: make(denoise, dj.Measurement(y, dj.operators.Mask(jnp.asarray(MASK))), **kwargs)
+
+
+def jumping(s):
+    return dj.timetables.repaint(s, jump=1, times=2, grid=dj.timetables.log_snr(s, 5))
+
+
+K, M = dj.kernels, dj.methods
+CASES = [
+    Case("ddpm-small", K.DDPM),
+    Case("ddpm-large", lambda s: K.DDPM(s, variance="large")),
+    Case("ddpm-learned-range", lambda s: K.DDPM(s, variance="learned_range")),
+    Case("ddpm-learned", lambda s: K.DDPM(s, variance="learned")),
+    Case("ddpm-guided", lambda s: K.guided(K.DDPM(s), lambda x, t: 0.3 - x, 0.5)),
+    Case("ddim", K.DDIM, stochastic=False),
+    Case("ddim-eta", lambda s: K.DDIM(s, eta=0.5)),
+    Case("ddim-zeta", lambda s: K.DDIM(s, zeta=0.3)),
+    Case("euler", K.Euler, stochastic=False),
+    Case("heun", K.Heun, calls=2, stochastic=False),
+    Case("dpmsolver++2m", K.DPMSolverPP2M, stochastic=False),
+    Case("ddpm-jumps", K.DDPM, table=jumping),
+    Case("dpmsolver++2m-jumps", K.DPMSolverPP2M, table=jumping),
+    Case("repaint", K.DDPM, with_mask(M.RePaint), jumping),
+    Case("repaint-paper", K.DDPM, with_mask(M.RePaint, order="paper"), jumping),
+    Case("repaint-heun", K.Heun, with_mask(M.RePaint), jumping, calls=2),
+]
+
+
+def gaussian(params, x, i):
+    """Exact posterior mean of a diagonal Gaussian prior, and a variance output; ``params`` = (mean, variance)."""
+    mean, var = params
+    alpha, sigma = (c.astype(x.dtype) for c in (SCHEDULE.alpha(i + 1), SCHEDULE.sigma(i + 1)))
+    gain = alpha * var / (alpha**2 * var + sigma**2)
+    return mean + gain * (x - alpha * mean), -0.3 + 0.2 * jnp.tanh(x)
+
+
+def arguments(dtype=jnp.float32, seed=0):
+    """(params, y): what a user would differentiate by."""
+    rng = np.random.default_rng(seed)
+    mean, var = 0.3 * rng.standard_normal(SHAPE), 0.1 + 0.2 * rng.random(SHAPE)
+    y = np.clip(0.5 * rng.standard_normal(SHAPE), -1, 1)
+    return (jnp.asarray(mean, dtype), jnp.asarray(var, dtype)), jnp.asarray(y, dtype)
+
+
+def build(case, params, y, network=gaussian):
+    denoise = dj.denoisers.from_x0(network, params, SCHEDULE)
+    return denoise if case.method is None else case.method(denoise, y)
+
+
+def program(case, network=gaussian, remat="row", table=None):
+    """(key, params, y) -> Result"""
+    table = case.table(SCHEDULE) if table is None else table
+    kernel = case.kernel(SCHEDULE)
+
+    def run(key, params, y):
+        return dj.sample(key, build(case, params, y, network), kernel, table, SHAPE, remat=remat, dtype=y.dtype)
+
+    return run
+
+
+def jitted(case):
+    """The case's program, compiled once, counting its traces."""
+    traces = []
+
+    def counted(key, params, y):
+        traces.append(1)
+        return program(case)(key, params, y)
+
+    run = jax.jit(counted)
+    run.traces = traces
+    return run

@@ -1,0 +1,192 @@
+"""What every kernel and method promises (the plan's contract table). Entries: cases.py."""
+
+import dataclasses
+from functools import lru_cache
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, SCHEDULE, SHAPE, arguments, build, jitted, program
+
+import diffjax as dj
+
+compiled = lru_cache(maxsize=None)(jitted)
+
+
+@pytest.fixture(params=CASES, ids=lambda c: c.name, scope="module")
+def case(request):
+    return request.param
+
+
+def run(case, seed=0, data_seed=0):
+    return compiled(case)(jax.random.key(seed), *arguments(seed=data_seed))
+
+
+def test_pytree_protocol_and_frozen(case):
+    kernel, method = case.kernel(SCHEDULE), dj.base.as_method(build(case, *arguments()))
+    for thing in (kernel, method, case.table(SCHEDULE)):
+        leaves, structure = jax.tree.flatten(thing)
+        again = jax.tree.unflatten(structure, leaves)
+        assert type(again) is type(thing)
+        assert jax.tree.structure(again) == structure
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            thing.schedule = None
+    for name in ("plan", "init", "draw", "step"):
+        assert callable(getattr(kernel, name)) and callable(getattr(method, name))
+
+
+def test_image_alone_equals_image_in_a_batch_and_on_four_devices(case):
+    params, y = arguments()
+    keys = jax.random.split(jax.random.key(5), 5)  # five images: odd for four devices
+    ys = jnp.stack([arguments(seed=n)[1] for n in range(5)])
+    fn = lambda key, y: program(case)(key, params, y).x
+    alone = jnp.stack([compiled(case)(key, params, y).x for key, y in zip(keys, ys)])
+    together = jax.jit(jax.vmap(fn))(keys, ys)
+    spread = dj.parallel.shard(fn, dj.parallel.mesh(jax.devices()[:4]))(keys, ys)
+    scale = np.abs(alone).max()
+    np.testing.assert_allclose(together, alone, atol=1e-5 * scale)
+    np.testing.assert_allclose(spread, alone, atol=1e-5 * scale)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3 * scale
+
+
+@lru_cache(maxsize=None)
+def replayed(case):
+    """(draws, params, y) -> x, compiled once"""
+    table, kernel = case.table(SCHEDULE), case.kernel(SCHEDULE)
+    return jax.jit(lambda noise, params, y: dj.sample(None, build(case, params, y), kernel, table, SHAPE, recorded=noise).x)
+
+
+@lru_cache(maxsize=None)
+def drawn(case, seed):
+    draw = lambda key: dj.draws(key, build(case, *arguments()), case.kernel(SCHEDULE), case.table(SCHEDULE), SHAPE)
+    return jax.jit(draw)(jax.random.key(seed))
+
+
+def test_recorded_draws_replay_the_run(case):
+    noise = drawn(case, 3)
+    x = replayed(case)(noise, *arguments())
+    np.testing.assert_allclose(x, run(case, seed=3).x, rtol=0, atol=1e-5 * np.abs(x).max())
+    moved = jax.tree.map(lambda a: a + 0.1, noise)
+    assert np.abs(replayed(case)(moved, *arguments()) - x).max() > 1e-3
+
+
+def test_one_trace_for_new_arrays(case):
+    first, second = run(case, seed=0), run(case, seed=1, data_seed=1)
+    assert len(compiled(case).traces) == 1
+    assert np.abs(first.x - second.x).max() > 1e-3
+
+
+def test_walk_in_two_parts_equals_one(case):
+    table, kernel = case.table(SCHEDULE), case.kernel(SCHEDULE)
+    n = len(table) // 2
+
+    @jax.jit
+    def two_parts(key, params, y):
+        method = build(case, params, y)
+        head = dj.sample(key, method, kernel, table[:n], SHAPE)
+        return dj.sample(key, method, kernel, table[n:], SHAPE, state=head.state)
+
+    np.testing.assert_allclose(two_parts(jax.random.key(0), *arguments()).x, run(case).x, atol=1e-5 * np.abs(run(case).x).max())
+
+
+def test_network_calls_are_as_declared(case):
+    seen = []
+
+    def counting(params, x, i):
+        jax.debug.callback(lambda: seen.append(1))
+        return cases.gaussian(params, x, i)
+
+    params, y = arguments()
+    result = jax.jit(program(case, counting))(jax.random.key(0), params, y)
+    jax.block_until_ready(result.x)
+    jax.effects_barrier()
+    rows = len(case.table(SCHEDULE))
+    declared = dj.base.as_method(build(case, params, y)).calls(case.kernel(SCHEDULE))
+    assert declared == case.calls
+    if "calls" in result.info.rows:
+        assert len(seen) == int(result.info.rows["calls"].sum()) <= declared * rows
+    else:
+        assert len(seen) == declared * rows
+
+
+@pytest.mark.parametrize("x64, dtype", [(False, jnp.float32), (True, jnp.float64), (True, jnp.float32)])
+def test_dtype_is_kept_under_strict_promotion(case, x64, dtype):
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(x64):
+        result = jax.eval_shape(program(case), jax.random.key(0), *arguments(dtype))
+        assert result.x.dtype == dtype
+
+
+def test_gradients_are_finite_and_equal_finite_differences(case):
+    with jax.enable_x64(True):
+        args = arguments(jnp.float64)
+        key = jax.random.key(1)
+        weights = jnp.asarray(np.random.default_rng(2).standard_normal(SHAPE))
+        loss = jax.jit(lambda args: (weights * program(case)(key, *args).x).sum())
+        gradient = jax.grad(loss)(args)
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+        rng = np.random.default_rng(3)
+        direction = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape)), args)
+        step = lambda h: loss(jax.tree.map(lambda a, d: a + h * d, args, direction))
+        h = 1e-5
+        numeric = (step(h) - step(-h)) / (2 * h)
+        exact = sum((g * d).sum() for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+        assert abs(exact) > 1e-3
+        np.testing.assert_allclose(numeric, exact, rtol=1e-6)
+
+
+def test_no_key_is_used_twice(case):
+    with jax.debug_key_reuse(True):
+        jax.jit(program(case))(jax.random.key(0), *arguments())
+
+
+def test_teeth_data_and_noise_change_the_result(case):
+    params, y = arguments()
+    base = run(case).x
+    if case.method is not None:
+        assert np.abs(compiled(case)(jax.random.key(0), params, y + 0.1).x - base).max() > 1e-3
+    other = dataclasses.replace(drawn(case, 1), start=drawn(case, 0).start)
+    two = [replayed(case)(noise, params, y) for noise in (drawn(case, 0), other)]
+    differs = bool(np.abs(two[0] - two[1]).max() > 1e-5)
+    assert differs == (case.stochastic or case.table(SCHEDULE).jumps)
+
+
+def test_no_move_returns_x_itself(case):
+    """A row with s = t changes nothing that the method does not change before or after it."""
+    if case.method is not None:
+        pytest.skip("methods may act at s = t (optimise before travelling)")
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
+    table = dj.timetables.from_rows([(40.0, 40.0, 40.0)])
+    got = dj.sample(jax.random.key(0), build(case, *arguments()), case.kernel(SCHEDULE), table, x).x
+    np.testing.assert_array_equal(got, x)
+
+
+@pytest.mark.parametrize("remat, bound", [("none", None), ("row", 2.5), ("sqrt", 2.5)])
+def test_gradient_memory_grows_as_remat_says(remat, bound):
+    """A network with large activations: with "none" they are all kept; otherwise one state per row is."""
+    wide = np.random.default_rng(0).standard_normal((16, 512)).astype(np.float32) * 0.02
+
+    def network(params, x, i):
+        h = jnp.tanh(x.reshape(1, 16) @ params)
+        return jnp.tanh(h @ params.T).reshape(x.shape), jnp.zeros_like(x)
+
+    def memory(rows):
+        table = dj.timetables.log_snr(SCHEDULE, rows)
+        case = cases.Case("ddpm", dj.kernels.DDPM)
+        loss = lambda key, params, y: program(case, network, remat, table)(key, params, y).x.sum()
+        grad = jax.jit(jax.grad(loss, argnums=1))
+        return grad.lower(jax.random.key(0), wide, arguments()[1]).compile().memory_analysis().temp_size_in_bytes
+
+    growth = memory(96) / memory(12)
+    assert growth > 4 if bound is None else growth < bound, f"remat={remat}: 8x rows cost {growth:.2f}x memory"
+
+
+@pytest.mark.parametrize("remat", ["row", "sqrt"])
+def test_remat_options_agree(remat):
+    for rows in (8, 13):  # 13: prime, so that "sqrt" has a remainder
+        case = next(c for c in CASES if c.name == "ddim-eta")
+        table = dj.timetables.log_snr(SCHEDULE, rows)
+        grad = lambda remat: jax.jit(jax.grad(lambda p, y: program(case, remat=remat, table=table)(jax.random.key(0), p, y).x.sum()))
+        for a, b in zip(jax.tree.leaves(grad(remat)(*arguments())), jax.tree.leaves(grad("none")(*arguments()))):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

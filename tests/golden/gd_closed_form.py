@@ -1,0 +1,88 @@
+"""What the recorded guided-diffusion runs have in common: their closed-form network, names and layout.
+
+The network is the exact denoiser of a mixture of diagonal Gaussians, here for one image with the channels last.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffjax as dj
+
+SCHEDULES = {"linear": dj.schedules.linear_betas, "cosine": dj.schedules.cosine_betas}
+VARIANCES = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED": "learned", "LEARNED_RANGE": "learned_range"}
+
+
+def channels_last(a):
+    """(..., C, H, W) -> (..., H, W, C)"""
+    return np.moveaxis(np.asarray(a), -3, -1)
+
+
+def gradient_of_class(params, x, i, y):
+    """grad_x log p(component y | x) at index i: the recorded classifier."""
+    return jax.grad(lambda x: jax.nn.log_softmax(_log_weights(params, x, i)[0])[y])(x)
+
+
+def _at(params, i):
+    """abar, 1 - abar, abar and 1 - abar one index below, beta: at the original index of what the network is told, which
+    may be rescaled. Tables made in float64: 1 - abar in float32 would be off by up to 1e-3."""
+    index = jnp.round(i / params["unit"]).astype(int)
+    return index, params["tables"][:, index]
+
+
+def _log_weights(params, x, i):
+    _, (A, rest, *_) = _at(params, i)
+    total = A * params["var"] + rest
+    d = x - jnp.sqrt(A) * params["mu"]
+    return params["log_w"] - 0.5 * (d**2 / total + jnp.log(total)).sum((1, 2, 3)), d, total
+
+
+def network(mean, variance):
+    """apply(params, x, i) that predicts ``mean`` (official name), with twice the channels for learned variances."""
+    def apply(params, x, i):
+        index, (A, rest, before, rest_before, beta) = _at(params, i)
+        log_r, d, total = _log_weights(params, x, i)
+        r = jax.nn.softmax(log_r)[:, None, None, None]
+        x0 = (r * (params["mu"] + jnp.sqrt(A) * params["var"] / total * d)).sum(0)
+        if mean == "EPSILON":
+            out = jnp.sqrt(rest) * (r * d / total).sum(0)
+        elif mean == "START_X":
+            out = x0
+        else:  # PREVIOUS_X: the mean of q(x_{t-1} | x_t, x0), Ho et al. 2020, eq. 7
+            out = (beta * jnp.sqrt(before) * x0 + rest_before * jnp.sqrt(1 - beta) * x) / rest
+        n = index.astype(x.dtype)
+        mix = {"LEARNED_RANGE": lambda: 0.8 * jnp.sin(3 * x + 0.01 * n), "LEARNED": lambda: -3 + 0.5 * jnp.sin(2 * x)}
+        return jnp.concatenate([out, mix[variance]()], -1) if variance in mix else out
+
+    return apply
+
+
+def rebuild(run, meta, mean, variance, dtype):
+    """(schedule, denoiser, network's params, network time of t) of a recorded run.
+
+    The schedule is the original one, of which a respaced run visits some times. A network that predicts the previous
+    mean predicts it for the run's own steps: there the schedule is the respaced table.
+    """
+    T, rescaled = meta["T"], meta.get("rescale_timesteps", False)
+    betas = SCHEDULES[meta["sched"]](T)
+    base = dj.schedules.discrete(betas)
+    unit = 1000 / T if rescaled else 1.0
+    bar = np.cumprod(1 - betas)
+    before = np.append(1.0, bar[:-1])
+    params = {"mu": channels_last(run["gmm_mu"]), "var": channels_last(run["gmm_var"]), "log_w": run["gmm_logw"],
+              "tables": np.stack([bar, 1 - bar, before, 1 - before, betas]), "unit": np.float64(unit)}
+    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
+    schedule, time = base, lambda t: (t - 1) * unit
+    if mean == "PREVIOUS_X" and "timestep_map" in run:
+        kept = np.asarray(run["timestep_map"])
+        schedule = dj.schedules.from_alphas_cumprod(base.alphas[kept + 1] ** 2)
+        time = lambda t: jnp.asarray(kept)[jnp.asarray(t).astype(int) - 1] * unit  # noqa: E731
+    build = {"EPSILON": dj.denoisers.from_eps, "START_X": dj.denoisers.from_x0, "PREVIOUS_X": dj.denoisers.from_previous}[mean]
+    denoise = build(network(mean, variance), params, schedule, time=time, learned_variance=variance.startswith("LEARNED"))
+    return schedule, denoise, params, time
+
+
+def levels(run, meta, mean):
+    """House times of a run's steps, ascending: of the schedule that :func:`rebuild` returns."""
+    kept = np.asarray(run["timestep_map"]) + 1
+    return np.arange(1, len(kept) + 1) if mean == "PREVIOUS_X" else kept

@@ -1,0 +1,371 @@
+"""guided-diffusion's own numbers: schedules, one step of every parameterisation, losses, bounds, whole sampling loops.
+
+Everything is read from the files: parameters from their metadata, cases from their field names.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gd_closed_form import SCHEDULES, VARIANCES, channels_last, gradient_of_class, levels, rebuild
+from golden_files import check, load
+from official_quirks import clipped_mean
+
+import diffjax as dj
+from diffjax.base import expand
+from diffjax.denoisers import clipped
+from diffjax.kernels import DDIM, DDPM, guided
+from diffjax.likelihood import variational
+from diffjax.training import losses, resamplers
+
+FLOAT64, FLOAT32 = 1e-9, 1e-4
+
+
+def in_dtype(tree, dtype):
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
+
+
+def rows_at(kernel, index, dtype):
+    """The planned rows t -> t - 1 at official indices (a leading axis)."""
+    return jax.vmap(lambda t: variational.row_at(kernel, t, dtype))(jnp.asarray(index) + 1)
+
+
+# --- schedules and respacing ----------------------------------------------------------------------------------------
+
+
+def derived(schedule):
+    """guided-diffusion's tables of a process, by its names, from ours."""
+    t = np.arange(1, schedule.T + 1)
+    c_0, c_t, std = dj.process.posterior(schedule, t, t - 1)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    kernel = DDPM(schedule)
+    log_small = kernel.coefficients(dj.timetables.from_times(np.append(t[::-1], 0))).small[::-1]
+    return {"alphas_cumprod": alpha**2, "alphas_cumprod_prev": schedule.alpha(t - 1) ** 2, "posterior_variance": std**2,
+            "alphas_cumprod_next": np.append(schedule.alpha(t[1:]) ** 2, 0), "posterior_log_variance_clipped": log_small,
+            "posterior_mean_coef1": c_0, "posterior_mean_coef2": c_t, "sqrt_recip_alphas_cumprod": 1 / alpha,
+            "sqrt_recipm1_alphas_cumprod": sigma / alpha, "log_one_minus_alphas_cumprod": 2 * np.log(sigma)}
+
+
+def check_entries(name, got, expected):
+    """Every entry by itself: tables span many decades. Logarithms by their largest."""
+    if "log" in name:
+        return check(name, got, expected, FLOAT64)
+    expected = np.asarray(expected)
+    got, zero = np.asarray(got), expected == 0
+    np.testing.assert_array_equal(got[zero], 0, err_msg=name)
+    check(name, got[~zero] / expected[~zero], np.ones(expected[~zero].shape), FLOAT64)
+
+
+@pytest.mark.golden("ddpm", "gd_schedules")
+def test_schedules(golden_file):
+    run, meta = load(golden_file)
+    unused = set(run)
+    for name in sorted(run):
+        kind, _, rest = name.partition("_")
+        label = f"{golden_file.stem} {name}"
+        if kind == "betas":
+            sched, T = rest.split("_")
+            if run[name].max() >= 1:  # the official code fails too, when a process is made of them
+                with pytest.raises(ValueError, match="not below 1"):
+                    SCHEDULES[sched](int(T))
+            else:
+                check_entries(label, SCHEDULES[sched](int(T)), run[name])
+        elif kind in SCHEDULES:
+            T, _, table = rest.partition("_")
+            check_entries(label, derived(dj.schedules.discrete(SCHEDULES[kind](int(T))))[table], run[name])
+        elif kind == "respaced":
+            what, sched, T, spec = rest.split("_")
+            schedule = dj.schedules.discrete(SCHEDULES[sched](int(T)))
+            kept = dj.timetables.space(int(T), spec.replace("-", ","))
+            table = dj.timetables.respaced(schedule, spec.replace("-", ","))
+            got = {"map": kept, "betas": dj.process.transition(schedule, table.t, table.s)[1][::-1] ** 2,
+                   "logvar": DDPM(schedule).coefficients(table).small[::-1]}[what]
+            check_entries(label, got, run[name])
+        else:
+            assert kind == "ho", name
+            T, low, high = len(run[name]), run["ho_linear"][0], run["ho_linear"][-1]
+            got = {"quad": lambda: dj.schedules.scaled_linear_betas(T, low, high), "jsd": lambda: dj.schedules.harmonic_betas(T),
+                   "linear": lambda: dj.schedules.linear_betas(T, low, high, rescale=False),
+                   "const": lambda: dj.schedules.warmup_betas(T, 0.0, low, high)}
+            fraction = float(rest.removeprefix("warmup") if rest not in got else 0) / 100
+            check_entries(label, got.get(rest, lambda: dj.schedules.warmup_betas(T, fraction, low, high))(), run[name])
+        unused.remove(name)
+    for case in meta.get("space_timesteps", []):
+        np.testing.assert_array_equal(dj.timetables.space(case["T"], case["spec"]), case["steps"], err_msg=str(case["spec"]))
+    assert not unused
+
+
+# --- one step: q and every mean and variance type -------------------------------------------------------------------
+
+
+@pytest.mark.golden("ddpm", "gd_pmv_")
+def test_mean_and_variance(golden_file):
+    run, meta = load(golden_file)
+    cases = {}
+    for name in (n for n in run if n.startswith("pmv/")):
+        _, case, field = name.split("/")
+        mean, *rest = case.split("__")
+        variance, clip = rest if len(rest) == 2 else ("FIXED_SMALL", rest[0])
+        cases.setdefault((mean, variance, clip), {})[field] = run[name]
+    assert cases
+
+    for dtype, tolerance in ((jnp.float64, FLOAT64), (jnp.float32, FLOAT32)):
+        with jax.enable_x64(dtype is jnp.float64):
+            t = jnp.asarray(run["t"]) + 1
+            x_0, noise = in_dtype((channels_last(run["x0"]), channels_last(run["noise"])), dtype)
+            schedule = dj.schedules.discrete(SCHEDULES[meta["sched"]](meta["T"]))
+            rows = rows_at(DDPM(schedule), run["t"], dtype)
+            x_t = dj.process.q_sample(schedule, x_0, t, noise)
+            c = rows.k.move
+            alpha, sigma = (expand(c, x_t) * jnp.ones_like(x_t) for c in dj.process.marginal(schedule, run["t"] + 1))
+            std = dj.process.posterior(schedule, run["t"] + 1, run["t"])[2]
+            got = {"x_t": x_t, "q_mean": alpha * x_0, "q_variance": sigma**2, "q_log_variance": 2 * jnp.log(sigma),
+                   "qpost_mean": expand(c.c_0, x_t) * x_0 + expand(c.c_t, x_t) * x_t,
+                   "qpost_variance": expand(std**2, x_t) * jnp.ones_like(x_t),
+                   "qpost_log_variance": expand(c.small, x_t) * jnp.ones_like(x_t)}
+            for name, value in got.items():
+                check(f"{golden_file.stem} {name} {dtype.__name__}", value, channels_last(run[name]), tolerance)
+
+            x_t = jnp.asarray(channels_last(run["x_t"]), dtype)
+            step = one_steps(run, meta, cases, dtype)(x_t, t)
+            for case, fields in cases.items():
+                for field, expected in fields.items():
+                    if field == "pred_xstart" and dtype is jnp.float32:
+                        continue  # x0 = (x - sigma eps) / alpha magnifies rounding by 1 / alpha, 2e4 and more
+                    check(f"{golden_file.stem} {'/'.join(case)} {field} {dtype.__name__}", step[case][field],
+                          channels_last(expected), tolerance)
+
+
+def one_steps(run, meta, cases, dtype):
+    """(x_t, t) -> {case: {field: array}}, batched."""
+    def all_cases(x_t, t):
+        out = {}
+        for mean, variance, clip in cases:
+            schedule, denoise, *_ = rebuild(run, meta, mean, variance, dtype)
+            kernel = DDPM(schedule, variance=VARIANCES[variance])
+
+            def one(x, t, denoise=denoise, kernel=kernel, mean=mean, clip=clip):
+                def denoised_fn(x, t):
+                    p = denoise(x, t)
+                    return p.with_x0(1.3 * p.x0 - 0.05)
+
+                if clip == "denoised_fn":
+                    reported, moved = clipped(denoised_fn), denoise if mean == "PREVIOUS_X" else clipped(denoised_fn)
+                elif clip == "clip1":
+                    reported, moved = clipped(denoise), clipped_mean(denoise, mean)
+                else:
+                    reported = moved = denoise
+                row = variational.row_at(kernel, t, x.dtype)
+                p = moved(x, t)
+                step_mean, std = kernel.transition(p, x, row)
+                full = lambda a: jnp.broadcast_to(a, x.shape)
+                return {"mean": step_mean, "pred_xstart": reported(x, t).x0, "variance": full(std**2),
+                        "log_variance": full(kernel.log_variance(p, x, row))}
+
+            out[mean, variance, clip] = jax.vmap(one)(x_t, t)
+        return out
+
+    return all_cases
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+def official_terms(mean, variance, schedule, x_0, t, noise, output, time):
+    """mse, vb with the mean held fixed (of "MSE" losses), vb, and how far a float64 run may be off (:func:`rounding`)."""
+    kernel = DDPM(schedule, variance=VARIANCES[variance])
+    x_t = dj.process.q_sample(schedule, x_0, t, noise)
+    row = variational.row_at(kernel, t, x_0.dtype)
+    learned, C = variance.startswith("LEARNED"), x_0.shape[-1]
+    build = {"EPSILON": dj.denoisers.from_eps, "START_X": dj.denoisers.from_x0, "PREVIOUS_X": dj.denoisers.from_previous}[mean]
+    predict = lambda out: build(lambda x, i: out, None, schedule, learned_variance=learned, time=time)(x_t, t)
+    guess, c = output[..., :C], row.k.move
+    target = {"EPSILON": noise, "START_X": x_0, "PREVIOUS_X": expand(c.c_0, x_t) * x_0 + expand(c.c_t, x_t) * x_t}[mean]
+    held = jnp.concatenate([jax.lax.stop_gradient(guess), output[..., C:]], -1)
+    p = predict(output)
+    return {"mse": jnp.mean((guess - target) ** 2), "held": variational.term(kernel, predict(held), x_0, row),
+            "vb": variational.term(kernel, p, x_0, row), "slack": rounding(kernel, p, x_0, row)}
+
+
+def rounding(kernel, p, x_0, row):
+    """Bits per dimension by which a recorded decoder term may be off: the official float64 difference of two cdfs has a
+    rounding error of 2^-52, against a mass that may be as small as 1e-12."""
+    mean, _ = kernel.transition(p, p.x, row)
+    log_p = variational.discretised_log_likelihood(x_0, mean, 0.5 * kernel.log_variance(p, p.x, row) + 0 * mean)
+    return jnp.where(row.s == 0, 2.0**-52 * jnp.exp(-log_p).mean() / np.log(2), 0.0)
+
+
+def check_bits(label, got, expected, dtype, slack=0.0):
+    """float64: 1e-9 of the largest (of 1e-6 bits at least), beyond the recorded run's own rounding. float32: 1e-3 bits; of
+    terms above one bit 1e-3 of the term, as they reach thousands of bits where alpha is tiny."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    if dtype is jnp.float64:
+        got = np.where(np.abs(got - expected) <= slack, expected, got)
+        size, tolerance = max(np.abs(expected).max(), 1e-6), FLOAT64
+    else:
+        size, tolerance = np.maximum(np.abs(expected), 1), 1e-3
+    check(label, got / size, expected / size, tolerance, absolute=True)
+
+
+@pytest.mark.golden("ddpm", "gd_losses_")
+def test_losses(golden_file):
+    """Every loss is a sum of the terms above: MSE + vb (held mean), times T / 1000 if rescaled; or vb, times T if rescaled."""
+    run, meta = load(golden_file)
+    schedule = dj.schedules.discrete(SCHEDULES[meta["sched"]](meta["T"]))
+    T, C = schedule.T, run["x0"].shape[1]
+    names = sorted({name.split("/")[1] for name in run if name.startswith("loss/")})
+    cases = sorted({tuple(name.split("__")[1:]) for name in names})
+    assert names
+
+    def one(case, output, x_0, t, noise):
+        mean, variance, *rescaled = case
+        time = (lambda t: (t - 1) * (1000 / T)) if rescaled else None
+        terms = lambda out: official_terms(mean, variance, schedule, x_0, t, noise, out, time)
+        values, pull = jax.vjp(terms, output if variance.startswith("LEARNED") else output[..., :C])
+        pick = lambda name: {k: jnp.ones_like(v) if k == name else jnp.zeros_like(v) for k, v in values.items()}
+        return values, {name: pull(pick(name))[0] for name in ("mse", "held", "vb")}
+
+    for dtype in (jnp.float64, jnp.float32):
+        with jax.enable_x64(dtype is jnp.float64):
+            x_0, noise, output = in_dtype([channels_last(run[n]) for n in ("x0", "noise", "model_out")], dtype)
+            got = {case: jax.vmap(lambda *a, c=case: one(c, *a))(output, x_0, jnp.asarray(run["t"]) + 1, noise) for case in cases}
+        for name in names:
+            kind, *case = name.split("__")
+            label = f"{golden_file.stem} {name} {dtype.__name__}"
+            values, grads = jax.tree.map(np.asarray, got[tuple(case)])
+            learned = case[1].startswith("LEARNED")
+            factor = {"RESCALED_MSE": T / 1000, "RESCALED_KL": T}.get(kind, 1.0)
+            weights = {"vb": factor} if kind.endswith("KL") else {"mse": 1.0, "held": factor * learned}
+            recorded = {field: run[f"loss/{name}/{field}"] for field in ("loss", "mse", "vb") if f"loss/{name}/{field}" in run}
+            mine = {"loss": sum(w * values[k] for k, w in weights.items()), "mse": values["mse"], "vb": factor * values["held"]}
+            assert ("vb" in recorded) == (learned and not kind.endswith("KL"))
+            for field, expected in recorded.items():
+                unit = factor if kind.endswith("KL") else 1.0  # judge RESCALED_KL in bits
+                check_bits(f"{label} {field}", mine[field] / unit, expected / unit, dtype, max(factor, 1) * values["slack"])
+            if f"grad/{name}" in run and dtype is jnp.float64:
+                grad = sum(w * grads[k] for k, w in weights.items())
+                check(f"{label} gradient", grad, channels_last(run[f"grad/{name}"]), 2e-6)  # recorded in float32
+
+
+@pytest.mark.golden("ddpm", "gd_losses_")
+def test_hybrid_loss_of_training(golden_file):
+    """The loss that ``training`` offers is the official one for eps with a learned share of the log-variance."""
+    run, meta = load(golden_file)
+    schedule = dj.schedules.discrete(SCHEDULES[meta["sched"]](meta["T"]))
+    for kind, weight in (("MSE", 1.0), ("RESCALED_MSE", meta["T"] / 1000)):
+        name = f"{kind}__EPSILON__LEARNED_RANGE"
+        if f"loss/{name}/loss" not in run:
+            continue
+        with jax.enable_x64(True):
+            x_0, noise, output = in_dtype([channels_last(run[n]) for n in ("x0", "noise", "model_out")], jnp.float64)
+
+            def one(x_0, t, noise, out, weight=weight):
+                return losses.hybrid_loss(lambda x, i: out, schedule, x_0, t, noise, vb_weight=weight)
+
+            loss, grad = jax.vmap(jax.value_and_grad(one, argnums=3, has_aux=True))(
+                x_0, jnp.asarray(run["t"]) + 1, noise, output)
+            check_bits(f"{golden_file.stem} hybrid_loss {kind}", loss[0], run[f"loss/{name}/loss"], jnp.float64)
+            check(f"{golden_file.stem} hybrid_loss {kind} gradient", grad, channels_last(run[f"grad/{name}"]), 2e-6)
+
+
+@pytest.mark.golden("ddpm", "gd_losses_")
+def test_primitives(golden_file):
+    """Kullback-Leibler divergence and the likelihood of 8-bit pixels."""
+    run, _ = load(golden_file)
+    if "kl_in" in run:
+        check(f"{golden_file.stem} kl", dj.process.kl_gaussian(*run["kl_in"]), run["kl_out"], FLOAT64)
+    if "dgl_out" in run:
+        for dtype in (jnp.float64, jnp.float32):
+            with jax.enable_x64(dtype is jnp.float64):
+                x, mean, log_std = in_dtype((run["dgl_x"], run["dgl_mean"], run["dgl_logscale"]), dtype)
+                got = np.asarray(variational.discretised_log_likelihood(x, mean, log_std))
+            if dtype is jnp.float64:  # the recorded difference of cdfs has an error of 2^-52
+                got = np.where(np.abs(got - run["dgl_out"]) <= 2.0**-52 * np.exp(-run["dgl_out"]), run["dgl_out"], got)
+            check(f"{golden_file.stem} decoder {dtype.__name__}", got, run["dgl_out"], FLOAT64 if dtype is jnp.float64 else FLOAT32)
+
+
+@pytest.mark.golden("ddpm", "gd_resampler")
+def test_resampler(golden_file):
+    run, meta = load(golden_file)
+    with jax.enable_x64(True):
+        empty = resamplers.loss_second_moment(meta["T"], meta["history_per_term"], meta["uniform_prob"], jnp.float64)
+        check(f"{golden_file.stem} before", empty.probabilities(), run["weights_before"] / run["weights_before"].sum(), FLOAT64)
+        seen = jax.jit(lambda s, t, loss: s.update(t, loss))(empty, run["ts"] + 1, run["losses"])
+        check(f"{golden_file.stem} weights", seen.probabilities(), run["weights"] / run["weights"].sum(), FLOAT64)
+        check(f"{golden_file.stem} importance", seen.weights(run["indices"] + 1), run["importance"], 1e-6)
+
+
+# --- bits per dimension ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.golden("ddpm", "gd_bpd_")
+def test_bits_per_dimension(golden_file):
+    run, meta = load(golden_file)
+    for dtype in (jnp.float64, jnp.float32):
+        with jax.enable_x64(dtype is jnp.float64):
+            schedule, denoise, *_ = rebuild(run, meta, meta["mean"], meta["var"], dtype)
+            denoise = clipped(denoise) if meta["clip_denoised"] else denoise
+            kernel = DDPM(schedule, variance=VARIANCES[meta["var"]])
+            table = dj.timetables.from_times(np.append(levels(run, meta, meta["mean"])[::-1], 0))
+            x_0, noise = in_dtype((channels_last(run["x0"]), channels_last(run["draws"])), dtype)
+            bound = jax.jit(jax.vmap(lambda x, z: variational.bound(None, denoise, kernel, table, x, recorded=z), (0, 1)))(x_0, noise)
+            last = jax.tree.map(lambda a: a[-1], variational.rows(kernel, table, dtype))
+            x_last = dj.process.q_sample(schedule, x_0, last.t, noise[-1])
+            slack = np.asarray(jax.vmap(lambda x, x_0: rounding(kernel, denoise(x, last.t), x_0, last))(x_last, x_0))
+            of_rows = np.where(np.arange(len(table)) == len(table) - 1, slack[:, None], 0)
+            got = {"total_bpd": (bound.total, slack), "prior_bpd": (bound.prior, 0.0), "vb": (bound.terms, of_rows)}
+            for name, (value, allowed) in got.items():
+                check_bits(f"{golden_file.stem} {name} {dtype.__name__}", value, run[name], dtype, allowed)
+            tolerance = FLOAT64 if dtype is jnp.float64 else FLOAT32
+            check_bits(f"{golden_file.stem} xstart_mse {dtype.__name__}", bound.x0_error, run["xstart_mse"], dtype)
+            check(f"{golden_file.stem} mse {dtype.__name__}", bound.eps_error, run["mse"], tolerance)
+
+
+# --- sampling loops -------------------------------------------------------------------------------------------------
+
+
+@dj.base.pytree
+class Watched(dj.Method):
+    """Plain sampling that also reports the prediction each move was made from."""
+
+    def step(self, kernel, x, state, row, noise):
+        p = self.predict(x, row.t)
+        x, state = kernel.step(self.predict, x, state, row, noise, first=p)
+        return x, state, {"x0": p.x0}
+
+
+@pytest.mark.golden("ddpm", "gd_loop_")
+def test_sampling_loops(golden_file):
+    run, meta = load(golden_file)
+    kind, mean = meta["kind"], meta["mean"]
+    assert kind in ("ancestral", "ddim", "reverse")
+    for dtype, tolerance in ((jnp.float64, FLOAT64), (jnp.float32, FLOAT32)):
+        with jax.enable_x64(dtype is jnp.float64):
+            schedule, denoise, params, time = rebuild(run, meta, mean, meta["var"], dtype)
+            if meta["clip_denoised"]:
+                denoise = clipped_mean(denoise, mean) if kind == "ancestral" else clipped(denoise)
+            kernel = DDPM(schedule, variance=VARIANCES[meta["var"]]) if kind == "ancestral" else DDIM(schedule, eta=meta["eta"])
+            up = levels(run, meta, mean)
+            table = dj.timetables.from_times(up if kind == "reverse" else np.append(up[::-1], 0))
+            start = in_dtype(channels_last(run["x0" if kind == "reverse" else "draw0"]), dtype)
+            draws = in_dtype(channels_last(run["draws"]), dtype) if "draws" in run else jnp.zeros((len(table), *start.shape), dtype)
+
+            def one(x, noise, y):
+                method, move = Watched(denoise), kernel
+                if meta["cond_scale"]:
+                    gradient = jax.tree_util.Partial(lambda params, y, x, t: gradient_of_class(params, x, time(t), y), params, y)
+                    if kind == "ancestral":
+                        move = guided(kernel, gradient, meta["cond_scale"])
+                    else:
+                        method = Watched(dj.denoisers.classifier(denoise, gradient, meta["cond_scale"]))
+                recorded = dj.Draws(None, noise, None)
+                result = dj.sample(None, method, move, table, x, recorded=recorded, trace=lambda x, row, info: (x, info["x0"]))
+                return result.x, result.trace
+
+            end, (states, x0) = jax.jit(jax.vmap(one, (0, 1, 0), (0, 1)))(start, draws, jnp.asarray(run["y"]))
+            assert end.dtype == dtype and len(table) == meta["n_steps"] - (kind == "reverse")
+            label = f"{golden_file.stem} {dtype.__name__}"
+            check(f"{label} end", end, channels_last(run["end"]), tolerance)
+            check(f"{label} states", states[run["state_steps"]], channels_last(run["states"]), tolerance)
+            if dtype is jnp.float64 and not (mean == "PREVIOUS_X" and meta["clip_denoised"] and kind == "ancestral"):
+                check(f"{label} x0", x0[run["state_steps"]], channels_last(run["pred_xstart"]), tolerance)

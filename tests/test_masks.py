@@ -1,0 +1,130 @@
+"""experiments.masks: the published rules exactly, LaMa's drawings in kind, and files somebody else made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import masks
+from experiments.errors import UserError
+
+GOLDEN = Path(__file__).parent / "golden" / "inpainting" / "masks.npz"
+
+
+def _golden():
+    with np.load(GOLDEN) as file:
+        return {key: file[key] for key in file if not key.startswith("full")}
+
+
+@pytest.mark.parametrize("key", sorted(_golden()))
+def test_official_masks_are_equal(key):
+    name, shape = key.split("_")
+    shape = tuple(int(n) for n in shape.split("x"))
+    assert np.array_equal(masks.make(name, shape), _golden()[key])
+
+
+def test_known_fractions_at_256():
+    shape = (256, 256)
+    fractions = {name: masks.make(name, shape).mean() for name in ("half", "altern", "sr2", "expand")}
+    assert fractions == {"half": 0.5, "altern": 0.5, "sr2": 0.25, "expand": 0.0625}
+    assert (
+        np.argwhere(masks.make("expand", shape)).min() == 96
+        and np.argwhere(masks.make("expand", shape)).max() == 159
+    )
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 128, 256])
+def test_text_keeps_about_86_percent(size):
+    known = masks.make("text", (size, size)).mean()
+    assert 0.82 <= known <= 0.90
+    if size == 256:
+        assert known == pytest.approx(0.86, abs=0.005)
+
+
+@pytest.mark.parametrize("name", sorted(masks.MASKS))
+@pytest.mark.parametrize("shape", [(32, 32), (28, 40), (64, 64), (8, 8)])
+def test_every_mask_has_both_kinds_and_is_repeatable(name, shape):
+    for seed in range(4):
+        mask = masks.make(name, shape, seed)
+        assert mask.shape == shape and mask.dtype == np.float32 and set(np.unique(mask)) == {0.0, 1.0}
+        assert np.array_equal(mask, masks.make(name, shape, seed))
+
+
+@pytest.mark.parametrize("name", ["narrow", "wide", "box", "random"])
+def test_seeds_differ(name):
+    assert len({masks.make(name, (32, 32), seed).tobytes() for seed in range(12)}) >= 11
+
+
+def _thickness(mask):
+    """Radius of the largest disc inside the hole, in pixels."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    return ndimage.distance_transform_edt(np.pad(mask, 1, constant_values=1) == 0).max()
+
+
+def test_strokes_scale_with_the_image_and_wide_is_wider_than_narrow():
+    narrow, wide = ([masks.make(name, (128, 128), seed) for seed in range(16)] for name in ("narrow", "wide"))
+    assert np.mean([_thickness(m) for m in wide]) > 2 * np.mean([_thickness(m) for m in narrow])
+    for name, large in (("narrow", narrow), ("wide", wide)):
+        small = np.mean([masks.make(name, (64, 64), seed).mean() for seed in range(16)])
+        assert small == pytest.approx(np.mean([m.mean() for m in large]), abs=0.06)
+        assert all(m.mean() >= 0.5 for m in large)  # LaMa keeps drawings that hide at most half
+
+
+def test_a_stroke_is_a_line_with_round_ends():
+    hidden = np.zeros((40, 60), bool)
+    masks._stroke(hidden, np.array([10.0, 20.0]), np.array([50.0, 20.0]), 8.0)
+    assert hidden.sum() == pytest.approx(40 * 8 + np.pi * 16, rel=0.02)
+    assert hidden[20, 6] and not hidden[20, 5] and not hidden[16, 6]
+    hairline = np.zeros((40, 60), bool)
+    masks._stroke(hairline, np.array([3.0, 3.0]), np.array([50.0, 31.0]), 0.3)
+    assert np.all(hairline[:, 4:49].any(axis=0))  # a stroke thinner than a pixel still has no gaps
+
+
+def test_unknown_name_gives_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'narrow'") as error:
+        masks.make("narow", (32, 32))
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_known_is_an_error():
+    with pytest.raises(UserError, match="nothing known"):
+        masks.make("expand", (6, 6))
+
+
+def _png(path, pixels):
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_png_white_is_known_threshold_128(tmp_path):
+    grey = np.array([[0, 127], [128, 255]], np.uint8)
+    path = _png(tmp_path / "m.png", grey)
+    assert np.array_equal(masks.from_png(path, (2, 2)), [[0, 0], [1, 1]])
+    assert np.array_equal(masks.from_png(path, (2, 2), invert=True), [[1, 1], [0, 0]])
+    assert np.array_equal(
+        masks.from_png(_png(tmp_path / "rgb.png", np.stack([grey] * 3, -1)), (2, 2)), [[0, 0], [1, 1]]
+    )
+    rgba = np.stack([grey] * 3 + [np.full_like(grey, 255)], -1)
+    assert np.array_equal(masks.from_png(_png(tmp_path / "rgba.png", rgba), (2, 2)), [[0, 0], [1, 1]])
+    assert np.array_equal(masks.from_png(_png(tmp_path / "bit.png", grey > 127), (2, 2)), [[0, 0], [1, 1]])
+
+
+def test_bad_mask_files_are_one_line_errors(tmp_path):
+    grey = np.array([[0, 255, 0], [255, 0, 255]], np.uint8)
+    good = _png(tmp_path / "good.png", grey)
+    cases = {
+        "does not exist": (tmp_path / "none.png", (2, 3)),
+        "3x2 but the images are 2x2": (good, (2, 2)),
+        "has colours": (_png(tmp_path / "rgb.png", np.stack([grey, grey, 255 - grey], -1)), (2, 3)),
+        "transparent": (_png(tmp_path / "a.png", np.stack([grey, grey, grey, grey], -1)), (2, 3)),
+        "nothing known": (_png(tmp_path / "black.png", 0 * grey), (2, 3)),
+        "nothing to fill": (_png(tmp_path / "white.png", 0 * grey + 255), (2, 3)),
+    }
+    (tmp_path / "text.png").write_text("hello")
+    cases["not an image"] = (tmp_path / "text.png", (2, 3))
+    for message, (path, shape) in cases.items():
+        with pytest.raises(UserError, match=message) as error:
+            masks.from_png(path, shape)
+        assert "\n" not in str(error.value) and path.name in str(error.value)

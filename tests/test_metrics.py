@@ -1,0 +1,175 @@
+"""diffjax.metrics against scikit-image, closed forms and direct implementations in float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.metrics import _unit_channels, frechet_distance, kernel_distance, lpips, psnr, psnr_hole, ssim
+from diffjax.zoo.lpips import lpips_weights
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return lpips_weights()
+
+
+def pair(shape, seed=0, noise=0.3):
+    """A smooth image in [-1, 1] and a noisy copy, float32."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[0], : shape[1]] / max(shape)
+    clean = np.stack([np.sin(7 * x + k) * np.cos(5 * y - k) for k in range(shape[2])], axis=-1)
+    noisy = np.clip(clean + noise * rng.standard_normal(shape), -1, 1)
+    return clean.astype(np.float32), noisy.astype(np.float32)
+
+
+def test_psnr_of_a_constant_difference():
+    x = np.zeros((4, 5, 3), np.float32)
+    assert float(psnr(x, x + 0.2)) == pytest.approx(20.0, abs=1e-5)  # 10 log10(4 / 0.04)
+    assert float(psnr(x, x + 0.2, peak=1.0)) == pytest.approx(10 * np.log10(1 / 0.04), abs=1e-5)
+    assert np.isinf(psnr(x, x))
+
+
+def test_psnr_of_the_hole_counts_hidden_pixels_alone():
+    mask = np.ones((4, 6), np.float32)
+    mask[:, 4:] = 0
+    x = np.zeros((4, 6, 2), np.float32)
+    y = x + np.where(mask[..., None] == 1, 0.7, 0.02).astype(np.float32)
+    expected = 10 * np.log10(4 / 0.02**2)
+    assert float(psnr_hole(x, y, mask)) == pytest.approx(expected, abs=1e-4)
+    assert float(psnr(x, y, where=1 - mask)) == pytest.approx(expected, abs=1e-4)
+    assert float(psnr_hole(x, y, mask[..., None])) == pytest.approx(expected, abs=1e-4)
+    assert float(psnr(x, y, where=mask)) == pytest.approx(10 * np.log10(4 / 0.7**2), abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 1), (11, 17, 3), (40, 24, 3)])
+def test_ssim_equals_scikit_image(shape):
+    reference = pytest.importorskip("skimage.metrics").structural_similarity
+    x, y = pair(shape)
+    expected = reference(
+        x.astype(np.float64), y.astype(np.float64), data_range=2.0, channel_axis=-1,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    )  # fmt: skip
+    with jax.enable_x64(True):
+        assert float(jax.jit(ssim)(x.astype(np.float64), y.astype(np.float64))) == pytest.approx(
+            expected, abs=1e-12
+        )
+    assert float(jax.jit(ssim)(x, y)) == pytest.approx(expected, abs=1e-5)
+    assert float(jax.jit(ssim)(x, x)) == pytest.approx(1.0, abs=1e-6)
+
+
+def lpips_in_numpy(x, y, weights):
+    """LPIPS from its definition, float64, without JAX: x, y (H, W, 3)."""
+    w = {k: np.asarray(v, np.float64) for k, v in weights.items()}
+    windows = np.lib.stride_tricks.sliding_window_view
+
+    def features(image):
+        a = (image.astype(np.float64) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+        for n, (stride, pad) in enumerate([(4, 2), (1, 2), (1, 1), (1, 1), (1, 1)]):
+            if n in (1, 2):
+                a = windows(a, (3, 3), axis=(0, 1))[::2, ::2].max((-2, -1))
+            kernel = w[f"features.{n}.kernel"]
+            a = np.pad(a, ((pad, pad), (pad, pad), (0, 0)))
+            patches = windows(a, kernel.shape[:2], axis=(0, 1))[::stride, ::stride]
+            a = np.maximum(np.tensordot(patches, kernel, ([2, 3, 4], [2, 0, 1])) + w[f"features.{n}.bias"], 0)
+            yield a / (np.sqrt(np.sum(a**2, axis=-1, keepdims=True)) + 1e-10)
+
+    layers = zip(features(x), features(y), strict=True)
+    return sum(np.mean((p - q) ** 2 @ w[f"lin.{n}.weight"]) for n, (p, q) in enumerate(layers))
+
+
+def test_lpips_equals_its_definition(weights):
+    x, y = pair((70, 66, 3))
+    assert float(jax.jit(lpips)(x, y, weights)) == pytest.approx(lpips_in_numpy(x, y, weights), rel=1e-5)
+
+
+def test_lpips_of_a_small_grey_image_is_that_of_its_enlargement(weights):
+    x, y = pair((25, 32, 1))  # the shorter side needs three repetitions: 75 x 96
+    enlarged = [np.repeat(np.kron(a[..., 0], np.ones((3, 3)))[..., None], 3, axis=-1) for a in (x, y)]
+    assert float(jax.jit(lpips)(x, y, weights)) == pytest.approx(lpips_in_numpy(*enlarged, weights), rel=1e-5)
+
+
+def test_lpips_is_a_dissimilarity_and_vmaps_with_finite_gradients(weights):
+    x, y = pair((64, 64, 3), noise=0.1)
+    _, z = pair((64, 64, 3), noise=0.6)
+    black = np.full_like(x, -1.0)
+    run = jax.jit(jax.vmap(jax.value_and_grad(lpips), in_axes=(0, 0, None)))
+    d, gradient = run(np.stack([x, x, y, x, black]), np.stack([x, y, x, z, x]), weights)
+    assert 0 <= float(d[0]) < 1e-12  # rows of a batch may round apart in their last bit: squared, 1e-14
+    assert float(d[1]) == pytest.approx(float(d[2]), rel=1e-5)
+    assert 0 < float(d[1]) < float(d[3])
+    assert bool(jnp.all(jnp.isfinite(gradient)))
+    assert float(jnp.min(jnp.max(jnp.abs(gradient[1:]), axis=(1, 2, 3)))) > 0
+    # a position where no channel fires: ReLU would hide a NaN from the result, but not from jax.debug_nans
+    assert bool(
+        jnp.all(jnp.isfinite(jax.grad(lambda f: jnp.sum(_unit_channels(f)))(jnp.zeros((1, 2, 2, 3)))))
+    )
+
+
+def test_lpips_weights_are_whole(weights):
+    assert sum(v.size for v in weights.values()) == 2_470_848 and len(weights) == 15
+    assert all(v.dtype == jnp.float32 for v in weights.values())
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    # samples whose mean and covariance are exact: columns of a Hadamard matrix are orthogonal and balanced
+    h = np.array([[1.0]])
+    for _ in range(4):
+        h = np.block([[h, h], [h, -h]])
+    base = h[:, 1:5] * np.sqrt(15 / 16)  # covariance (n - 1) exactly the identity, mean 0
+    s, t, shift = np.array([1.0, 2.0, 0.5, 0.0]), np.array([3.0, 1.0, 0.5, 2.0]), np.array([1.0, 0, 0, -2.0])
+    expected = np.sum(shift**2) + np.sum((s - t) ** 2)
+    assert frechet_distance(base * s, base * t + shift) == pytest.approx(expected, rel=1e-12)
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))
+    assert frechet_distance(base * s @ rotation, (base * t + shift) @ rotation) == pytest.approx(
+        expected, rel=1e-10
+    )
+
+
+def test_frechet_distance_when_covariances_do_not_commute():
+    rng = np.random.default_rng(1)
+    a, b = (
+        rng.standard_normal((50, 2)) @ [[2.0, 1], [0, 1]],
+        rng.standard_normal((60, 2)) @ [[1.0, -2], [0.3, 1]],
+    )
+    p, q = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # for 2 x 2 matrices tr sqrt(M) = sqrt(tr M + 2 sqrt(det M))
+    root = np.sqrt(np.trace(p @ q) + 2 * np.sqrt(np.linalg.det(p) * np.linalg.det(q)))
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(p) + np.trace(q) - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_equals_a_double_loop():
+    rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((7, 3)), 0.5 + 2 * rng.standard_normal((5, 3))
+
+    def mean_kernel(u, v, same):
+        values = []
+        for i, p in enumerate(u):
+            values += [(float(np.dot(p, q)) / 3 + 1) ** 3 for j, q in enumerate(v) if not (same and i == j)]
+        return sum(values) / len(values)
+
+    expected = mean_kernel(a, a, True) + mean_kernel(b, b, True) - 2 * mean_kernel(a, b, False)
+    assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_kernel_distance_is_unbiased():
+    rng = np.random.default_rng(3)
+    values = [kernel_distance(*rng.standard_normal((2, 20, 4))) for _ in range(400)]
+    # mean 0 within 4 standard errors; with the diagonal kept (the biased form) the mean would be far above
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
+    assert np.min(values) < 0
+
+
+def test_wrong_shapes_are_named(weights):
+    x = jnp.zeros((16, 16, 3))
+    for call in (lambda: psnr(x, x[:8]), lambda: ssim(x, x[:8]), lambda: lpips(x, x[:8], weights)):
+        with pytest.raises(ValueError, match=r"\(16, 16, 3\) and \(8, 16, 3\)"):
+            call()
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(x[:8], x[:8])
+    with pytest.raises(ValueError, match="vmap"):
+        lpips(x[None], x[None], weights)
+    with pytest.raises(ValueError, match="frechet_distance"):
+        frechet_distance(np.zeros((5, 3)), np.zeros((5, 4)))

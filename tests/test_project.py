@@ -1,0 +1,100 @@
+"""The shape of the house: imports point downward, the core is light, nothing reaches outside the repository."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "diffjax"
+
+# A module may import what stands on its own floor or below. Everything under a folder shares the folder's floor.
+FLOORS = [
+    {"base"},
+    {"schedules", "process", "metrics", "parallel"},
+    {"timetables", "denoisers", "priors"},
+    {"operators"},
+    {"kernels"},
+    {"sample"},
+    {"methods"},
+    {"likelihood"},
+    {"nets"},
+    {"convert", "training"},
+    {"zoo"},
+]
+FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
+OUTSIDE_CORE = {"nets", "convert", "training", "zoo"}
+
+
+def modules():
+    return [p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"]
+
+
+def imported(path):
+    """Names of diffjax parts, and top-level names of other packages, that a file imports anywhere."""
+    own, other = set(), set()
+    parts = path.relative_to(PACKAGE).parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = list(parts[: len(parts) - node.level])
+            base += node.module.split(".") if node.module else []
+            own |= {base[0]} if base else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            other.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            other |= {alias.name.split(".")[0] for alias in node.names}
+    return own, other
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downward(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    own, other = imported(path)
+    higher = {name for name in own if FLOOR[name] > FLOOR[part]}
+    assert not higher, f"{path.name} (floor {FLOOR[part]}) imports {higher}"
+    assert "diffjax" not in other and "experiments" not in other, "inside the package imports are relative"
+    if part not in OUTSIDE_CORE:
+        foreign = other - {"jax", "numpy"} - set(sys.stdlib_module_names)
+        assert not foreign, f"the core imports {foreign}"
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_import_pulls_in_jax_and_numpy_alone():
+    """Beside what jax itself loads."""
+    names = "{m.split('.')[0] for m in __import__('sys').modules}"
+    out = python(f"import jax, numpy; before = {names}; import diffjax; print(sorted({names} - before))")
+    new = set(ast.literal_eval(out)) - set(sys.stdlib_module_names) - {"diffjax"}
+    assert not {n for n in new if not n.startswith("_")}, new
+
+
+def test_import_is_fast():
+    """Core import under 0.5 s beyond jax: CPU seconds of the process, the best of three."""
+    code = ("import jax, jax.numpy, time; start = time.process_time(); import diffjax; "
+            "print(time.process_time() - start)")  # fmt: skip
+    assert min(float(python(code)) for _ in range(3)) < 0.5
+
+
+def test_nothing_reaches_outside_the_repository():
+    forbidden = "../" + "shared"
+    for folder in ("diffjax", "experiments", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix in {".py", ".md", ".json", ".toml", ".sh", ".txt"}:
+                assert forbidden not in path.read_text(errors="ignore"), path
+
+
+def test_files_can_be_read_in_one_sitting():
+    for folder in ("diffjax", "experiments", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if "oracle" not in path.parts:
+                assert len(path.read_text().splitlines()) <= 420, path
+
+
+def test_lint_and_format():
+    for command in (["check"], ["format", "--check"]):
+        result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], capture_output=True, text=True, cwd=ROOT)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-500:]
