@@ -11,11 +11,11 @@ from .sample import Draws, Result, draws, sample
 __version__ = "0.1.0"
 
 __all__ = ["denoisers", "kernels", "methods", "operators", "parallel", "priors", "process", "schedules", "timetables",
-           "metrics", "Measurement", "Method", "Prediction", "replace", "Draws", "Result", "draws", "sample"]
+           "metrics", "zoo", "Measurement", "Method", "Prediction", "replace", "Draws", "Result", "draws", "sample"]
 
 
 def __getattr__(name):
-    if name in ("priors", "metrics"):
+    if name in ("metrics", "priors", "zoo"):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -188,6 +188,10 @@ class Method:
         """Coefficients per row (leading axis = rows), computed once before the loop, or None."""
         return None
 
+    def draw_start(self, kernel, key, shape, dtype):
+        """Unit noise for ``start``."""
+        return jax.random.normal(key, shape, dtype)
+
     def start(self, kernel, row, noise):
         """The state at the first row's t from unit noise: N(0, I) for variance-preserving schedules, else
         N(0, sigma(t)^2)."""

@@ -90,7 +90,7 @@ def draws(key, denoiser_or_method, kernel, table, shape_or_x, dtype=jnp.float32)
     x = jnp.asarray(shape_or_x) if given else jax.ShapeDtypeStruct(tuple(shape_or_x), dtype)
     x_like = jnp.zeros(x.shape, x.dtype)
     i = jnp.asarray(table.i)
-    start = None if given else jax.random.normal(_fold(key, START, 0), x.shape, x.dtype)
+    start = None if given else method.draw_start(kernel, _fold(key, START, 0), x.shape, x.dtype)
     rows = jax.vmap(lambda n: method.draw(kernel, _fold(key, ROWS, n), x_like))(i)
     jumps = jax.vmap(lambda n: jax.random.normal(_fold(key, JUMPS, n), x.shape, x.dtype))(i) if table.jumps else None
     return Draws(start, rows, jumps)
@@ -131,7 +131,7 @@ def sample(key, denoiser_or_method, kernel, table, shape_or_x, *, recorded=None,
             x = jnp.asarray(shape_or_x)
         else:
             noise = (recorded.start if recorded is not None and recorded.start is not None
-                     else jax.random.normal(_fold(key, START, 0), tuple(shape_or_x), dtype))
+                     else method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype))
             x = method.start(kernel, jax.tree.map(lambda a: a[0], rows), noise)
         inner = method.init(kernel, x)
 

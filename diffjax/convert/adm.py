@@ -94,10 +94,10 @@ def _head(pool):
 # --- configuration --------------------------------------------------------------------------------------------------
 
 
-def _rows(state, name):
+def _shape(state, name):
     if name not in state:
         raise ValueError(f"this is no checkpoint of the ADM family: it has no {name}")
-    return state[name].shape[0]
+    return state[name].shape
 
 
 def _entries(state, prefix):
@@ -110,33 +110,36 @@ def _entries(state, prefix):
     return found
 
 
+def _resampling(down):
+    """(entries of strided convolutions, numbers without any parameter: plain pooling)."""
+    strided = [i for i, entry in down.items() if entry.get("0", set()) & {"op.weight", "op.bias"}]
+    return strided, [i for i in range(1, max(down, default=0)) if i not in down]
+
+
 def _blocks_per_level(state, down, up):
-    """Residual blocks per level, from where the path changes size: downs, gaps (plain pooling), ups, or the pattern."""
+    """Residual blocks per level, from where the path changes size: downs, gaps, ups, or the pattern of widths."""
+    strided, gaps = _resampling(down)
+    doubled = [i for i, entry in up.items() if any(j != "0" and names & {"conv.weight", "in_layers.0.weight"}
+                                                   for j, names in entry.items())]
     last = max(down, default=0)
-    strided = [i for i, entry in down.items() if "op.weight" in entry.get("0", ()) or "op.bias" in entry.get("0", ())]
-    gaps = [i for i in range(1, last) if i not in down]
-    doubled = [i for i, entry in up.items() if any("conv.weight" in n or "in_layers.0.weight" in n
-                                                   for j, n in entry.items() if j != "0")]
     if strided or gaps:
-        return min(strided or gaps) - 1, bool(strided), False
-    if doubled:
-        return min(doubled), True, True
+        return min(strided or gaps) - 1
     if up:
-        return last, True, False  # a single level
+        return min(doubled, default=last)
 
-    def uniform(period):  # first entries of a level are resamplers, without attention; the others look alike
-        width = {i: _width(state, i) for i in down}
+    def fits(period):  # a level begins with a resampler: the width before it, no attention; its blocks look alike
         levels = [range(start, start + period) for start in range(0, last + 1, period)]
-        attends = [{"1" in down[i] for i in level[1:]} for level in levels]
-        same = all(len({width[i] for i in level[1:]}) == 1 for level in levels)
-        carried = all(width[level[0]] == width[level[0] - 1] for level in levels[1:])
-        return same and carried and all(len(a) == 1 for a in attends) and not any("1" in down[level[0]] for level in levels)
+        return all(
+            len({(_width(state, i), "1" in down[i]) for i in level[1:]}) == 1
+            and "1" not in down[level[0]]
+            and (level[0] == 0 or _width(state, level[0]) == _width(state, level[0] - 1))
+            for level in levels
+        )
 
-    fitting = [p for p in range(2, last + 2) if (last + 1) % p == 0 and uniform(p)]
+    fitting = [period - 1 for period in range(2, last + 2) if (last + 1) % period == 0 and fits(period)]
     if len(fitting) != 1:
-        options = [p - 1 for p in fitting]
-        raise ValueError(f"blocks per level cannot be read from this state dict (possible: {options}): give blocks=...")
-    return fitting[0] - 1, True, len(down) > fitting[0]
+        raise ValueError(f"blocks per level cannot be read from this state dict (possible: {fitting}): give blocks=...")
+    return fitting[0]
 
 
 def _width(state, i):
@@ -160,17 +163,16 @@ def config_from_state(state, **hints):
     Raises ValueError where the fields cannot be read, and if there is attention but neither `heads` nor `head_channels`
     is given.
     """
-    width = state["time_embed.0.weight"].shape[1] if _rows(state, "time_embed.0.weight") else 0
-    channels = state["input_blocks.0.0.weight"].shape[1] if _rows(state, "input_blocks.0.0.weight") else 0
+    width = _shape(state, "time_embed.0.weight")[1]
+    channels = _shape(state, "input_blocks.0.0.weight")[1]
     down, up = _entries(state, "input_blocks"), _entries(state, "output_blocks")
-    found = {"width": width}
-    blocks, found["conv_resample"], found["resblock_updown"] = _blocks_per_level(state, down, up) \
-        if "blocks" not in hints else (hints["blocks"], True, False)
-    found["blocks"] = blocks
+    blocks = hints.get("blocks") or _blocks_per_level(state, down, up)
     levels = max(1, math.ceil((max(down) + 1) / (blocks + 1)))
     first = [level * (blocks + 1) + 1 for level in range(levels)]
     widths = [_width(state, i) or width for i in first]
-    found["multipliers"] = tuple(_multiplier(w, width) for w in widths)
+    strided, gaps = _resampling(down)
+    found = {"width": width, "blocks": blocks, "multipliers": tuple(multiplier(w, width) for w in widths)}
+    found |= {"conv_resample": not gaps, "resblock_updown": levels > 1 and not strided and not gaps}
     attends = [any("1" in down.get(i, {}) for i in range(start, start + blocks)) for start in first]
     found["attention"] = tuple(2**level for level, yes in enumerate(attends) if yes)
     embedding = f"input_blocks.{first[0]}.0.emb_layers.1.weight"
@@ -178,20 +180,21 @@ def config_from_state(state, **hints):
     if "label_emb.weight" in state:
         found["classes"] = state["label_emb.weight"].shape[0]
     if up:
-        out = _rows(state, "out.2.weight")
+        out = _shape(state, "out.2.weight")[0]
         network = SuperRes if channels > out or channels == out == 6 else UNet
         found["out_channels"] = out
     else:
         network, pool = Encoder, hints.get("pool") or _pool(state)
         last = {"attention": "out.2.c_proj.weight", "spatial": "out.2.weight"}.get(pool, "out.3.weight")
-        found |= {"pool": pool, "out_channels": _rows(state, last)}
+        found |= {"pool": pool, "out_channels": _shape(state, last)[0]}
     found |= hints
     if "heads" not in hints and "head_channels" not in hints:
         raise ValueError("a state dict does not show its number of heads: give heads=... or head_channels=...")
     return network, found
 
 
-def _multiplier(width, base):
+def multiplier(width, base):
+    """m with int(m * base) = width; an int where it can be."""
     ratio = width / base
     if ratio.is_integer():
         return int(ratio)

@@ -1,5 +1,7 @@
 """Restoration methods, one paper per file. Each wraps a denoiser and a measurement and is passed to ``sample``."""
 
+from . import copaint
+from .copaint import CoPaint
 from .repaint import RePaint
 
-__all__ = ["RePaint"]
+__all__ = ["CoPaint", "RePaint", "copaint"]

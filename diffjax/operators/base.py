@@ -24,6 +24,10 @@ class Operator:
     def __call__(self, x):
         raise NotImplementedError
 
+    def residual(self, x, y):
+        """A x - y. Masks weight it, so that hidden pixels of y are never looked at."""
+        return self(x) - y
+
     def T(self, y):
         self._lacks("T (adjoint)", "operators.from_function(f, shape), which transposes f")
 

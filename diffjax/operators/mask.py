@@ -32,6 +32,9 @@ class Mask(Operator):
     def __call__(self, x):
         return self.weights(x) * x
 
+    def residual(self, x, y):
+        return self.weights(x) * (x - y)
+
     def T(self, y):
         return self.weights(y) * y
 

@@ -78,7 +78,7 @@ class Checkpoints:
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(_tree(abstract)), jax.tree.leaves(restored), strict=True):
             if a.shape != b.shape:
                 raise ValueError(f"checkpoint {self.folder}/{step} is of another network: {jax.tree_util.keystr(path)} is "
-                                 f"{b.shape}, not {a.shape}")  # fmt: skip
+                                 f"{b.shape}, not {a.shape}")
         return TrainState(**restored)
 
     def wait(self):

@@ -17,7 +17,7 @@ from ..base import nearest
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 IDX_HINT = ("Fashion-MNIST's four idx files come with the Debian package dataset-fashion-mnist "
-            "(apt-get install dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist)")  # fmt: skip
+            "(apt-get install dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
         raise ValueError(f"fit {fit!r} is unknown: {nearest(fit, ('pad', 'resize'))}")
     path = pathlib.Path(path)
     if not path.exists():
-        raise ValueError(f"data {path} does not exist: give a folder with idx files, a folder of pictures, or an .npz; {IDX_HINT}")
+        raise ValueError(f"data {path} does not exist: give a folder of idx files or pictures, or an .npz. {IDX_HINT}")
     prepare = functools.partial(_prepare, size=size, channels=channels, fit=fit)
     if path.is_dir():
         read = _read_idx if any(path.glob("*-ubyte*")) else _read_pictures
@@ -71,7 +71,8 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
             if labels is None:
                 raise ValueError(f"data {path} has no {part} labels: use classes=0, or one sub-folder per class")
             if labels.min() < 0 or labels.max() >= classes:
-                raise ValueError(f"{part} label {labels.max()} of {path} is outside 0..{classes - 1}: use classes={labels.max() + 1}")
+                raise ValueError(f"{path} has {part} labels from {labels.min()} to {labels.max()}: classes={classes} wants "
+                                 f"0..{classes - 1}")
         train_labels, test_labels = train_labels.astype(np.int32), test_labels.astype(np.int32)
     else:
         train_labels = test_labels = None
@@ -92,9 +93,9 @@ def _read_idx_file(path):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             raw = file.read()
     except (OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): {IDX_HINT}") from None
+        raise ValueError(f"{path} cannot be read ({error}). {IDX_HINT}") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is not an idx file of unsigned bytes (magic {raw[:4].hex()}, expected 0000080n): {IDX_HINT}")
+        raise ValueError(f"{path} is not an idx file of unsigned bytes (magic {raw[:4].hex()}, expected 0000080n). {IDX_HINT}")
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", min(raw[3], (len(raw) - 4) // 4), 4))
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape))
     if len(shape) != raw[3] or values.size != np.prod(shape):
@@ -108,14 +109,14 @@ def _read_idx(folder, prepare):
             if (folder / name).is_file():
                 return _read_idx_file(folder / name)
         if needed:
-            raise ValueError(f"{folder} has no {stem}[.gz]: {IDX_HINT}")
+            raise ValueError(f"{folder} has no {stem}[.gz]. {IDX_HINT}")
         return None
 
     parts = []
     for part in ("train", "t10k"):
         x, y = find(f"{part}-images-idx3-ubyte"), find(f"{part}-labels-idx1-ubyte", needed=False)
         if x.ndim != 3 or (y is not None and y.shape != x.shape[:1]):
-            raise ValueError(f"{part} of {folder}: images {x.shape}, labels {None if y is None else y.shape} do not belong together")
+            raise ValueError(f"{part} of {folder}: images {x.shape} and labels {np.shape(y)} do not belong together")
         parts += [prepare(x[..., None], folder), y]
     return (*parts, ())
 
@@ -149,7 +150,7 @@ def _read_pictures(folder, prepare):
 def _read_tree(folder, prepare):
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
     if not files:
-        raise ValueError(f"{folder} has no pictures ({' '.join(PICTURES)}) and no idx files: {IDX_HINT}")
+        raise ValueError(f"{folder} has no pictures ({' '.join(PICTURES)}) and no idx files. {IDX_HINT}")
     try:
         from PIL import Image  # only this path needs Pillow
     except ImportError:
@@ -157,7 +158,8 @@ def _read_tree(folder, prepare):
     parents = [f.relative_to(folder).parts[0] if f.parent != folder else None for f in files]
     names = tuple(sorted({p for p in parents if p is not None}))
     if names and None in parents:
-        raise ValueError(f"{folder} mixes class folders with loose pictures such as {files[parents.index(None)].name}: move them")
+        loose = files[parents.index(None)].name
+        raise ValueError(f"{folder} has class folders and loose pictures such as {loose}: move these into folders")
     images = []
     for file in files:
         try:
@@ -188,7 +190,8 @@ def _prepare(x, path, *, size, channels, fit):
     if fit == "resize":
         return _resize(x, size)
     if height > size or width > size:
-        raise ValueError(f"images of {path} are {height}x{width}, larger than size={size}: use fit='resize' or size={max(height, width)}")
+        raise ValueError(f"images of {path} are {height}x{width}, larger than size={size}: use fit=resize or "
+                         f"size={max(height, width)}")
     top, left = (size - height) // 2, (size - width) // 2
     return np.pad(x, ((0, 0), (top, size - height - top), (left, size - width - left), (0, 0)))
 

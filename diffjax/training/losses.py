@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .. import process
 from ..base import expand, nearest
+from ..denoisers import from_eps
+from ..kernels import DDPM
+from ..likelihood import variational
 
 WEIGHTINGS = ("plain", "x0", "eps", "v", "min_snr")
 
@@ -53,66 +55,24 @@ def eps_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0):
     return error * weight(weighting, "eps", schedule.log_snr(t), gamma).astype(error.dtype), {"mse": error}
 
 
-def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=1.0, weighting="plain", gamma=5.0):
-    """eps error + ``vb_weight`` x variational bound term, for a network with a learned variance share.
+def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0):
+    """eps error + ``vb_weight`` x one term of the variational bound, for a network with a learned variance share.
 
-    net:        gives 2C channels: eps, then v in about [-1, 1]; log variance = (v + 1) / 2 log beta_t +
-                (1 - v) / 2 log posterior variance
-    t:          whole, 1..T
-    vb_weight:  Nichol and Dhariwal's lambda = 0.001 for a bound summed over T = 1000 steps is T / 1000 here, and their
-                code's default for plain "MSE" is 1: the term below is not multiplied by T
-    The bound's gradient reaches only the variance: its mean is held fixed. terms: ``mse``, ``vb`` (bits per dimension).
+    net:        gives 2C channels: eps, then v in about [-1, 1], which mixes log beta_t and the log posterior variance
+    t:          whole, 1..T;  x_0: on the 8-bit grid in [-1, 1]
+    vb_weight:  default T / 1000: the paper's 0.001 times the bound of T terms. guided-diffusion's "MSE" uses 1
+    The bound's gradient reaches only v: its mean is held fixed. terms: ``mse``, ``vb`` (bits per dimension).
+    Raises ValueError if the network does not give twice the channels.
     """
     x_t = process.q_sample(schedule, x_0, t, noise)
     output = net(x_t, schedule.network_time(t))
     if output.shape[-1] != 2 * x_0.shape[-1]:
-        raise ValueError(f"the network gives {output.shape[-1]} channels for {x_0.shape[-1]}: the hybrid loss needs twice as many")
+        raise ValueError(f"the network gives {output.shape[-1]} channels for images of {x_0.shape[-1]}: the hybrid loss "
+                         f"needs {2 * x_0.shape[-1]}")
     eps, share = jnp.split(output, 2, axis=-1)
     mse = jnp.mean((eps - noise) ** 2)
-    alpha, sigma = expand(schedule.alpha(t), x_t), expand(schedule.sigma(t), x_t)
-    x_0_hat = (x_t - sigma * jax.lax.stop_gradient(eps)) / alpha
-    vb = variational_term(schedule, x_0, x_t, t, x_0_hat, share_log_variance(schedule, share, t))
+    held = lambda x, i: (jax.lax.stop_gradient(eps), share)
+    kernel = DDPM(schedule, variance="learned_range")
+    vb = variational.term(kernel, from_eps(held, None, schedule)(x_t, t), x_0, variational.row_at(kernel, t, x_0.dtype))
     factor = weight(weighting, "eps", schedule.log_snr(t), gamma).astype(mse.dtype)
-    return factor * mse + vb_weight * vb, {"mse": mse, "vb": vb}
-
-
-# --- the variational bound, term by term ----------------------------------------------------------------------------
-
-
-def posterior_log_variance(schedule, t):
-    """log variance of q(x_{t-1} | x_t, x_0); at t = 1, where it is -inf, the value of t = 2 (official clipping)."""
-    t = jnp.maximum(jnp.asarray(t), 2)
-    return 2 * jnp.log(process.posterior(schedule, t, t - 1)[2])
-
-
-def share_log_variance(schedule, share, t):
-    """Nichol and Dhariwal 2021, eq. 15: between log beta_t (share 1) and the log posterior variance (share -1)."""
-    high = expand(2 * jnp.log(process.transition(schedule, jnp.asarray(t), jnp.asarray(t) - 1)[1]), share)
-    low = expand(posterior_log_variance(schedule, t), share)
-    return (share + 1) / 2 * high + (1 - share) / 2 * low
-
-
-def variational_term(schedule, x_0, x_t, t, x_0_hat, log_variance):
-    """L_{t-1} of one image in bits per dimension: KL(q(x_{t-1} | x_t, x_0) || N(mean(x_0_hat), exp(log_variance)));
-    at t = 1 the negative log-likelihood of 8-bit pixels."""
-    t = jnp.asarray(t)
-    c_0, c_t, _ = (expand(c, x_0) for c in process.posterior(schedule, t, t - 1))
-    mean, mean_hat = c_0 * x_0 + c_t * x_t, c_0 * x_0_hat + c_t * x_t
-    kl = process.kl_gaussian(mean, expand(posterior_log_variance(schedule, t), x_0), mean_hat, log_variance)
-    nll = -discretised_log_likelihood(x_0, mean_hat, log_variance / 2)
-    return jnp.mean(jnp.where(t == 1, nll, kl)) / np.log(2.0).astype(x_0.dtype)
-
-
-def discretised_log_likelihood(x, mean, log_std):
-    """log probability (nats, per pixel) of 8-bit values on [-1, 1] under N(mean, exp(log_std)^2): the mass of a bin of
-    half-width 1/255, open at the two ends, with guided-diffusion's tanh approximation of the Gaussian cdf."""
-
-    def cdf(z):
-        return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * (z + 0.044715 * z**3)))
-
-    inverse = jnp.exp(-log_std)
-    up, down = cdf(inverse * (x - mean + 1 / 255)), cdf(inverse * (x - mean - 1 / 255))
-    tiny = 1e-12
-    inside = jnp.log(jnp.maximum(up - down, tiny))
-    black, white = jnp.log(jnp.maximum(up, tiny)), jnp.log(jnp.maximum(1 - down, tiny))
-    return jnp.where(x < -0.999, black, jnp.where(x > 0.999, white, inside))
+    return factor * mse + (schedule.T / 1000 if vb_weight is None else vb_weight) * vb, {"mse": mse, "vb": vb}

@@ -32,7 +32,7 @@ def warmup_stable_decay(peak: float, steps: int, warmup: int, cooldown: int):
     arXiv:2404.06395). Raises ValueError where the parts do not fit.
     """
     if steps < 1 or warmup < 0 or cooldown < 0:
-        raise ValueError(f"steps {steps}, warmup {warmup}, cooldown {cooldown}: steps must be positive, the others not negative")
+        raise ValueError(f"steps {steps}, warmup {warmup}, cooldown {cooldown}: use steps >= 1 and the others >= 0")
     if warmup + cooldown > steps:
         raise ValueError(f"warmup {warmup} and cooldown {cooldown} do not fit into {steps} steps: shorten them")
 

@@ -26,8 +26,8 @@ def shardings(devices=None):
 
 
 def stratified_times(key, count: int, T: int, whole: bool = False):
-    """``count`` times in [1, T], one in each of ``count`` equal parts (random offset), in random order of the parts'
-    start; uniform one by one, but with far less spread of their mean. whole: 1..T, each equally likely."""
+    """(count,) times in [1, T], one in each of ``count`` equal parts, all with the same random offset: each alone is
+    uniform, but the mean loss over a batch varies less. whole: 1..T, each equally likely."""
     u = (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
     return 1 + jnp.minimum(jnp.floor(u * T), T - 1) if whole else 1 + (T - 1) * u
 
@@ -42,7 +42,7 @@ def example_loss(net, schedule, loss, *, null_label=None, label_dropout=0.0):
         k_noise, k_label, k_dropout = jax.random.split(key, 3)
         if y is not None and train:
             y = jnp.where(jax.random.bernoulli(k_label, label_dropout), null_label, y)
-        apply = lambda x, i: net.apply(params, x, i, y, train=train, rngs={"dropout": k_dropout})  # noqa: E731
+        apply = lambda x, i: net.apply(params, x, i, y, train=train, rngs={"dropout": k_dropout})
         return loss(apply, schedule, x_0, t, jax.random.normal(k_noise, x_0.shape, x_0.dtype))
 
     return f
@@ -72,7 +72,7 @@ def train_step(example, optimizer, schedule, *, ema: float, key, sharded=None, w
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = average(state.ema, params, state.step, ema)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **terms}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **terms}
         return replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=averaged), metrics
 
     # An asynchronous save still reads the old state. On accelerators it has copied it to the host before it returns;
@@ -91,7 +91,7 @@ def held_out(example, schedule, *, levels=(0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0
     def f(params, images, labels):
         keys = jax.random.split(jax.random.key(seed), images.shape[0])
         x = scale(images)
-        if sharded is not None:
+        if sharded is not None and images.shape[0] % sharded.num_devices == 0:
             x, keys = jax.lax.with_sharding_constraint((x, keys), sharded)
 
         def level(t):

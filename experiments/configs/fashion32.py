@@ -9,6 +9,6 @@ config = TrainConfig(
     batch=64,
     lr=1.5e-3,
     ema=0.9995,
-    steps=12_000,
-    cooldown=4_000,
+    steps=9_000,
+    cooldown=3_000,
 )

@@ -3,6 +3,8 @@
 The network is the exact denoiser of a mixture of diagonal Gaussians, here for one image with the channels last.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,10 @@ import diffjax as dj
 
 SCHEDULES = {"linear": dj.schedules.linear_betas, "cosine": dj.schedules.cosine_betas}
 VARIANCES = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED": "learned", "LEARNED_RANGE": "learned_range"}
+
+
+# these programs run once: compile them in a quarter of the time
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def channels_last(a):
@@ -57,11 +63,12 @@ def network(mean, variance):
     return apply
 
 
-def rebuild(run, meta, mean, variance, dtype):
+def rebuild(run, meta, mean, variance, dtype, batch=False):
     """(schedule, denoiser, network's params, network time of t) of a recorded run.
 
     The schedule is the original one, of which a respaced run visits some times. A network that predicts the previous
-    mean predicts it for the run's own steps: there the schedule is the respaced table.
+    mean predicts it for the run's own steps: there the schedule is the respaced table. ``batch``: the denoiser takes the
+    whole batch as one array, with one time per image.
     """
     T, rescaled = meta["T"], meta.get("rescale_timesteps", False)
     betas = SCHEDULES[meta["sched"]](T)
@@ -78,7 +85,9 @@ def rebuild(run, meta, mean, variance, dtype):
         schedule = dj.schedules.from_alphas_cumprod(base.alphas[kept + 1] ** 2)
         time = lambda t: jnp.asarray(kept)[jnp.asarray(t).astype(int) - 1] * unit  # noqa: E731
     build = {"EPSILON": dj.denoisers.from_eps, "START_X": dj.denoisers.from_x0, "PREVIOUS_X": dj.denoisers.from_previous}[mean]
-    denoise = build(network(mean, variance), params, schedule, time=time, learned_variance=variance.startswith("LEARNED"))
+    apply = network(mean, variance)
+    apply = quick_jit(jax.vmap(apply, (None, 0, 0))) if batch else apply
+    denoise = build(apply, params, schedule, time=time, learned_variance=variance.startswith("LEARNED"))
     return schedule, denoise, params, time
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gd_closed_form import SCHEDULES, VARIANCES, channels_last, gradient_of_class, levels, rebuild
+from gd_closed_form import SCHEDULES, VARIANCES, channels_last, gradient_of_class, levels, quick_jit, rebuild
 from golden_files import check, load
 from official_quirks import clipped_mean
 
@@ -26,8 +26,11 @@ def in_dtype(tree, dtype):
 
 
 def rows_at(kernel, index, dtype):
-    """The planned rows t -> t - 1 at official indices (a leading axis)."""
-    return jax.vmap(lambda t: variational.row_at(kernel, t, dtype))(jnp.asarray(index) + 1)
+    """The planned rows t -> t - 1 at official indices (a leading axis); computed on the host, like everything else here
+    that depends on concrete times."""
+    table = dj.timetables.from_times(np.arange(kernel.schedule.T, -1, -1))
+    rows = variational.rows(kernel, table, dtype)
+    return jax.tree.map(lambda a: a[kernel.schedule.T - 1 - np.asarray(index)], rows)
 
 
 # --- schedules and respacing ----------------------------------------------------------------------------------------
@@ -109,82 +112,81 @@ def test_mean_and_variance(golden_file):
         cases.setdefault((mean, variance, clip), {})[field] = run[name]
     assert cases
 
+    t = run["t"] + 1
     for dtype, tolerance in ((jnp.float64, FLOAT64), (jnp.float32, FLOAT32)):
         with jax.enable_x64(dtype is jnp.float64):
-            t = jnp.asarray(run["t"]) + 1
             x_0, noise = in_dtype((channels_last(run["x0"]), channels_last(run["noise"])), dtype)
             schedule = dj.schedules.discrete(SCHEDULES[meta["sched"]](meta["T"]))
-            rows = rows_at(DDPM(schedule), run["t"], dtype)
-            x_t = dj.process.q_sample(schedule, x_0, t, noise)
-            c = rows.k.move
-            alpha, sigma = (expand(c, x_t) * jnp.ones_like(x_t) for c in dj.process.marginal(schedule, run["t"] + 1))
-            std = dj.process.posterior(schedule, run["t"] + 1, run["t"])[2]
-            got = {"x_t": x_t, "q_mean": alpha * x_0, "q_variance": sigma**2, "q_log_variance": 2 * jnp.log(sigma),
-                   "qpost_mean": expand(c.c_0, x_t) * x_0 + expand(c.c_t, x_t) * x_t,
-                   "qpost_variance": expand(std**2, x_t) * jnp.ones_like(x_t),
-                   "qpost_log_variance": expand(c.small, x_t) * jnp.ones_like(x_t)}
+            full = lambda c: np.broadcast_to(np.asarray(c).reshape(-1, 1, 1, 1), x_0.shape)
+            alpha, sigma = dj.process.marginal(schedule, t)
+            _, _, std = dj.process.posterior(schedule, t, t - 1)
+            c = rows_at(DDPM(schedule), run["t"], dtype).k.move
+            got = {"x_t": dj.process.q_sample(schedule, x_0, t, noise), "q_mean": expand(alpha, x_0) * x_0,
+                   "q_variance": full(sigma**2), "q_log_variance": full(2 * np.log(sigma)), "qpost_variance": full(std**2),
+                   "qpost_mean": expand(c.c_0, x_0) * x_0 + expand(c.c_t, x_0) * channels_last(run["x_t"]).astype(dtype),
+                   "qpost_log_variance": full(c.small)}
             for name, value in got.items():
                 check(f"{golden_file.stem} {name} {dtype.__name__}", value, channels_last(run[name]), tolerance)
 
             x_t = jnp.asarray(channels_last(run["x_t"]), dtype)
-            step = one_steps(run, meta, cases, dtype)(x_t, t)
-            for case, fields in cases.items():
+            for (mean, variance, clip), fields in cases.items():
+                step = one_step(run, meta, mean, variance, clip, x_t, t)
                 for field, expected in fields.items():
                     if field == "pred_xstart" and dtype is jnp.float32:
                         continue  # x0 = (x - sigma eps) / alpha magnifies rounding by 1 / alpha, 2e4 and more
-                    check(f"{golden_file.stem} {'/'.join(case)} {field} {dtype.__name__}", step[case][field],
+                    check(f"{golden_file.stem} {mean} {variance} {clip} {field} {dtype.__name__}", step[field],
                           channels_last(expected), tolerance)
 
 
-def one_steps(run, meta, cases, dtype):
-    """(x_t, t) -> {case: {field: array}}, batched."""
-    def all_cases(x_t, t):
-        out = {}
-        for mean, variance, clip in cases:
-            schedule, denoise, *_ = rebuild(run, meta, mean, variance, dtype)
-            kernel = DDPM(schedule, variance=VARIANCES[variance])
+def one_step(run, meta, mean, variance, clip, x_t, t):
+    """{field: array} of a batch at concrete times t."""
+    schedule, denoise, *_ = rebuild(run, meta, mean, variance, x_t.dtype, batch=True)
+    kernel = DDPM(schedule, variance=VARIANCES[variance])
 
-            def one(x, t, denoise=denoise, kernel=kernel, mean=mean, clip=clip):
-                def denoised_fn(x, t):
-                    p = denoise(x, t)
-                    return p.with_x0(1.3 * p.x0 - 0.05)
+    def denoised_fn(x, t):
+        p = denoise(x, t)
+        return p.with_x0(1.3 * p.x0 - 0.05)
 
-                if clip == "denoised_fn":
-                    reported, moved = clipped(denoised_fn), denoise if mean == "PREVIOUS_X" else clipped(denoised_fn)
-                elif clip == "clip1":
-                    reported, moved = clipped(denoise), clipped_mean(denoise, mean)
-                else:
-                    reported = moved = denoise
-                row = variational.row_at(kernel, t, x.dtype)
-                p = moved(x, t)
-                step_mean, std = kernel.transition(p, x, row)
-                full = lambda a: jnp.broadcast_to(a, x.shape)
-                return {"mean": step_mean, "pred_xstart": reported(x, t).x0, "variance": full(std**2),
-                        "log_variance": full(kernel.log_variance(p, x, row))}
-
-            out[mean, variance, clip] = jax.vmap(one)(x_t, t)
-        return out
-
-    return all_cases
+    if clip == "denoised_fn":
+        reported, moved = clipped(denoised_fn), denoise if mean == "PREVIOUS_X" else clipped(denoised_fn)
+    elif clip == "clip1":
+        reported, moved = clipped(denoise), clipped_mean(denoise, mean)
+    else:
+        reported = moved = denoise
+    row = rows_at(kernel, t - 1, x_t.dtype)
+    p = moved(x_t, t)
+    step_mean, std = kernel.transition(p, x_t, row)
+    full = lambda a: np.broadcast_to(a, x_t.shape)
+    return {"mean": step_mean, "pred_xstart": reported(x_t, t).x0, "variance": full(std**2),
+            "log_variance": full(kernel.log_variance(p, x_t, row))}
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 
-def official_terms(mean, variance, schedule, x_0, t, noise, output, time):
-    """mse, vb with the mean held fixed (of "MSE" losses), vb, and how far a float64 run may be off (:func:`rounding`)."""
+vb_terms = quick_jit(jax.vmap(lambda kernel, p, x_0, row: variational.term(kernel, p, x_0, row), (None, 0, 0, 0)))
+
+
+def official_terms(mean, variance, schedule, x_0, t, noise, output, rescaled):
+    """mse, vb with the mean held fixed (of "MSE" losses) and vb of a batch at concrete times; and how far a float64 run
+    may be off (:func:`rounding`)."""
     kernel = DDPM(schedule, variance=VARIANCES[variance])
     x_t = dj.process.q_sample(schedule, x_0, t, noise)
-    row = variational.row_at(kernel, t, x_0.dtype)
+    row = rows_at(kernel, t - 1, x_0.dtype)
     learned, C = variance.startswith("LEARNED"), x_0.shape[-1]
     build = {"EPSILON": dj.denoisers.from_eps, "START_X": dj.denoisers.from_x0, "PREVIOUS_X": dj.denoisers.from_previous}[mean]
-    predict = lambda out: build(lambda x, i: out, None, schedule, learned_variance=learned, time=time)(x_t, t)
+    time = (lambda t: (t - 1) * (1000 / schedule.T)) if rescaled else None
+
+    def predict(out):
+        p = build(lambda x, i: out, None, schedule, learned_variance=learned, time=time)(x_t, t)
+        return dj.replace(p, alpha=jnp.asarray(p.alpha), sigma=jnp.asarray(p.sigma))
+
     guess, c = output[..., :C], row.k.move
     target = {"EPSILON": noise, "START_X": x_0, "PREVIOUS_X": expand(c.c_0, x_t) * x_0 + expand(c.c_t, x_t) * x_t}[mean]
     held = jnp.concatenate([jax.lax.stop_gradient(guess), output[..., C:]], -1)
-    p = predict(output)
-    return {"mse": jnp.mean((guess - target) ** 2), "held": variational.term(kernel, predict(held), x_0, row),
-            "vb": variational.term(kernel, p, x_0, row), "slack": rounding(kernel, p, x_0, row)}
+    terms = {"mse": jnp.mean((guess - target) ** 2, (1, 2, 3)), "vb": vb_terms(kernel, predict(output), x_0, row)}
+    terms["held"] = vb_terms(kernel, predict(held), x_0, row) if learned else terms["vb"]
+    return terms, roundings(kernel, jax.lax.stop_gradient(predict(output)), x_0, row)
 
 
 def rounding(kernel, p, x_0, row):
@@ -193,6 +195,9 @@ def rounding(kernel, p, x_0, row):
     mean, _ = kernel.transition(p, p.x, row)
     log_p = variational.discretised_log_likelihood(x_0, mean, 0.5 * kernel.log_variance(p, p.x, row) + 0 * mean)
     return jnp.where(row.s == 0, 2.0**-52 * jnp.exp(-log_p).mean() / np.log(2), 0.0)
+
+
+roundings = quick_jit(jax.vmap(rounding, (None, 0, 0, 0)))
 
 
 def check_bits(label, got, expected, dtype, slack=0.0):
@@ -217,22 +222,23 @@ def test_losses(golden_file):
     cases = sorted({tuple(name.split("__")[1:]) for name in names})
     assert names
 
-    def one(case, output, x_0, t, noise):
-        mean, variance, *rescaled = case
-        time = (lambda t: (t - 1) * (1000 / T)) if rescaled else None
-        terms = lambda out: official_terms(mean, variance, schedule, x_0, t, noise, out, time)
-        values, pull = jax.vjp(terms, output if variance.startswith("LEARNED") else output[..., :C])
-        pick = lambda name: {k: jnp.ones_like(v) if k == name else jnp.zeros_like(v) for k, v in values.items()}
-        return values, {name: pull(pick(name))[0] for name in ("mse", "held", "vb")}
-
     for dtype in (jnp.float64, jnp.float32):
+        got = {}
         with jax.enable_x64(dtype is jnp.float64):
             x_0, noise, output = in_dtype([channels_last(run[n]) for n in ("x0", "noise", "model_out")], dtype)
-            got = {case: jax.vmap(lambda *a, c=case: one(c, *a))(output, x_0, jnp.asarray(run["t"]) + 1, noise) for case in cases}
+            for mean, variance, *rescaled in cases:
+                given = output if variance.startswith("LEARNED") else output[..., :C]
+                terms = lambda out, m=mean, v=variance, r=rescaled: official_terms(m, v, schedule, x_0, run["t"] + 1, noise, out, r)
+                if dtype is jnp.float32 or not any(f"grad/{n}" in run for n in names if n.endswith(f"{mean}__{variance}")):
+                    got[mean, variance, *rescaled] = *terms(given), {}
+                    continue
+                values, pull, slack = jax.vjp(terms, given, has_aux=True)
+                only = lambda name, values=values: {k: (jnp.ones_like if k == name else jnp.zeros_like)(v) for k, v in values.items()}
+                got[mean, variance, *rescaled] = values, slack, {name: pull(only(name))[0] for name in values}
         for name in names:
             kind, *case = name.split("__")
             label = f"{golden_file.stem} {name} {dtype.__name__}"
-            values, grads = jax.tree.map(np.asarray, got[tuple(case)])
+            values, slack, grads = jax.tree.map(np.asarray, got[tuple(case)])
             learned = case[1].startswith("LEARNED")
             factor = {"RESCALED_MSE": T / 1000, "RESCALED_KL": T}.get(kind, 1.0)
             weights = {"vb": factor} if kind.endswith("KL") else {"mse": 1.0, "held": factor * learned}
@@ -241,7 +247,7 @@ def test_losses(golden_file):
             assert ("vb" in recorded) == (learned and not kind.endswith("KL"))
             for field, expected in recorded.items():
                 unit = factor if kind.endswith("KL") else 1.0  # judge RESCALED_KL in bits
-                check_bits(f"{label} {field}", mine[field] / unit, expected / unit, dtype, max(factor, 1) * values["slack"])
+                check_bits(f"{label} {field}", mine[field] / unit, expected / unit, dtype, max(factor, 1) * slack)
             if f"grad/{name}" in run and dtype is jnp.float64:
                 grad = sum(w * grads[k] for k, w in weights.items())
                 check(f"{label} gradient", grad, channels_last(run[f"grad/{name}"]), 2e-6)  # recorded in float32
@@ -262,7 +268,7 @@ def test_hybrid_loss_of_training(golden_file):
             def one(x_0, t, noise, out, weight=weight):
                 return losses.hybrid_loss(lambda x, i: out, schedule, x_0, t, noise, vb_weight=weight)
 
-            loss, grad = jax.vmap(jax.value_and_grad(one, argnums=3, has_aux=True))(
+            loss, grad = quick_jit(jax.vmap(jax.value_and_grad(one, argnums=3, has_aux=True)))(
                 x_0, jnp.asarray(run["t"]) + 1, noise, output)
             check_bits(f"{golden_file.stem} hybrid_loss {kind}", loss[0], run[f"loss/{name}/loss"], jnp.float64)
             check(f"{golden_file.stem} hybrid_loss {kind} gradient", grad, channels_last(run[f"grad/{name}"]), 2e-6)
@@ -290,7 +296,7 @@ def test_resampler(golden_file):
     with jax.enable_x64(True):
         empty = resamplers.loss_second_moment(meta["T"], meta["history_per_term"], meta["uniform_prob"], jnp.float64)
         check(f"{golden_file.stem} before", empty.probabilities(), run["weights_before"] / run["weights_before"].sum(), FLOAT64)
-        seen = jax.jit(lambda s, t, loss: s.update(t, loss))(empty, run["ts"] + 1, run["losses"])
+        seen = quick_jit(lambda s, t, loss: s.update(t, loss))(empty, run["ts"] + 1, run["losses"])
         check(f"{golden_file.stem} weights", seen.probabilities(), run["weights"] / run["weights"].sum(), FLOAT64)
         check(f"{golden_file.stem} importance", seen.weights(run["indices"] + 1), run["importance"], 1e-6)
 
@@ -308,10 +314,14 @@ def test_bits_per_dimension(golden_file):
             kernel = DDPM(schedule, variance=VARIANCES[meta["var"]])
             table = dj.timetables.from_times(np.append(levels(run, meta, meta["mean"])[::-1], 0))
             x_0, noise = in_dtype((channels_last(run["x0"]), channels_last(run["draws"])), dtype)
-            bound = jax.jit(jax.vmap(lambda x, z: variational.bound(None, denoise, kernel, table, x, recorded=z), (0, 1)))(x_0, noise)
             last = jax.tree.map(lambda a: a[-1], variational.rows(kernel, table, dtype))
-            x_last = dj.process.q_sample(schedule, x_0, last.t, noise[-1])
-            slack = np.asarray(jax.vmap(lambda x, x_0: rounding(kernel, denoise(x, last.t), x_0, last))(x_last, x_0))
+
+            def one(x_0, noise):
+                x_last = dj.process.q_sample(schedule, x_0, last.t, noise[-1])
+                slack = rounding(kernel, denoise(x_last, last.t), x_0, last)
+                return variational.bound(None, denoise, kernel, table, x_0, recorded=noise), slack
+
+            bound, slack = jax.tree.map(np.asarray, quick_jit(jax.vmap(one, (0, 1)))(x_0, noise))
             of_rows = np.where(np.arange(len(table)) == len(table) - 1, slack[:, None], 0)
             got = {"total_bpd": (bound.total, slack), "prior_bpd": (bound.prior, 0.0), "vb": (bound.terms, of_rows)}
             for name, (value, allowed) in got.items():
@@ -362,7 +372,7 @@ def test_sampling_loops(golden_file):
                 result = dj.sample(None, method, move, table, x, recorded=recorded, trace=lambda x, row, info: (x, info["x0"]))
                 return result.x, result.trace
 
-            end, (states, x0) = jax.jit(jax.vmap(one, (0, 1, 0), (0, 1)))(start, draws, jnp.asarray(run["y"]))
+            end, (states, x0) = quick_jit(jax.vmap(one, (0, 1, 0), (0, 1)))(start, draws, jnp.asarray(run["y"]))
             assert end.dtype == dtype and len(table) == meta["n_steps"] - (kind == "reverse")
             label = f"{golden_file.stem} {dtype.__name__}"
             check(f"{label} end", end, channels_last(run["end"]), tolerance)

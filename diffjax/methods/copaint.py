@@ -1,0 +1,222 @@
+"""CoPaint (Zhang et al., ICML 2023): coherent inpainting by optimising x_t before each step.
+
+    minimise  |A(x0_hat(x)) - y|^2 + reg |x - x_t|^2   over x, a few gradient steps from x = x_t,  then one DDIM step from x
+
+x0_hat is the one-step estimate, clamped to [-1, 1] with the gradient through the clamp, or ``estimate_steps`` deterministic DDIM
+steps down. Rate and weight grow with the level of the walk; a step that does not lower the objective is shortened by 0.8.
+CoPaint-Fast, CoPaint and CoPaint-TT differ in their numbers and timetable only: :func:`published`.
+
+Official code and paper differ: the code penalises the distance to the drawn x_t at every level (the paper's prior on x_T is
+|x_T|^2); its step search has no cap and loops for ever on NaN, and in float32 shortens steps that differ from the old objective by
+rounding (ours is capped and has ``tolerance``); one search serves its whole batch (ours: each image; hand the batch over as one
+array for theirs); it optimises once more before time travel, a row (s, s, r) here; it never pastes y (``exact=False``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import timetables
+from ..base import Measurement, Method, Prediction, clip, expand, namespace, nearest, pytree, static
+from ..kernels import DDIM
+from ..operators import Mask
+
+SHRINK = 0.8
+
+
+@pytree
+class Plan:
+    """Per row: learning rate, weight of |x - x_t|^2, and the times of the multi-step estimate, (estimate_steps + 1,)."""
+
+    lr: Any
+    reg: Any
+    down: Any
+
+
+@pytree
+class CoPaint(Method):
+    """denoise: the prior, not clipped. measurement: y with any operator; ``Mask`` looks at known pixels only.
+
+    iterations:      gradient steps before each move (G)
+    lr, lr_decay:    rate lr lr_decay^level, times alpha_t / alpha_1 if ``smart``
+    reg, reg_decay:  weight reg reg_decay^level
+    adaptive:        shorten a step until the objective does not grow, at most ``max_reductions`` times (then: no step)
+    tolerance:       relative growth that counts as none; default a few roundings of the dtype
+    estimate_steps:  1, or the number of DDIM steps of the multi-step estimate (M)
+    candidates:      starts that are tried, the one with the lowest data loss after optimising is kept (``filter_xT``)
+    keep:            starts that are kept (more than one only to replay a recorded batch)
+    exact:           known pixels of the result equal y
+    Network calls per row: 1 + iterations (1 + trials), counted in ``info["calls"]``. Run it with ``kernels.DDIM``.
+    """
+
+    measurement: Measurement = None
+    lr: Any = 0.02
+    lr_decay: Any = 1.012
+    reg: Any = 1e-4
+    reg_decay: Any = 1.01
+    tolerance: Any = None
+    iterations: int = static(default=2)
+    smart: bool = static(default=True)
+    adaptive: bool = static(default=True)
+    max_reductions: int = static(default=40)
+    estimate_steps: int = static(default=1)
+    candidates: int = static(default=1)
+    keep: int = static(default=1)
+    exact: bool = static(default=True)
+
+    def __post_init__(self):
+        for name in ("iterations", "max_reductions", "estimate_steps", "candidates", "keep"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} {value!r} is out of range: choose a whole number >= 1")
+
+    def check(self, kernel, table):
+        if not isinstance(kernel, DDIM):
+            raise ValueError(f"CoPaint moves by DDIM, not {type(kernel).__name__}: use kernels.DDIM(schedule)")
+
+    # --- before the loop ---
+
+    def plan(self, kernel, table) -> Plan:
+        schedule = kernel.schedule
+        xp = namespace(table.level, self.lr, self.lr_decay, self.reg, self.reg_decay)
+        lr, reg = self.lr * self.lr_decay**table.level, self.reg * self.reg_decay**table.level
+        if self.smart:
+            first = schedule.alpha(1.0) if isinstance(schedule.T, int) else 1.0
+            lr = lr * schedule.alpha(table.t) / first
+        return Plan(lr, reg * xp.ones_like(lr), self._estimate_times(table))
+
+    def _estimate_times(self, table):
+        """The official list: t, then multiples of (index of t) // M on the walk's grid, then its lowest time
+        (even where that repeats it); -1 fills up and means: stay."""
+        if self.estimate_steps == 1:
+            return None
+        grid = np.unique(np.concatenate([table.t, table.s, table.r]))
+        rows = []
+        for t in np.searchsorted(grid, table.t):
+            stride = int(t) // self.estimate_steps
+            down = [k * stride for k in range(self.estimate_steps - 1, -1, -1)]
+            down = ([int(t)] if down[0] != t else []) + down + ([0] if down[-1] != 0 else [])
+            rows.append([grid[n] for n in down] + [-1.0] * (self.estimate_steps + 1 - len(down)))
+        return np.array(rows)
+
+    def draw_start(self, kernel, key, shape, dtype):
+        return jax.random.normal(key, (self.candidates, *shape) if self.candidates > 1 else shape, dtype)
+
+    def start(self, kernel, row, noise):
+        if self.candidates == 1:
+            return super().start(kernel, row, noise)
+        starts = super().start(kernel, row, noise)
+
+        def loss(x):
+            x, _, _ = self.optimise(x, row)
+            return self._objective(x, x, row)[1]
+
+        best = starts[jnp.argsort(jax.lax.map(loss, starts))[: self.keep]]
+        return best[0] if self.keep == 1 else best.reshape(-1, *best.shape[2:])
+
+    # --- one row ---
+
+    def predict(self, x, t) -> Prediction:
+        """x0 clamped, eps the network's own."""
+        p = self.denoise(x, t)
+        return p.with_x0(clip(p.x0, -1.0, 1.0), keep_eps=True)
+
+    def estimate(self, x, row):
+        """x0_hat at the row's time."""
+        if self.estimate_steps == 1:
+            return self.predict(x, row.t).x0
+        schedule = self.denoise.schedule
+
+        def down(x, pair):
+            t, s = jnp.maximum(pair[0], 0), jnp.maximum(pair[1], 0)
+            p = self.predict(x, t)
+            moved = expand(schedule.alpha(s), x) * p.x0 + expand(schedule.sigma(s), x) * p.eps
+            return jnp.where(pair[1] < 0, x, moved), None
+
+        times = row.m.down.astype(row.t.dtype)
+        x, _ = jax.lax.scan(jax.checkpoint(down, prevent_cse=False), x, (times[:-1], times[1:]))
+        return clip(x, -1.0, 1.0)
+
+    def _objective(self, x, x_t, row):
+        data = (self.measurement.A.residual(self.estimate(x, row), self.measurement.y.astype(x.dtype)) ** 2).sum()
+        return data + row.m.reg.astype(x.dtype) * ((x_t - x) ** 2).sum(), data
+
+    def _search(self, x, x_t, row, loss, gradient, lr):
+        """The largest lr 0.8^n that does not raise the objective, and n. On values only: no gradient flows through it."""
+        frozen, x, x_t, loss, gradient, lr, row = jax.lax.stop_gradient((self, x, x_t, loss, gradient, lr, row))
+        slack = (8 * jnp.finfo(x.dtype).eps if self.tolerance is None else self.tolerance) * jnp.abs(loss)
+
+        def unfinished(state):
+            reductions, _, accepted = state
+            return ~accepted & (reductions <= self.max_reductions)
+
+        def trial(state):
+            reductions, lr, _ = state
+            accepted = frozen._objective(x - lr * gradient, x_t, row)[0] <= loss + slack
+            return jnp.where(accepted, reductions, reductions + 1), jnp.where(accepted, lr, SHRINK * lr), accepted
+
+        reductions, lr, accepted = jax.lax.while_loop(unfinished, trial, (jnp.int32(0), lr, jnp.array(False)))
+        return jnp.where(accepted, lr, 0.0).astype(x.dtype), reductions
+
+    def optimise(self, x_t, row):
+        """-> (x, rate after each iteration's reductions, number of reductions per iteration)"""
+
+        def iteration(carry, _):
+            x, lr = carry
+            (loss, _), gradient = jax.value_and_grad(self._objective, has_aux=True)(x, x_t, row)
+            reductions = jnp.int32(0)
+            step = lr
+            if self.adaptive:
+                step, reductions = self._search(x, x_t, row, loss, gradient, lr)
+                lr = jnp.where(step > 0, step, lr)
+            return (x - step * gradient, lr), reductions
+
+        (x, lr), reductions = jax.lax.scan(iteration, (x_t, row.m.lr.astype(x_t.dtype)), None, length=self.iterations)
+        return x, lr, reductions
+
+    def step(self, kernel, x, state, row, noise):
+        x, lr, reductions = self.optimise(x, row)
+        p = self.predict(x, row.t)
+        data = (self.measurement.A.residual(p.x0, self.measurement.y.astype(x.dtype)) ** 2).sum()
+        x, state = kernel.step(self.predict, x, state, row, noise, first=p)
+        trials = self.iterations + reductions.sum() if self.adaptive else 0
+        calls = 1 + self.estimate_steps * (self.iterations + trials)
+        return x, state, {"calls": jnp.int32(calls), "reductions": reductions, "lr": lr, "loss": data}
+
+    def finish(self, kernel, x, state):
+        x = clip(x, -1.0, 1.0)
+        if not self.exact or not isinstance(self.measurement.A, Mask):
+            return x, {}
+        m = self.measurement.A.weights(x) * jnp.asarray(self.measurement.noise_std == 0).astype(x.dtype)
+        return m * self.measurement.y.astype(x.dtype) + (1 - m) * x, {}
+
+    def calls(self, kernel) -> int:
+        trials = 1 + self.max_reductions if self.adaptive else 0
+        return 1 + self.estimate_steps * self.iterations * (1 + trials)
+
+
+_PUBLISHED = {
+    "copaint-fast": dict(iterations=1, lr_decay=1.03),
+    "copaint": dict(),
+    "copaint-tt": dict(),
+    "copaint-fast-imagenet": dict(iterations=1, lr=0.025, lr_decay=1.03, reg=0.01, reg_decay=1.0),
+    "copaint-imagenet": dict(reg=0.01, reg_decay=1.0),
+    "copaint-tt-imagenet": dict(reg=0.01, reg_decay=1.0),
+}
+
+
+def published(name: str, schedule):
+    """(hyper-parameters of :class:`CoPaint`, timetable) as run in the paper: 250 respaced levels, DDIM with eta 0, the result
+    taken at t = 1; "copaint-fast" 100 steps of them, "copaint-tt" with travel over 10 steps, once; "-imagenet" for that data.
+    Raises ValueError for another name."""
+    if name not in _PUBLISHED:
+        raise ValueError(f"unknown CoPaint {name!r}: {nearest(name, _PUBLISHED)}")
+    levels = timetables.space(schedule.T, 250) + 1
+    if "fast" in name:
+        levels = levels[timetables.space_rounded(250, 100)]
+    grid = timetables.from_times(levels[::-1])
+    return _PUBLISHED[name], timetables.travel(grid, 10, 2, before_jump=True) if "tt" in name else grid

@@ -1,0 +1,56 @@
+"""Result files (experiments/results/): one JSON per run with the command that made it, and the table rendered from it beside it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+import re
+
+from .tables import render
+
+FOLDER = pathlib.Path(__file__).parent / "results"
+
+
+def write(name: str, command: str, rows: list[dict], folder=FOLDER, **more) -> str:
+    """Write NAME.json ({command, versions, rows, ...}) and NAME.md; returns the table."""
+    import jax
+    import numpy
+
+    table = render(rows)
+    record = {
+        "command": command,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": numpy.__version__},
+        "device": jax.devices()[0].device_kind,
+        **more,
+        "rows": rows,
+    }
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(f"`{command}`\n\n{table}\n")
+    return table
+
+
+def read(name: str, folder=FOLDER) -> dict:
+    return json.loads((pathlib.Path(folder) / f"{name}.json").read_text())
+
+
+def tables_in(text: str) -> list[str]:
+    """Names of the result tables that a README has room for."""
+    return re.findall(r"<!-- table: (\w+) -->", text)
+
+
+def refresh(text: str, folder=FOLDER) -> str:
+    """The README with every table rendered anew from its result file, the command above it."""
+    for name in tables_in(text):
+        found = read(name, folder)
+        body = f"`{found['command']}`\n\n{render(found['rows'])}"
+        text = re.sub(rf"<!-- table: {name} -->.*?<!-- end table -->",
+                      lambda _, n=name, b=body: f"<!-- table: {n} -->\n{b}\n<!-- end table -->", text, flags=re.S)  # fmt: skip
+    return text
+
+
+if __name__ == "__main__":  # python -m experiments.record: write the tables into README.md
+    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    readme.write_text(refresh(readme.read_text()))

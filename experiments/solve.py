@@ -1,0 +1,132 @@
+"""Restorations of many images as one compiled program: ``vmap`` over images and samples, shared out over the devices."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.errors import UserError, library_errors
+from experiments.methods import Entry
+from experiments.progress import Progress
+
+
+@dataclass(frozen=True)
+class Restored:
+    """x: (images, samples, H, W, C) in about [-1, 1]; table: the timetable walked; network_calls: per restoration;
+    seconds_compile, seconds_run; devices, batch: how many, and how many restorations at a time."""
+
+    x: np.ndarray
+    table: object
+    network_calls: int
+    seconds_compile: float
+    seconds_run: float
+    devices: int
+    batch: int
+
+
+def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, steps=None, seed=0, batch=16, devices=None,
+            names=None, stream=None) -> Restored:  # fmt: skip
+    """Restore images with one method.
+
+    ys:      (N, H, W, C) in [-1, 1]; what the masks hide is never looked at
+    masks:   (N, H, W), 1 = known
+    labels:  N labels (None: no condition), for a prior that has classes; cfg: guidance scale, needs labels
+    samples: restorations of each image; the one with number s of image n has the key fold_in(fold_in(key(seed), n), s),
+             so it does not depend on ``batch`` (restorations at a time) or ``devices`` (default: all of jax)
+    steps:   levels of the method's timetable (default: the method's)
+    names:   of the images, for messages; stream: where the progress bar goes (default: stderr)
+    Raises UserError for what the library refuses, before anything is compiled, and for a result that is not finite.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    import diffjax as dj
+    from diffjax.base import as_method
+
+    steps = entry.steps if steps is None else steps
+    names = names or [f"image {n}" for n in range(len(ys))]
+    masks = np.asarray(masks, np.float32)[..., None]
+    ys = np.where(masks > 0, ys, 0).astype(np.float32)
+    guided = cfg != 1
+
+    def problem(params, y, mask, label):
+        denoise = dj.replace(prior, params=params).denoiser(label, cfg)
+        return entry.build(denoise, dj.Measurement(y, dj.operators.Mask(mask)), prior.schedule, steps)
+
+    with library_errors():
+        indices = np.array([prior.label(label) for label in labels or [None] * len(ys)], np.int32)
+        if guided and (labels is None or None in labels):
+            raise UserError(f"--cfg {cfg:g} guides towards a label: give one with --label")
+        for name, y, mask in zip(names, ys, masks):
+            with library_errors(f"{name}: "):
+                method, kernel, table = problem(prior.params, y, mask, int(indices[0]) if guided else None)
+        method = as_method(method)
+        method.check(kernel, table)
+
+    total = len(ys) * samples
+    available = jax.devices()[:devices]
+    mesh = dj.parallel.mesh(available[: min(len(available), total)])
+    count = mesh.devices.size
+    batch = min(batch, total)
+    batch += -batch % count  # every call has this size, so that one program serves all
+
+    image, sample = np.divmod(np.arange(total + -total % batch) % total, samples)
+    key = jax.random.key(seed)
+    keys = jax.jit(jax.vmap(lambda n, s: jax.random.fold_in(jax.random.fold_in(key, n), s)))(image, sample)
+    chunks = len(image) // batch
+    progress = Progress(chunks * len(table), label="restoring", stream=stream)
+    finished = [0]  # rows of the chunks before
+
+    def tick(row):
+        done = finished[0] + int(row) + 1
+        if done > progress.done:
+            progress.update(done)
+
+    def one(params, key, y, mask, label):
+        method, kernel, table = problem(params, y, mask, label if prior.classes else None)
+        # the row's number is the same for the whole batch, so vmap leaves one callback per row and device
+        trace = lambda x, row, info: jax.debug.callback(tick, row.i)
+        result = dj.sample(key, method, kernel, table, y.shape, remat="none", trace=trace)
+        return result.x, result.info.finite
+
+    program = dj.parallel.shard(one, mesh, in_axes=(None, 0, 0, 0, 0))
+    spec = jax.sharding.PartitionSpec
+    whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(mesh.axis_names)))
+    params = jax.device_put(prior.params, whole)
+
+    def arguments(chunk):
+        at = slice(chunk * batch, (chunk + 1) * batch)
+        arrays = keys[at], ys[image[at]], masks[image[at]], jnp.asarray(indices[image[at]])
+        return params, *jax.device_put(arrays, split)
+
+    start = time.perf_counter()
+    compiled = program.lower(*arguments(0)).compile()
+    seconds_compile = time.perf_counter() - start
+
+    results, start = [], time.perf_counter()
+    with progress:
+        for chunk in range(chunks):
+            x, finite = (np.asarray(a) for a in compiled(*arguments(chunk)))
+            jax.effects_barrier()
+            finished[0] = (chunk + 1) * len(table)
+            _check_finite(x, finite, table, [names[n] for n in image[chunk * batch :]])
+            results.append(x)
+        progress.done = progress.total
+    seconds_run = time.perf_counter() - start
+    x = np.concatenate(results)[:total].reshape(len(ys), samples, *ys.shape[1:])
+    calls = method.calls(kernel) * len(table) * (2 if guided else 1)
+    return Restored(x, table, calls, seconds_compile, seconds_run, count, batch)
+
+
+def _check_finite(x, finite, table, names):
+    for n, rows in enumerate(finite):
+        if not rows.all():
+            first = int(np.argmin(rows))
+            raise UserError(f"the restoration of {names[n]} is not finite from row {first} of {len(rows)} on (t = {float(table.t[first]):g}): "
+                            "the prior or the method's settings diverge, try more --steps or another prior")  # fmt: skip
+        if not np.isfinite(x[n]).all():
+            raise UserError(f"the restoration of {names[n]} is not finite at the end, although every row was: report this as a bug")
+
+

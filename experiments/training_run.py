@@ -1,0 +1,238 @@
+"""One training run in one folder, and what others need of it afterwards (:func:`load`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax import schedules
+from diffjax.base import nearest
+from diffjax.nets import UNet, init
+from diffjax.training import checkpoints, data, losses, state, step
+
+from . import samples
+from .configs.base import CHANGEABLE, TrainConfig
+from .progress import Progress
+
+BETAS = {"cosine": schedules.cosine_betas, "linear": schedules.linear_betas, "scaled_linear": schedules.scaled_linear_betas}
+LEVELS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)  # of the held-out loss: t / T
+
+
+def build(config: TrainConfig):
+    """-> (net, schedule) of a configuration. Raises ValueError for names and sizes that do not exist."""
+    if config.schedule not in BETAS:
+        raise ValueError(f"unknown schedule {config.schedule!r}: {nearest(config.schedule, BETAS)}")
+    copied = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
+    net = UNet(
+        out_channels=config.channels * (2 if config.loss == "hybrid" else 1),
+        classes=config.classes or None,
+        null_label=bool(config.classes),
+        dtype=jnp.bfloat16 if config.bfloat16 else None,
+        **{name: getattr(config, name) for name in copied},
+    )
+    return net, schedules.discrete(BETAS[config.schedule](config.T))
+
+
+def optimiser(config):
+    rate = state.warmup_stable_decay(config.lr, config.steps, config.warmup, config.cooldown)
+    return state.adam(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, clip=config.clip)
+
+
+def start(config, net, optimizer, key) -> state.TrainState:
+    return state.create(init(net, key, (config.size, config.size, config.channels)), optimizer)
+
+
+def read_config(file) -> TrainConfig:
+    values = json.loads(pathlib.Path(file).read_text())
+    return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def load(folder, which="best"):
+    """-> (config, net, schedule, averaged params, step) of a run; which: "best" (held-out loss), "last" or a step.
+
+    Raises ValueError if the folder is not a run's or has no such step. A run still going on is not disturbed.
+    """
+    file = pathlib.Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is not the folder of a training run: it has no config.json")
+    config = read_config(file)
+    net, schedule = build(config)
+    shapes = jax.eval_shape(lambda: start(config, net, optimiser(config), jax.random.key(0)))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with checkpoints.Checkpoints(pathlib.Path(folder) / "checkpoints", read_only=True) as store:
+        restored = store.restore(checkpoints.abstract(shapes, one), which)
+    return config, net, schedule, restored.ema, int(restored.step)
+
+
+class Run:
+    """One training run. Building it raises ValueError, in one line, for all that can be known before the first step."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = c = config
+        if c.loss not in step.LOSSES:
+            raise ValueError(f"unknown loss {c.loss!r}: {nearest(c.loss, step.LOSSES)}")
+        losses.weight(c.weighting, "v", 0.0)
+        for name in "batch log_every eval_images checkpoint_every sample_every sample_steps keep T".split():
+            if getattr(c, name) < 1:
+                raise ValueError(f"{name} {getattr(c, name)} is too small: use at least 1")
+        if c.batch % jax.device_count():
+            raise ValueError(f"batch {c.batch} is not divisible by {jax.device_count()} devices: use a multiple")
+        self.net, self.schedule = build(c)
+        self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
+        optimizer = optimiser(c)
+        self.images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit, classes=c.classes)
+        hosts = jax.process_index(), jax.process_count()
+        self.chief = hosts[0] == 0
+        self.stream = data.Stream(self.images.train, self.images.train_labels, c.batch, c.seed, c.flip, *hosts)
+        self.whole, self.sharded = step.shardings()
+
+        key_init, key_steps = jax.random.split(jax.random.key(c.seed))
+        loss = step.LOSSES[c.loss]
+        weighted = lambda *a: loss(*a, weighting=c.weighting, gamma=c.gamma)
+        example = lambda f: step.example_loss(self.net, self.schedule, f, null_label=c.classes, label_dropout=c.label_dropout)
+        self.step = step.train_step(example(weighted), optimizer, self.schedule, ema=c.ema, key=key_steps,
+                                    sharded=self.sharded, whole_times=c.loss == "hybrid")
+        self.held_out = step.held_out(example(loss), self.schedule, levels=LEVELS, sharded=self.sharded)
+        self.sampler = samples.make_sampler(self.net, self.schedule, c, (self.whole, self.sharded))
+        self.start = jax.jit(lambda: start(c, self.net, optimizer, key_init), out_shardings=self.whole)
+        self.shapes = jax.eval_shape(self.start)  # builds the network: sizes that do not fit are said here
+        self.folder = pathlib.Path(c.out)
+        self._claim_folder()
+
+    def _claim_folder(self):
+        """Make the folder, or check that what is there belongs to this configuration; write config.json."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                raise OSError("not writable")
+        except OSError as error:
+            raise ValueError(f"output folder {self.folder} cannot be written ({error}): use --out") from None
+        file = self.folder / "config.json"
+        if file.is_file() and (self.folder / "checkpoints").is_dir():
+            old = read_config(file)
+            for name in (f.name for f in dataclasses.fields(TrainConfig) if f.name not in CHANGEABLE):
+                before, now = getattr(old, name), getattr(self.config, name)
+                if before != now:
+                    raise ValueError(f"{self.folder} holds a run with {name} {before}, not {now}: use that, or another --out")
+        if self.chief:
+            write(file, json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
+
+    def train(self) -> int:
+        """Run to the end, or until interrupted; -> exit code."""
+        c, stop = self.config, []
+        handlers = {name: signal.signal(name, lambda *_: stop.append(True)) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with checkpoints.Checkpoints(self.folder / "checkpoints", c.keep) as store:
+                return self._train(c, store, stop)
+        finally:
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+
+    def _train(self, c, store, stop) -> int:
+        begin = store.last() or 0
+        now = store.restore(checkpoints.abstract(self.shapes, self.whole)) if begin else self.start()
+        if begin >= c.steps:
+            self.say(f"{self.folder} already has {begin} steps: give --steps above that to go on")
+            return 0
+        if begin:
+            self.say(f"resuming at step {begin} of {c.steps}")
+        size = sum(a.size for a in jax.tree.leaves(now.params))
+        images, devices = len(self.images.train), jax.device_count()
+        self.say(f"{c.name}: {size:,} parameters, {images:,} images, {devices} device{'s' * (devices > 1)}, into {c.out}")
+        log = Log(self.folder / "log.jsonl", begin, self.chief)
+        recent, shown, done = [], {}, begin
+        with Progress(c.steps, start=begin, label=c.name, unit="images", per_step=c.batch) as bar:
+            while done < c.steps and not stop:
+                now, metrics = self.step(now, *self.put(self.stream(done)))
+                done += 1
+                recent.append(metrics)
+                if len(recent) > 1:  # one step behind: the host prepares the next batch while the devices compute
+                    shown["loss"] = float(recent[-2]["loss"])
+                bar.update(done, **shown)
+                save = done == c.steps or done % c.checkpoint_every == 0 or bool(stop)
+                if save or done % c.log_every == 0:
+                    means = self.means(done, recent)
+                    if means is None:
+                        return 1
+                    log.write("train", done, images=done * c.batch, lr=float(self.rate(done - 1)),
+                              images_per_s=round(bar.rate() * c.batch, 2), **means)
+                    recent = []
+                if save:
+                    shown["held_out"], terms = self.evaluate(now)
+                    log.write("held_out", done, mean=shown["held_out"], levels=LEVELS, **terms)
+                    store.save(now, shown["held_out"])
+                if done == c.steps or done % c.sample_every == 0:
+                    grid = self.sampler(now.ema)
+                    if self.chief:
+                        samples.save(self.folder / f"samples_{done:07d}.png", grid)
+        store.wait()
+        self.say(f"saved step {done} in {c.out}" + (": the same command goes on from there" if done < c.steps else ""))
+        return 0
+
+    def say(self, text):
+        if self.chief:
+            print(text, file=sys.stderr, flush=True)
+
+    def put(self, batch):
+        """This host's part of the batch onto its devices."""
+        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.sharded, a), batch)
+
+    def means(self, done, recent):
+        """The means of the steps since the last record; None, said aloud, if they are not finite."""
+        values = {k: np.array([float(m[k]) for m in recent]) for k in recent[0]}
+        bad = ~np.isfinite(np.stack(list(values.values()))).all(0)
+        if bad.any():
+            first = done - len(recent) + 1 + int(np.argmax(bad))
+            self.say(f"\nerror: the loss is not finite from step {first} on: use a smaller --lr; the last checkpoint is kept")
+            return None
+        return {k: float(v.mean()) for k, v in values.items()}
+
+    def evaluate(self, now):
+        """Held-out loss of the averaged weights: its mean over the noise levels, and each term at each level."""
+        x, y, devices = self.images.test, self.images.test_labels, jax.device_count()
+        count = min(self.config.eval_images, len(x))
+        count -= count % devices if count > devices else 0  # an even share each
+        chosen = np.random.default_rng(0).permutation(len(x))[:count]
+        terms = self.held_out(now.ema, x[chosen], None if y is None else y[chosen])
+        terms = {k: [round(float(v), 6) for v in values] for k, values in terms.items()}
+        return float(np.mean(terms["loss"])), terms
+
+
+class Log:
+    """JSON lines {"kind", "step", "seconds", ...}. Lines after the step at which a run is resumed are dropped, and the
+    seconds go on from there."""
+
+    def __init__(self, file, begin, chief):
+        kept = []
+        for line in file.read_text().splitlines() if file.is_file() else ():
+            try:
+                kept.append(json.loads(line))
+            except json.JSONDecodeError:  # the kill cut the last line
+                continue
+        kept = [record for record in kept if record["step"] <= begin]
+        self.chief, self.begun = chief, time.monotonic() - max((r["seconds"] for r in kept), default=0.0)
+        if chief:
+            write(file, "".join(json.dumps(record) + "\n" for record in kept))
+            self.file = file.open("a")
+
+    def write(self, kind, step, **values):
+        if self.chief:
+            seconds = round(time.monotonic() - self.begun, 2)
+            self.file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **values}) + "\n")
+            self.file.flush()
+
+
+def write(file, text):
+    """Whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
