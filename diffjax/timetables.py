@@ -129,20 +129,26 @@ def _check_steps(steps, most, what="steps"):
 def space(T: int, steps) -> np.ndarray:
     """ADM respacing: the ascending official indices (0 ... T - 1) that are kept.
 
-    ``steps``: a number or "a,b,c" (that many from each equal section, both ends included, half-even rounding of an
-    accumulated stride), or "ddimN" (the first whole stride that gives N indices; it starts at 0 and need not reach
+    ``steps``: a number, "a,b,c" or a list (that many from each equal section, both ends included, half-even rounding of
+    an accumulated stride), or "ddimN" (the first whole stride that gives N indices; it starts at 0 and need not reach
     the end). Raises ValueError when a section is asked for more than it has.
     """
-    text = str(steps)
-    if text.startswith("ddim"):
-        n = int(text[4:])
+    text = ",".join(map(str, steps)) if isinstance(steps, (list, tuple)) else str(steps)
+    ddim = text.startswith("ddim")
+    try:
+        counts = [int(c) for c in text.removeprefix("ddim").split(",")]
+    except ValueError:
+        counts = []
+    if not counts or (ddim and len(counts) > 1):
+        raise ValueError(f"steps {text!r} is not understood: give a number, one per section as in '10,15,20', or 'ddim50'")
+    if ddim:
+        n = counts[0]
         for stride in range(1, T):
             if len(range(0, T, stride)) == n:
                 return np.arange(0, T, stride)
         valid = sorted({len(range(0, T, stride)) for stride in range(1, T)})
         near = min(valid, key=lambda v: abs(v - n))
         raise ValueError(f"no whole stride gives {n} of {T} steps: the nearest is ddim{near}, or use steps={n}")
-    counts = [int(c) for c in text.split(",")]
     size, extra = divmod(T, len(counts))
     kept, start = [], 0
     for section, count in enumerate(counts):
@@ -185,7 +191,7 @@ def quadratic(schedule, n: int, top: float = 1.0) -> Timetable:
     return from_times(schedule.T * top * np.linspace(1, 0, n + 1) ** 2)
 
 
-def log_snr(schedule, n: int, t_max=None, t_min=None, start_at=None) -> Timetable:
+def log_snr(schedule, n: int, t_max=None, t_min=None) -> Timetable:
     """n steps: equal in log-SNR from t_max to t_min, the last one to 0. The house's default grid.
 
     ``t_max`` defaults to T, or to where log-SNR is -9.2 (sigma / alpha = 100) if the table goes beyond: steps in pure

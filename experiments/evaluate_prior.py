@@ -74,15 +74,16 @@ def _main(argv) -> int:
     order = np.random.default_rng(0).permutation(len(truth))
     halves = metrics.frechet_distance(truth[order[::2]], truth[order[1::2]])
     labels = np.arange(o.samples) % 10
-    samples = draw(prior, kernel, table, labels, o, None, "samples")
+    samples = sampler(prior, kernel, table, o, guided=False)(labels)
     features, said = classify(samples)
     distance = metrics.frechet_distance(features, truth)
     print(f"frechet {distance:.2f} ({o.samples} samples, {len(truth)} test images; two real halves {halves:.2f})", flush=True)
     first = slice(0, min(o.guided, o.samples))
     accuracy = {1.0: float(np.mean(said[first] == labels[first]))} if o.guided else {}
+    draw = sampler(prior, kernel, table, o, guided=True)
     for scale in SCALES[1:] if o.guided else ():
         wanted = np.arange(o.guided) % 10
-        _, said = classify(draw(prior, kernel, table, wanted, o, scale, f"guided x{scale:g}"))
+        _, said = classify(draw(wanted, scale))
         accuracy[scale] = float(np.mean(said == wanted))
     held_out = held_out_loss(prior, test)
     quality = {
@@ -104,32 +105,36 @@ def _main(argv) -> int:
     return 0
 
 
-def draw(prior, kernel, table, labels, o, scale, what):
-    """uint8 (N, 32, 32, 1): one sample per label; scale None: the network without guidance."""
+def sampler(prior, kernel, table, o, guided):
+    """-> f(labels (N,), scale=1) -> uint8 (N, 32, 32, 1), one sample per label; compiled once for all scales."""
     import jax
     import jax.numpy as jnp
 
     import diffjax as dj
 
     mesh = dj.parallel.mesh()
-    batch = min(o.batch, len(labels))
-    batch += -batch % mesh.devices.size
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(o.seed), round(100 * (scale or 0))), len(labels))
 
     def one(params, key, label, scale):
-        denoise = dj.replace(prior, params=params).denoiser(label, 1.0 if unguided else scale)
-        return jnp.round((jnp.clip(dj.sample(key, denoise, kernel, table, prior.shape, remat="none").x, -1, 1) + 1) * 127.5)
+        denoise = dj.replace(prior, params=params).denoiser(label, scale if guided else 1.0)
+        x = dj.sample(key, denoise, kernel, table, prior.shape, remat="none").x
+        return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5)
 
-    unguided = scale is None
     program = dj.parallel.shard(one, mesh, in_axes=(None, 0, 0, None))
-    found = []
-    with Progress(len(labels), label=what, unit="samples") as bar:
-        for start in range(0, len(labels), batch):
-            at = np.arange(start, start + batch) % len(labels)  # the last batch is filled up: one compile
-            x = program(prior.params, keys[at], jnp.asarray(labels[at], jnp.int32), jnp.float32(scale or 1.0))
-            found.append(np.asarray(x).astype(np.uint8))
-            bar.update(min(start + batch, len(labels)))
-    return np.concatenate(found)[: len(labels)]
+
+    def draw(labels, scale=1.0):
+        batch = min(o.batch, len(labels))
+        batch += -batch % mesh.devices.size
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(o.seed), round(100 * scale)), len(labels))
+        found = []
+        with Progress(len(labels), label=f"sampling at scale {scale:g}", unit="samples") as bar:
+            for start in range(0, len(labels), batch):
+                at = np.arange(start, start + batch) % len(labels)  # the last batch is filled up: one compile
+                x = program(prior.params, keys[at], jnp.asarray(labels[at], jnp.int32), jnp.float32(scale))
+                found.append(np.asarray(x).astype(np.uint8))
+                bar.update(min(start + batch, len(labels)))
+        return np.concatenate(found)[: len(labels)]
+
+    return draw
 
 
 def classifier():

@@ -64,8 +64,10 @@ class Progress:
         filled = int(20 * self.done / max(self.total, 1))
         bar = "#" * filled + "." * (20 - filled)
         values = "".join(f"  {k} {v:.4g}" if isinstance(v, float) else f"  {k} {v}" for k, v in self.shown.items())
-        text = (f"{self.label} [{bar}] {self.done}/{self.total}{values}  {rate * self.per_step:.3g} {self.unit}/s"
-                f"  {clock(self.last - self.begun)} gone, {left} left").strip()
+        text = (
+            f"{self.label} [{bar}] {self.done}/{self.total}{values}  {rate * self.per_step:.3g} {self.unit}/s"
+            f"  {clock(self.last - self.begun)} gone, {left} left"
+        ).strip()
         self.stream.write("\r" + text.ljust(self.width) if self.live else text + "\n")
         self.stream.flush()
         self.width = len(text)

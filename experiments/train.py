@@ -51,8 +51,12 @@ def names() -> list[str]:
 
 def parse(argv) -> tuple[TrainConfig, argparse.Namespace]:
     """-> the configuration with the options put in, and the options that belong to the machine."""
-    parser = Parser(prog="python -m experiments.train", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m experiments.train",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("config", metavar="CONFIG", help=" or ".join(names()))
     parser.add_argument("--devices", type=int, default=0, metavar="N", help="split the host into N devices (one per core)")
     parser.add_argument("--distributed", action="store_true", help="one process of several (a pod); they find each other")
@@ -60,8 +64,12 @@ def parse(argv) -> tuple[TrainConfig, argparse.Namespace]:
     fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "name"}
     for field in fields.values():
         default = "needed" if field.default is dataclasses.MISSING else field.default
-        group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, metavar=field.type.split("[")[0].upper(),
-                           help=f"(default {default!r})")
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=field.name,
+            metavar=field.type.split("[")[0].upper(),
+            help=f"(default {default!r})",
+        )
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         option = unknown[0].split("=")[0]

@@ -99,8 +99,15 @@ class Run:
         loss = step.LOSSES[c.loss]
         weighted = lambda *a: loss(*a, weighting=c.weighting, gamma=c.gamma)
         example = lambda f: step.example_loss(self.net, self.schedule, f, null_label=c.classes, label_dropout=c.label_dropout)
-        self.step = step.train_step(example(weighted), optimizer, self.schedule, ema=c.ema, key=key_steps,
-                                    sharded=self.sharded, whole_times=c.loss == "hybrid")
+        self.step = step.train_step(
+            example(weighted),
+            optimizer,
+            self.schedule,
+            ema=c.ema,
+            key=key_steps,
+            sharded=self.sharded,
+            whole_times=c.loss == "hybrid",
+        )
         self.held_out = step.held_out(example(loss), self.schedule, levels=LEVELS, sharded=self.sharded)
         self.sampler = samples.make_sampler(self.net, self.schedule, c, (self.whole, self.sharded))
         self.start = jax.jit(lambda: start(c, self.net, optimizer, key_init), out_shardings=self.whole)
@@ -163,8 +170,14 @@ class Run:
                     means = self.means(done, recent)
                     if means is None:
                         return 1
-                    log.write("train", done, images=done * c.batch, lr=float(self.rate(done - 1)),
-                              images_per_s=round(bar.rate() * c.batch, 2), **means)
+                    log.write(
+                        "train",
+                        done,
+                        images=done * c.batch,
+                        lr=float(self.rate(done - 1)),
+                        images_per_s=round(bar.rate() * c.batch, 2),
+                        **means,
+                    )
                     recent = []
                 if save:
                     shown["held_out"], terms = self.evaluate(now)

@@ -61,8 +61,12 @@ def test_a_weighted_loss_is_the_error_it_names(image, name, t):
     eps_hat = (x_t - alpha * x_0_hat) / sigma
     v_hat = alpha * eps_hat - sigma * x_0_hat
     x_0_error = np.mean((x_0_hat - x_0) ** 2)
-    expected = {"x0": x_0_error, "eps": np.mean((eps_hat - noise) ** 2), "min_snr": min(snr, 2.0) * x_0_error,
-                "v": np.mean((v_hat - (alpha * noise - sigma * x_0)) ** 2)}
+    expected = {
+        "x0": x_0_error,
+        "eps": np.mean((eps_hat - noise) ** 2),
+        "min_snr": min(snr, 2.0) * x_0_error,
+        "v": np.mean((v_hat - (alpha * noise - sigma * x_0)) ** 2),
+    }
     with jax.enable_x64(True):
         for loss, output in ((losses.v_loss, v_hat), (losses.eps_loss, eps_hat)):
             got, _ = loss(lambda x, i, o=output: o, COSINE, jnp.array(x_0), t, jnp.array(noise), weighting=name, gamma=2.0)

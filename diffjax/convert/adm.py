@@ -160,8 +160,8 @@ def _pool(state):
 def config_from_state(state, **hints):
     """(network class, its fields) that a state dict has; `hints` are fields that win over what is read.
 
-    Raises ValueError where the fields cannot be read, and if there is attention but neither `heads` nor `head_channels`
-    is given.
+    Raises ValueError where the fields cannot be read, and if neither `heads` nor `head_channels` is given (the middle
+    always has attention).
     """
     width = _shape(state, "time_embed.0.weight")[1]
     channels = _shape(state, "input_blocks.0.0.weight")[1]
@@ -204,8 +204,8 @@ def multiplier(width, base):
 # --- conversion -----------------------------------------------------------------------------------------------------
 
 
-def _shapes(net, state):
-    """Shapes of our parameters, with the input channels (and the pooled size) that the state dict has."""
+def inputs(net, state):
+    """Shapes of an image and what goes with it, with the input channels (and the pooled size) that the state dict has."""
     channels = state["input_blocks.0.0.weight"].shape[1] if "input_blocks.0.0.weight" in state else 3
     size, extra = 2 ** (len(net.multipliers) - 1), ()
     if isinstance(net, Encoder) and net.pool == "attention" and "out.2.positional_embedding" in state:
@@ -213,12 +213,12 @@ def _shapes(net, state):
     if isinstance(net, SuperRes):
         channels //= 2
         extra = (jax.ShapeDtypeStruct((1, 1, channels), jnp.float32),)
-    return strict.shapes(net, *strict.image_inputs(net, size * net.patch, channels, *extra))
+    return strict.image_inputs(net, size * net.patch, channels, *extra)
 
 
 def params_from_state(net, state, dtype=np.float32):
     """Parameters of `net` from an official state dict; a ValueError lists everything that does not fit."""
-    return strict.to_params(state, table(net), _shapes(net, state), net, dtype)
+    return strict.to_params(state, table(net), strict.shapes(net, *inputs(net, state)), net, dtype)
 
 
 def convert(state, network=None, dtype=np.float32, **hints):

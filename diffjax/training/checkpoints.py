@@ -77,8 +77,10 @@ class Checkpoints:
             raise ValueError(f"checkpoint {self.folder}/{step} is of another network or optimiser: {reason}") from error
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(_tree(abstract)), jax.tree.leaves(restored), strict=True):
             if a.shape != b.shape:
-                raise ValueError(f"checkpoint {self.folder}/{step} is of another network: {jax.tree_util.keystr(path)} is "
-                                 f"{b.shape}, not {a.shape}")
+                raise ValueError(
+                    f"checkpoint {self.folder}/{step} is of another network: {jax.tree_util.keystr(path)} is "
+                    f"{b.shape}, not {a.shape}"
+                )
         return TrainState(**restored)
 
     def wait(self):

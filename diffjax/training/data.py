@@ -16,8 +16,10 @@ import numpy as np
 from ..base import nearest
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-IDX_HINT = ("Fashion-MNIST's four idx files come with the Debian package dataset-fashion-mnist "
-            "(apt-get install dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist)")
+IDX_HINT = (
+    "Fashion-MNIST's four idx files come with the Debian package dataset-fashion-mnist "
+    "(apt-get install dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,9 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
             if labels is None:
                 raise ValueError(f"data {path} has no {part} labels: use classes=0, or one sub-folder per class")
             if labels.min() < 0 or labels.max() >= classes:
-                raise ValueError(f"{path} has {part} labels from {labels.min()} to {labels.max()}: classes={classes} wants "
-                                 f"0..{classes - 1}")
+                raise ValueError(
+                    f"{path} has {part} labels from {labels.min()} to {labels.max()}: classes={classes} wants 0..{classes - 1}"
+                )
         train_labels, test_labels = train_labels.astype(np.int32), test_labels.astype(np.int32)
     else:
         train_labels = test_labels = None
@@ -190,8 +193,9 @@ def _prepare(x, path, *, size, channels, fit):
     if fit == "resize":
         return _resize(x, size)
     if height > size or width > size:
-        raise ValueError(f"images of {path} are {height}x{width}, larger than size={size}: use fit=resize or "
-                         f"size={max(height, width)}")
+        raise ValueError(
+            f"images of {path} are {height}x{width}, larger than size={size}: use fit=resize or size={max(height, width)}"
+        )
     top, left = (size - height) // 2, (size - width) // 2
     return np.pad(x, ((0, 0), (top, size - height - top), (left, size - width - left), (0, 0)))
 

@@ -67,8 +67,10 @@ def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plai
     x_t = process.q_sample(schedule, x_0, t, noise)
     output = net(x_t, schedule.network_time(t))
     if output.shape[-1] != 2 * x_0.shape[-1]:
-        raise ValueError(f"the network gives {output.shape[-1]} channels for images of {x_0.shape[-1]}: the hybrid loss "
-                         f"needs {2 * x_0.shape[-1]}")
+        raise ValueError(
+            f"the network gives {output.shape[-1]} channels for images of {x_0.shape[-1]}: the hybrid loss "
+            f"needs {2 * x_0.shape[-1]}"
+        )
     eps, share = jnp.split(output, 2, axis=-1)
     mse = jnp.mean((eps - noise) ** 2)
     held = lambda x, i: (jax.lax.stop_gradient(eps), share)

@@ -50,6 +50,7 @@ class LossSecondMoment:
 
     def update(self, t, losses):
         """The sampler after seeing unweighted ``losses`` (count,) at times ``t`` (count,), in this order."""
+
         def one(carry, seen):
             history, counts = carry
             i, loss = seen

@@ -150,7 +150,8 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> 
 
     arrays = {}
     for path, leaf in _flat(params).items():
-        arrays[".".join(path)] = np.ascontiguousarray(np.asarray(leaf, np.float32).astype(dtype))
+        with np.errstate(over="ignore"):
+            arrays[".".join(path)] = np.ascontiguousarray(np.asarray(leaf, np.float32).astype(dtype))
         if not np.isfinite(arrays[".".join(path)]).all():
             raise ValueError(f"weight {'.'.join(path)} is not finite as {np.dtype(dtype).name}: use dtype=np.float32, or another checkpoint")
     folder = Path(folder)

@@ -63,6 +63,4 @@ class TrainConfig:
 
 
 # What a resumed run may change: nothing that alters the steps already taken. `steps` and `cooldown` only move the end.
-CHANGEABLE = frozenset(
-    "data steps cooldown out log_every eval_images checkpoint_every keep sample_every sample_steps".split()
-)
+CHANGEABLE = frozenset("data steps cooldown out log_every eval_images checkpoint_every keep sample_every sample_steps".split())

@@ -25,7 +25,7 @@ class Case:
     kernel: Callable  # schedule -> kernel
     method: Callable | None = None  # (denoise, y) -> method; None: the bare denoiser
     table: Callable = lambda s: dj.timetables.log_snr(s, ROWS)
-    calls: int = 1  # declared network calls per row
+    calls: int | None = 1  # declared network calls per row; None: a bound, counted in info["calls"]
     stochastic: bool = True  # whether rows draw noise
 
 
@@ -35,6 +35,10 @@ def with_mask(make, **kwargs):
 
 def jumping(s):
     return dj.timetables.repaint(s, jump=1, times=2, grid=dj.timetables.log_snr(s, 5))
+
+
+def travelling(s):
+    return dj.timetables.travel(dj.timetables.log_snr(s, 4), length=2, times=2, before_jump=True)
 
 
 K, M = dj.kernels, dj.methods
@@ -55,6 +59,8 @@ CASES = [
     Case("repaint", K.DDPM, with_mask(M.RePaint), jumping),
     Case("repaint-paper", K.DDPM, with_mask(M.RePaint, order="paper"), jumping),
     Case("repaint-heun", K.Heun, with_mask(M.RePaint), jumping, calls=2),
+    Case("copaint", K.DDIM, with_mask(M.CoPaint, lr=0.5), calls=None, stochastic=False),
+    Case("copaint-travel", lambda s: K.DDIM(s, eta=0.3), with_mask(M.CoPaint, iterations=1, adaptive=False), travelling, calls=2),
 ]
 
 
@@ -91,13 +97,17 @@ def program(case, network=gaussian, remat="row", table=None):
 
 
 def jitted(case):
-    """The case's program, compiled once, counting its traces."""
-    traces = []
+    """The case's program, compiled once, counting its traces and the calls of its network (after ``effects_barrier``)."""
+    traces, calls = [], []
+
+    def counting(params, x, i):
+        jax.debug.callback(lambda: calls.append(1))
+        return gaussian(params, x, i)
 
     def counted(key, params, y):
         traces.append(1)
-        return program(case)(key, params, y)
+        return program(case, counting)(key, params, y)
 
     run = jax.jit(counted)
-    run.traces = traces
+    run.traces, run.calls = traces, calls
     return run

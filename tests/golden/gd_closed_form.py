@@ -25,8 +25,12 @@ def channels_last(a):
 
 
 def gradient_of_class(params, x, i, y):
-    """grad_x log p(component y | x) at index i: the recorded classifier."""
-    return jax.grad(lambda x: jax.nn.log_softmax(_log_weights(params, x, i)[0])[y])(x)
+    """grad_x log p(component y | x) at index i, the recorded classifier: score_y minus the mean score. The factor sqrt(A) is
+    taken out by hand, because the difference is that small where A is."""
+    log_r, _, total = _log_weights(params, x, i)
+    r = jax.nn.softmax(log_r)[:, None, None, None]
+    root, mu, var = jnp.sqrt(_at(params, i)[1][0]), params["mu"], params["var"]
+    return root * (r * (mu[y] / total[y] - mu / total - root * x * (var - var[y]) / (total * total[y]))).sum(0)
 
 
 def _at(params, i):
@@ -43,20 +47,31 @@ def _log_weights(params, x, i):
     return params["log_w"] - 0.5 * (d**2 / total + jnp.log(total)).sum((1, 2, 3)), d, total
 
 
-def network(mean, variance):
+def _mean_output(mean, params, x, i):
+    _, (A, rest, before, rest_before, beta) = _at(params, i)
+    log_r, d, total = _log_weights(params, x, i)
+    r = jax.nn.softmax(log_r)[:, None, None, None]
+    x0 = (r * (params["mu"] + jnp.sqrt(A) * params["var"] / total * d)).sum(0)
+    if mean == "START_X":
+        return x0
+    if mean == "EPSILON":
+        return (x - jnp.sqrt(A) * x0) / jnp.sqrt(rest)  # two roundings only: samplers magnify them by 1 / alpha
+    # PREVIOUS_X: the mean of q(x_{t-1} | x_t, x0), Ho et al. 2020, eq. 7
+    return (beta * jnp.sqrt(before) * x0 + rest_before * jnp.sqrt(1 - beta) * x) / rest
+
+
+@functools.cache
+def _batched(mean):
+    return quick_jit(jax.vmap(functools.partial(_mean_output, mean), (None, 0, 0)))
+
+
+def network(mean, variance, batch=False):
     """apply(params, x, i) that predicts ``mean`` (official name), with twice the channels for learned variances."""
+    predict = _batched(mean) if batch else functools.partial(_mean_output, mean)
+
     def apply(params, x, i):
-        index, (A, rest, before, rest_before, beta) = _at(params, i)
-        log_r, d, total = _log_weights(params, x, i)
-        r = jax.nn.softmax(log_r)[:, None, None, None]
-        x0 = (r * (params["mu"] + jnp.sqrt(A) * params["var"] / total * d)).sum(0)
-        if mean == "EPSILON":
-            out = jnp.sqrt(rest) * (r * d / total).sum(0)
-        elif mean == "START_X":
-            out = x0
-        else:  # PREVIOUS_X: the mean of q(x_{t-1} | x_t, x0), Ho et al. 2020, eq. 7
-            out = (beta * jnp.sqrt(before) * x0 + rest_before * jnp.sqrt(1 - beta) * x) / rest
-        n = index.astype(x.dtype)
+        out = predict(params, x, i)
+        n = _at(params, i)[0].astype(x.dtype).reshape(-1, *(1,) * 3) if batch else _at(params, i)[0].astype(x.dtype)
         mix = {"LEARNED_RANGE": lambda: 0.8 * jnp.sin(3 * x + 0.01 * n), "LEARNED": lambda: -3 + 0.5 * jnp.sin(2 * x)}
         return jnp.concatenate([out, mix[variance]()], -1) if variance in mix else out
 
@@ -85,9 +100,7 @@ def rebuild(run, meta, mean, variance, dtype, batch=False):
         schedule = dj.schedules.from_alphas_cumprod(base.alphas[kept + 1] ** 2)
         time = lambda t: jnp.asarray(kept)[jnp.asarray(t).astype(int) - 1] * unit  # noqa: E731
     build = {"EPSILON": dj.denoisers.from_eps, "START_X": dj.denoisers.from_x0, "PREVIOUS_X": dj.denoisers.from_previous}[mean]
-    apply = network(mean, variance)
-    apply = quick_jit(jax.vmap(apply, (None, 0, 0))) if batch else apply
-    denoise = build(apply, params, schedule, time=time, learned_variance=variance.startswith("LEARNED"))
+    denoise = build(network(mean, variance, batch), params, schedule, time=time, learned_variance=variance.startswith("LEARNED"))
     return schedule, denoise, params, time
 
 

@@ -3,6 +3,8 @@
 Everything is read from the files: parameters from their metadata, cases from their field names.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,29 +166,34 @@ def one_step(run, meta, mean, variance, clip, x_t, t):
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 
-vb_terms = quick_jit(jax.vmap(lambda kernel, p, x_0, row: variational.term(kernel, p, x_0, row), (None, 0, 0, 0)))
+@functools.cache
+def bound_terms(variance):
+    """(predictions, x_0, rows) of a batch -> vb, its gradient to the predicted (x0, mix), and :func:`rounding`."""
+    kernel = DDPM(None, variance=VARIANCES[variance])
+
+    def one(p, x_0, row):
+        term = lambda x0, mix: variational.term(kernel, dj.replace(p, x0=x0, mix=mix), x_0, row)
+        return *jax.value_and_grad(term, (0, 1))(p.x0, p.mix), rounding(kernel, p, x_0, row)
+
+    return quick_jit(jax.vmap(one))
 
 
 def official_terms(mean, variance, schedule, x_0, t, noise, output, rescaled):
-    """mse, vb with the mean held fixed (of "MSE" losses) and vb of a batch at concrete times; and how far a float64 run
-    may be off (:func:`rounding`)."""
-    kernel = DDPM(schedule, variance=VARIANCES[variance])
+    """{mse, vb, held: (values, gradients to the output)} of a batch, and the rounding of vb. "held" is the vb of official
+    MSE losses: the mean is held fixed, so that its gradient reaches the variance only."""
     x_t = dj.process.q_sample(schedule, x_0, t, noise)
-    row = rows_at(kernel, t - 1, x_0.dtype)
-    learned, C = variance.startswith("LEARNED"), x_0.shape[-1]
+    row = rows_at(DDPM(schedule, variance=VARIANCES[variance]), t - 1, x_0.dtype)
+    C, c = x_0.shape[-1], row.k.move
     build = {"EPSILON": dj.denoisers.from_eps, "START_X": dj.denoisers.from_x0, "PREVIOUS_X": dj.denoisers.from_previous}[mean]
     time = (lambda t: (t - 1) * (1000 / schedule.T)) if rescaled else None
-
-    def predict(out):
-        p = build(lambda x, i: out, None, schedule, learned_variance=learned, time=time)(x_t, t)
-        return dj.replace(p, alpha=jnp.asarray(p.alpha), sigma=jnp.asarray(p.sigma))
-
-    guess, c = output[..., :C], row.k.move
+    learned = variance.startswith("LEARNED")
+    predict = lambda out: build(lambda x, i: out, None, schedule, learned_variance=learned, time=time)(x_t, t)
     target = {"EPSILON": noise, "START_X": x_0, "PREVIOUS_X": expand(c.c_0, x_t) * x_0 + expand(c.c_t, x_t) * x_t}[mean]
-    held = jnp.concatenate([jax.lax.stop_gradient(guess), output[..., C:]], -1)
-    terms = {"mse": jnp.mean((guess - target) ** 2, (1, 2, 3)), "vb": vb_terms(kernel, predict(output), x_0, row)}
-    terms["held"] = vb_terms(kernel, predict(held), x_0, row) if learned else terms["vb"]
-    return terms, roundings(kernel, jax.lax.stop_gradient(predict(output)), x_0, row)
+    mse, pull_mse = jax.vjp(lambda out: jnp.mean((out[..., :C] - target) ** 2, (1, 2, 3)), output)
+    (x0, mix), pull = jax.vjp(lambda out: ((p := predict(out)).x0, p.mix), output)
+    vb, (to_x0, to_mix), slack = bound_terms(variance)(dj.replace(predict(output), x0=x0, mix=mix), x_0, row)
+    return {"mse": (mse, pull_mse(jnp.ones_like(mse))[0]), "vb": (vb, pull((to_x0, to_mix))[0]),
+            "held": (vb, pull((jnp.zeros_like(to_x0), to_mix))[0])}, slack
 
 
 def rounding(kernel, p, x_0, row):
@@ -195,9 +202,6 @@ def rounding(kernel, p, x_0, row):
     mean, _ = kernel.transition(p, p.x, row)
     log_p = variational.discretised_log_likelihood(x_0, mean, 0.5 * kernel.log_variance(p, p.x, row) + 0 * mean)
     return jnp.where(row.s == 0, 2.0**-52 * jnp.exp(-log_p).mean() / np.log(2), 0.0)
-
-
-roundings = quick_jit(jax.vmap(rounding, (None, 0, 0, 0)))
 
 
 def check_bits(label, got, expected, dtype, slack=0.0):
@@ -228,28 +232,22 @@ def test_losses(golden_file):
             x_0, noise, output = in_dtype([channels_last(run[n]) for n in ("x0", "noise", "model_out")], dtype)
             for mean, variance, *rescaled in cases:
                 given = output if variance.startswith("LEARNED") else output[..., :C]
-                terms = lambda out, m=mean, v=variance, r=rescaled: official_terms(m, v, schedule, x_0, run["t"] + 1, noise, out, r)
-                if dtype is jnp.float32 or not any(f"grad/{n}" in run for n in names if n.endswith(f"{mean}__{variance}")):
-                    got[mean, variance, *rescaled] = *terms(given), {}
-                    continue
-                values, pull, slack = jax.vjp(terms, given, has_aux=True)
-                only = lambda name, values=values: {k: (jnp.ones_like if k == name else jnp.zeros_like)(v) for k, v in values.items()}
-                got[mean, variance, *rescaled] = values, slack, {name: pull(only(name))[0] for name in values}
+                got[mean, variance, *rescaled] = official_terms(mean, variance, schedule, x_0, run["t"] + 1, noise, given, rescaled)
         for name in names:
             kind, *case = name.split("__")
             label = f"{golden_file.stem} {name} {dtype.__name__}"
-            values, slack, grads = jax.tree.map(np.asarray, got[tuple(case)])
+            terms, slack = jax.tree.map(np.asarray, got[tuple(case)])
             learned = case[1].startswith("LEARNED")
             factor = {"RESCALED_MSE": T / 1000, "RESCALED_KL": T}.get(kind, 1.0)
             weights = {"vb": factor} if kind.endswith("KL") else {"mse": 1.0, "held": factor * learned}
             recorded = {field: run[f"loss/{name}/{field}"] for field in ("loss", "mse", "vb") if f"loss/{name}/{field}" in run}
-            mine = {"loss": sum(w * values[k] for k, w in weights.items()), "mse": values["mse"], "vb": factor * values["held"]}
+            mine = {"loss": sum(w * terms[k][0] for k, w in weights.items()), "mse": terms["mse"][0], "vb": factor * terms["held"][0]}
             assert ("vb" in recorded) == (learned and not kind.endswith("KL"))
             for field, expected in recorded.items():
                 unit = factor if kind.endswith("KL") else 1.0  # judge RESCALED_KL in bits
                 check_bits(f"{label} {field}", mine[field] / unit, expected / unit, dtype, max(factor, 1) * slack)
             if f"grad/{name}" in run and dtype is jnp.float64:
-                grad = sum(w * grads[k] for k, w in weights.items())
+                grad = sum(w * terms[k][1] for k, w in weights.items())
                 check(f"{label} gradient", grad, channels_last(run[f"grad/{name}"]), 2e-6)  # recorded in float32
 
 

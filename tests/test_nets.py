@@ -1,0 +1,229 @@
+"""Networks: layers against numpy, one image against a batch, initialisation, labels, options, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import random
+
+from diffjax.nets import DDPMUNet, Encoder, SuperRes, UNet, init, layers
+
+TINY = dict(out_channels=1, width=8, multipliers=(1, 2), blocks=1, groups=4, patch=2)
+FASHION = dict(out_channels=1, width=32, multipliers=(1, 2), blocks=2, patch=2, groups=8, classes=10, null_label=True)
+
+
+def jiggle(params, scale=0.1):
+    """Parameters without the zeros of initialisation, so that every part matters."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = random.split(random.key(7), len(leaves))
+    return jax.tree.unflatten(tree, [a + scale * random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves)])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(net, params, x, t, y, result of the batch) of a small conditional network."""
+    net = UNet(**TINY, classes=3, null_label=True)
+    params = jiggle(init(net, random.key(0), (8, 8, 1)))
+    x, t, y = random.normal(random.key(1), (3, 8, 8, 1)), jnp.array([0.0, 10.5, 999.0]), jnp.array([0, 2, 3])
+    return net, params, x, t, y, jax.jit(net.apply)(params, x, t, y)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def test_group_norm_is_that_of_one_image():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4, 5, 6)) * 0.1 + 100  # a mean of 1000 standard deviations
+    gain, bias = rng.normal(size=6), rng.normal(size=6)
+    wanted = np.empty_like(x)
+    for index in np.ndindex(2, 3):
+        for group in (slice(0, 3), slice(3, 6)):
+            g = x[index][..., group]
+            wanted[index][..., group] = (g - g.mean()) / np.sqrt(g.var() + 1e-5) * gain[group] + bias[group]
+    norm = layers.GroupNorm(2)
+    params = {"params": {"scale": jnp.asarray(gain), "bias": jnp.asarray(bias)}}
+    # float32 keeps 100 to 4e-6, which is 4e-5 of a standard deviation
+    np.testing.assert_allclose(norm.apply(params, jnp.asarray(x, jnp.float32)), wanted, atol=3e-4)
+    np.testing.assert_allclose(norm.apply(params, jnp.asarray(x[1, 2], jnp.float32)), wanted[1, 2], atol=3e-4)
+
+
+@pytest.mark.parametrize("order", ["legacy", "new"])
+def test_attention_by_loops(order):
+    tokens, heads, size = 5, 2, 3
+    qkv = np.random.default_rng(1).normal(size=(tokens, 3 * heads * size))
+    wanted = np.zeros((tokens, heads * size))
+    for head in range(heads):
+        if order == "legacy":
+            q, k, v = (qkv[:, (3 * head + i) * size : (3 * head + i + 1) * size] for i in range(3))
+        else:
+            q, k, v = (qkv[:, (heads * i + head) * size : (heads * i + head + 1) * size] for i in range(3))
+        weight = np.exp(q @ k.T / np.sqrt(size))
+        wanted[:, head * size : (head + 1) * size] = weight / weight.sum(1, keepdims=True) @ v
+    np.testing.assert_allclose(layers.attend(jnp.asarray(qkv, jnp.float32), heads, order), wanted, atol=1e-5)
+
+
+def test_sinusoid():
+    got = layers.sinusoid(jnp.array([0.0, 2.0]), 5)
+    np.testing.assert_allclose(got[0], [1, 1, 0, 0, 0])
+    np.testing.assert_allclose(got[1], [np.cos(2), np.cos(0.02), np.sin(2), np.sin(0.02), 0], atol=1e-6)
+    ddpm = layers.sinusoid(jnp.array(2.0), 4, sin_first=True, shift=1)
+    np.testing.assert_allclose(ddpm, [np.sin(2), np.sin(2e-4), np.cos(2), np.cos(2e-4)], atol=1e-6)
+
+
+def test_resampling():
+    x = jnp.arange(16.0).reshape(4, 4, 1)
+    np.testing.assert_array_equal(layers.space_to_depth(x, 2)[0, 1], [2, 3, 6, 7])
+    np.testing.assert_array_equal(layers.average_pool(x)[..., 0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_array_equal(layers.nearest(x)[:3, :3, 0], [[0, 0, 1], [0, 0, 1], [4, 4, 5]])
+    batch = random.normal(random.key(0), (2, 3, 8, 4, 5))
+    np.testing.assert_array_equal(layers.depth_to_space(layers.space_to_depth(batch, 2), 2), batch)
+    np.testing.assert_allclose(layers.average_pool(layers.nearest(batch)), batch, rtol=1e-6)
+
+
+# --- the UNet -------------------------------------------------------------------------------------------------------
+
+
+def test_one_image_is_its_image_in_a_batch(tiny):
+    net, params, x, t, y, batch = tiny
+    assert batch.shape == x.shape and float(jnp.abs(batch).max()) > 0.1
+    np.testing.assert_allclose(jax.jit(jax.vmap(net.apply, (None, 0, 0, 0)))(params, x, t, y), batch, atol=1e-5)
+    alone = jax.jit(net.apply)(params, x[1], t[1], y[1])
+    assert alone.shape == (8, 8, 1)
+    np.testing.assert_allclose(alone, batch[1], atol=1e-5)
+    axes = jax.jit(net.apply)(params, x[None], t[None], y[None])
+    np.testing.assert_allclose(axes[0], batch, atol=1e-5)
+
+
+def test_a_scalar_time_is_everyones(tiny):
+    net, params, x, t, y, batch = tiny
+    same = jax.jit(net.apply)(params, x, t[1], y[1])
+    np.testing.assert_allclose(same[1], batch[1], atol=1e-5)
+    assert float(jnp.abs(same[0] - batch[0]).max()) > 1e-3  # the time and the label matter
+
+
+def test_labels(tiny):
+    net, params, x, t, y, batch = tiny
+    apply = jax.jit(net.apply)
+    np.testing.assert_allclose(apply(params, x[2], t[2]), batch[2], atol=1e-5)  # no label: the null label, index 3
+    assert float(jnp.abs(apply(params, x[2], t[2], 0) - batch[2]).max()) > 1e-3
+    assert bool(jnp.isnan(apply(params, x[2], t[2], 4)).all())  # out of range is loud, not the last row
+    with pytest.raises(ValueError, match="integer"):
+        net.apply(params, x, t, jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"conditional: give y in 0\.\.2"):
+        UNet(**TINY, classes=3).init(random.key(0), x, t)
+    with pytest.raises(ValueError, match="has no classes"):
+        UNet(**TINY).init(random.key(0), x, t, y)
+
+
+def test_initial_output_is_zero_and_every_parameter_learns(tiny):
+    net, params, x, t, y, _ = tiny
+    fresh = init(net, random.key(0), (8, 8, 1))
+    np.testing.assert_array_equal(jax.jit(net.apply)(fresh, x, t, y), 0)
+
+    gradient = jax.jit(jax.grad(lambda p: jnp.square(net.apply(p, x, t, y) - x).mean()))(params)
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient):
+        assert bool(jnp.isfinite(g).all()) and float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
+
+
+def test_the_shipped_configuration_keeps_its_parameters():
+    net = UNet(**FASHION)
+    shapes = jax.eval_shape(net.init, random.key(0), jnp.zeros((32, 32, 1)), jnp.zeros(()))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 921_028
+    assert shapes["params"]["label"].shape == (11, 128)
+
+
+def test_remat_changes_nothing(tiny):
+    net, params, x, t, y, _ = tiny
+    other = net.clone(remat=True)
+    loss = lambda net: lambda p, x: jnp.square(net.apply(p, x, t, y)).mean()
+    plain = jax.jit(jax.grad(loss(net)))(params, x)
+    again = jax.jit(jax.grad(loss(other)))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
+    count = str(jax.make_jaxpr(jax.grad(loss(other)))(params, x)).count("remat")
+    assert count >= 6 and "remat" not in str(jax.make_jaxpr(jax.grad(loss(net)))(params, x))
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_outside(tiny):
+    net, params, x, t, y, batch = tiny
+    half = net.clone(dtype=jnp.bfloat16)
+    out = jax.jit(half.apply)(params, x, t, y)
+    assert out.dtype == jnp.float32
+    assert {a.dtype for a in jax.tree.leaves(init(half, random.key(0), (8, 8, 1)))} == {jnp.dtype("float32")}
+    error = float(jnp.abs(out - batch).max() / jnp.abs(batch).max())
+    assert 1e-5 < error < 0.05  # it does compute in bfloat16 (8 bits), and not worse
+
+
+def test_float64_and_strict_promotion(tiny):
+    _, params, x, t, y, batch = tiny
+    net = tiny[0]
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        wide = lambda a: jnp.asarray(np.asarray(a, np.float64))
+        out = jax.jit(net.apply)(jax.tree.map(wide, params), wide(x), wide(t), y)
+        assert out.dtype == jnp.float64
+        np.testing.assert_allclose(out, batch, atol=2e-5)
+    with jax.numpy_dtype_promotion("strict"):
+        assert jax.eval_shape(net.apply, params, x, t, y).dtype == jnp.float32
+
+
+def test_dropout_only_in_training(tiny):
+    _, params, x, t, y, batch = tiny
+    net = tiny[0].clone(dropout=0.5)
+    np.testing.assert_allclose(jax.jit(net.apply)(params, x, t, y), batch, atol=1e-5)
+    train = jax.jit(lambda key: net.apply(params, x, t, y, train=True, rngs={"dropout": key}))
+    first, second = train(random.key(0)), train(random.key(1))
+    assert float(jnp.abs(first - second).max()) > 1e-3
+    np.testing.assert_array_equal(first, train(random.key(0)))
+
+
+@pytest.mark.parametrize("field, value, message", [
+    ("groups", 3, r"groups=3 does not divide a layer of 8 channels: use groups=2"),
+    ("qkv_order", "old", 'qkv_order=\'old\': use "legacy"'),
+    ("attention", (4,), r"attention=4 is no downsampling factor of this network: use some of \[1, 2\]"),
+    ("null_label", True, "null_label=True needs classes"),
+    ("heads", 5, "heads=5 does not divide 16 channels"),
+    ("head_channels", 7, "head_channels=7 does not divide an attention of 16 channels"),
+])  # fmt: skip
+def test_bad_fields(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        net = UNet(**(TINY | {field: value}))
+        jax.eval_shape(net.init, random.key(0), jnp.zeros((8, 8, 1)), jnp.zeros(()))
+
+
+def test_bad_sizes():
+    net = UNet(**TINY)
+    for shape, message in (((6, 8, 1), r"sides \(6, 8\) of x must be multiples of 4"), ((8, 8), r"\(\.\.\., H, W, C\)")):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(net.init, random.key(0), jnp.zeros(shape), jnp.zeros(()))
+
+
+# --- relatives ------------------------------------------------------------------------------------------------------
+
+
+def test_super_resolution_sees_the_small_image_enlarged():
+    net = SuperRes(out_channels=1, width=4, multipliers=(1,), blocks=1, groups=2)
+    params = jiggle(init(net, random.key(0), (8, 8, 1)))
+    apply = jax.jit(net.apply)
+    x = random.normal(random.key(1), (2, 8, 8, 1))
+    constant = apply(params, x, jnp.array(3.0), jnp.full((2, 2, 2, 1), 0.7))
+    np.testing.assert_allclose(constant, apply(params, x, jnp.array(3.0), jnp.full((2, 4, 4, 1), 0.7)), atol=1e-5)
+    assert float(jnp.abs(constant - apply(params, x, jnp.array(3.0), jnp.zeros((2, 2, 2, 1)))).max()) > 1e-3
+
+
+@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
+def test_encoder_of_one_image(pool):
+    net = Encoder(out_channels=5, width=4, multipliers=(1, 2), blocks=1, groups=2, pool=pool)
+    params = jiggle(init(net, random.key(0), (4, 4, 3)))
+    x, t = random.normal(random.key(1), (2, 4, 4, 3)), jnp.array([1.0, 50.0])
+    batch = jax.jit(net.apply)(params, x, t)
+    assert batch.shape == (2, 5)
+    np.testing.assert_allclose(jax.jit(net.apply)(params, x[1], t[1]), batch[1], atol=1e-5)
+    if pool == "attention":
+        with pytest.raises(ValueError):
+            jax.eval_shape(net.apply, params, jnp.zeros((8, 8, 3)), t[0])
+    with pytest.raises(ValueError, match="pool='mean': use one of adaptive"):
+        net.clone(pool="mean")
+
+
+def test_ddpm_wants_a_word_per_level():
+    with pytest.raises(ValueError, match="attention_up has 1 entries, 2 levels need 2"):
+        DDPMUNet(out_channels=3, multipliers=(1, 2), attention_up=(True,))

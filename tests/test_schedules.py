@@ -1,0 +1,154 @@
+"""Every schedule: identities, the inverse, exactness on the table, host and traced evaluation, clear errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import schedules
+
+LINEAR, COSINE = (schedules.discrete(betas) for betas in (schedules.linear_betas(1000), schedules.cosine_betas(100)))
+ALL = {"linear": LINEAR, "cosine": COSINE, "scaled_linear": schedules.discrete(schedules.scaled_linear_betas(1000)),
+       "sr3": schedules.discrete(schedules.sr3_betas(2000)), "nonequilibrium": schedules.discrete(schedules.nonequilibrium_betas(40)),
+       "VP": schedules.VP(), "SubVP": schedules.SubVP(), "VE": schedules.VE(), "EDM": schedules.EDM(),
+       "RectifiedFlow": schedules.RectifiedFlow()}
+every = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+
+
+def inside(schedule, n=41):
+    """Times strictly inside (0, T), half of them fractional for a table."""
+    return np.linspace(0, schedule.T, n + 2)[1:-1]
+
+
+@every
+def test_variance_preserving_means_what_it_says(schedule):
+    t = inside(schedule)
+    total = schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2
+    if schedule.variance_preserving:
+        np.testing.assert_allclose(total, 1, rtol=1e-12)
+    else:
+        assert np.abs(total - 1).max() > 0.1
+
+
+@every
+def test_log_snr_is_the_ratio_and_falls(schedule):
+    t = inside(schedule)
+    lam = schedule.log_snr(t)
+    np.testing.assert_allclose(np.exp(lam), (schedule.alpha(t) / schedule.sigma(t)) ** 2, rtol=1e-10)
+    assert (np.diff(lam) < 0).all()
+
+
+@every
+def test_time_inverts_log_snr(schedule):
+    t = np.append(inside(schedule), 0.3 * np.minimum(schedule.T, 1))  # the last one lies below entry 1 of a table
+    np.testing.assert_allclose(schedule.time(schedule.log_snr(t)), t, rtol=1e-8)
+    got = jax.jit(lambda schedule, t: schedule.time(schedule.log_snr(t)))(schedule, jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(got, t, rtol=2e-3, atol=1e-5 * schedule.T)
+
+
+@every
+def test_clean_end(schedule):
+    zero = np.float64(0)
+    assert schedule.alpha(zero) == 1 and schedule.sigma(zero) == 0
+    assert schedule.log_snr(zero) == np.inf
+    assert schedule.time(np.float64(np.inf)) == 0
+
+
+@pytest.mark.parametrize("betas", [schedules.linear_betas(250), schedules.cosine_betas(50)], ids=["linear", "cosine"])
+def test_tables_are_exact_at_whole_times(betas):
+    schedule = schedules.discrete(betas)
+    bar = np.cumprod(1 - betas)
+    t = np.arange(1, len(betas) + 1)
+    np.testing.assert_array_equal(schedule.alpha(t), np.sqrt(bar))
+    np.testing.assert_array_equal(schedule.sigma(t), np.sqrt(1 - bar))
+    traced = jax.jit(lambda s, t: (s.alpha(t), s.sigma(t)))(schedule, jnp.asarray(t, jnp.float32))
+    np.testing.assert_array_equal(traced, np.stack([np.sqrt(bar), np.sqrt(1 - bar)]).astype(np.float32))
+
+
+def test_between_entries_log_snr_is_linear():
+    for t in (1.5, 37.25, 99.5):
+        low = np.floor(t)
+        ends = LINEAR.log_snr(np.array([low, low + 1]))
+        np.testing.assert_allclose(LINEAR.log_snr(t), ends[0] + (t - low) * (ends[1] - ends[0]), rtol=1e-10)
+    below = np.array([0.0, 0.25, 0.5, 1.0])
+    np.testing.assert_allclose(LINEAR.sigma(below), below * LINEAR.sigma(1.0), rtol=1e-12)
+
+
+@every
+def test_numpy_in_float64_numpy_out(schedule):
+    for t in (inside(schedule, 5), np.float64(0.4 * schedule.T), 0.4 * float(schedule.T), inside(schedule, 5).astype(np.float32)):
+        for name in ("alpha", "sigma", "log_snr"):
+            got = getattr(schedule, name)(t)
+            assert not isinstance(got, jax.Array) and np.asarray(got).dtype == np.float64, (name, type(t))
+
+
+@every
+def test_traced_under_strict_promotion(schedule):
+    """jit, vmap and grad over times and over the schedule's own leaves, float32 in and float32 out, equal to the host."""
+    t = inside(schedule, 5)
+
+    with jax.numpy_dtype_promotion("strict"):
+        t32 = jnp.asarray(t, jnp.float32)
+        for name in ("alpha", "sigma", "log_snr", "network_time"):
+            f = jax.jit(lambda schedule, t, name=name: getattr(schedule, name)(t))
+            got = f(schedule, t32)
+            assert got.dtype == jnp.float32, name
+            np.testing.assert_allclose(got, getattr(schedule, name)(t), rtol=2e-4, atol=2e-4, err_msg=name)
+            np.testing.assert_array_equal(jax.vmap(f, (None, 0))(schedule, t32), got, err_msg=name)
+        slope = jax.vmap(jax.grad(schedule.log_snr))(t32)
+        assert slope.dtype == jnp.float32
+    h = 1e-4 * schedule.T
+    central = (schedule.log_snr(t + h) - schedule.log_snr(t - h)) / (2 * h)
+    kink = np.isclose(t, np.round(t)) & isinstance(schedule, schedules.Discrete)  # a table's slope jumps at whole t
+    np.testing.assert_allclose(np.asarray(slope)[~kink], central[~kink], rtol=1e-2)
+    grads = jax.grad(lambda s: jnp.sum(s.alpha(t32) + s.sigma(t32)))(jax.tree.map(jnp.float32, schedule))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert not jax.tree.leaves(grads) or max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 0
+
+
+def test_float64_is_safe():
+    with jax.enable_x64(True):
+        t = jnp.linspace(0.0, LINEAR.T, 97)
+        for name in ("alpha", "sigma"):
+            got = jax.jit(lambda s, t, name=name: getattr(s, name)(t))(LINEAR, t)
+            assert got.dtype == jnp.float64
+            np.testing.assert_allclose(got, getattr(LINEAR, name)(np.asarray(t)), rtol=1e-12)
+
+
+def test_formulas_at_known_points():
+    t = np.array([0.25, 1.0])
+    np.testing.assert_allclose(schedules.VP().alpha(t), np.exp(-0.25 * t**2 * 19.9 - 0.05 * t), rtol=1e-14)
+    np.testing.assert_allclose(schedules.SubVP().sigma(t), 1 - np.exp(-0.5 * t**2 * 19.9 - 0.1 * t), rtol=1e-12)
+    np.testing.assert_allclose(schedules.VE().sigma(t), [0.01 * 5000**0.25, 50], rtol=1e-12)
+    np.testing.assert_allclose(schedules.VP().sigma(jnp.float32(1e-5)), np.sqrt(0.1e-5), rtol=1e-4)  # expm1: 0.6 % off without
+    np.testing.assert_allclose(schedules.RectifiedFlow().log_snr(np.float64(0.75)), 2 * np.log(1 / 3), rtol=1e-14)
+    assert schedules.EDM(T=10.0).T == 10.0
+
+
+def test_published_betas():
+    np.testing.assert_allclose(schedules.linear_betas(250)[[0, -1]], [4e-4, 0.08], rtol=1e-14)
+    np.testing.assert_allclose(schedules.scaled_linear_betas(1000)[[0, -1]], [0.0015, 0.0195], rtol=1e-14)
+    assert schedules.cosine_betas(1000)[-1] == 0.999
+    np.testing.assert_allclose(schedules.warmup_betas(40, 0.1)[[0, 3, 4, 39]], [1e-4, 0.02, 0.02, 0.02], rtol=1e-14)
+    np.testing.assert_allclose(schedules.harmonic_betas(4), [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-14)
+    np.testing.assert_allclose(schedules.nonequilibrium_betas(30)[-1], 0.5, atol=1e-4)
+
+
+def test_hyper_parameters_are_leaves():
+    rates = jnp.array([10.0, 20.0])
+    alphas = jax.vmap(lambda b: schedules.VP(beta_max=b).alpha(1.0))(rates)
+    np.testing.assert_allclose(alphas, np.exp(-0.25 * (np.array([10.0, 20]) - 0.1) - 0.05), rtol=1e-5)
+    betas = jnp.asarray(schedules.linear_betas(50), jnp.float32)
+    grad = jax.jit(jax.grad(lambda betas: schedules.discrete(betas).alpha(50.0)))(betas)
+    np.testing.assert_allclose(grad, -0.5 * np.sqrt(np.prod(1 - np.float64(betas))) / (1 - np.float64(betas)), rtol=1e-4)
+
+
+def test_errors_name_value_and_remedy():
+    with pytest.raises(ValueError, match=r"T = 20 makes the last beta 1, not below 1: use T > 20"):
+        schedules.linear_betas(20)
+    with pytest.raises(ValueError, match=r"beta 1\.5 is outside \(0, 1\]"):
+        schedules.discrete(np.array([0.1, 1.5]))
+    with pytest.raises(ValueError, match=r"beta nan is outside"):
+        schedules.discrete(np.array([0.1, np.nan]))
+    with pytest.raises(ValueError, match=r"betas have shape \(2, 2\): give one axis"):
+        schedules.discrete(np.full((2, 2), 0.1))

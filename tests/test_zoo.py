@@ -1,0 +1,256 @@
+"""Priors, cards and weights: what is read is exactly what was written, and nothing that does not fit is read."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_prior
+from safetensors.numpy import load_file, save_file
+
+from diffjax import schedules, zoo
+from diffjax.training import checkpoints, state
+from experiments import evaluate_prior, export
+from experiments.configs.debug import config as debug
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_prior.write(tmp_path_factory.mktemp("zoo") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def prior(folder):
+    return zoo.load(folder)
+
+
+def test_what_is_written_is_read(prior):
+    want = jax.tree.map(lambda a: np.asarray(a, np.float16).astype(np.float32), tiny_prior.params())
+    assert jax.tree.structure(want) == jax.tree.structure(prior.params)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(prior.params)):
+        assert b.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)
+    assert (prior.name, prior.shape, prior.classes, prior.loss) == ("tiny", (32, 32, 1), 10, "v")
+    assert prior.class_names[8] == "bag" and prior.card["config"]["T"] == 1000
+    np.testing.assert_array_equal(prior.schedule.alphas, schedules.discrete(schedules.cosine_betas(1000)).alphas)
+
+
+def test_a_prior_is_a_pytree(prior):
+    leaves, tree = jax.tree.flatten(prior)
+    again = jax.tree.unflatten(tree, leaves)
+    assert again.card == prior.card and hash(tree) is not None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        prior.name = "other"
+
+
+X = np.random.default_rng(5).standard_normal((32, 32, 1)).astype(np.float32)
+T = 700
+TRACES = []
+
+
+@jax.jit
+def x0(denoise, x=X):
+    TRACES.append(None)
+    return denoise(x, float(T)).x0
+
+
+@pytest.fixture(scope="module")
+def by_hand(prior):
+    """x0 of v-prediction for every label, from the network alone."""
+    v = jax.jit(jax.vmap(lambda label: prior.net.apply(prior.params, X, T - 1.0, label)))(jnp.arange(11))
+    return prior.schedule.alphas[T] * X - prior.schedule.sigmas[T] * v
+
+
+def test_denoisers(prior, by_hand):
+    """Labels, the null label, guidance and clamping as their formulas say."""
+    no_label, bag = by_hand[10], by_hand[8]
+    assert float(jnp.abs(bag - no_label).max()) > 1e-3  # labels do something
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
+    close(x0(prior.denoiser(clip=False)), no_label)
+    close(x0(prior.denoiser("bag", clip=False)), bag)
+    close(x0(prior.denoiser(8)), jnp.clip(bag, -1, 1))
+    assert float(jnp.abs(bag).max()) > 1  # so that the line above says something
+    close(x0(prior.denoiser(8, scale=3.0, clip=False)), no_label + 3 * (bag - no_label))
+
+
+def test_other_labels_and_scales_cost_no_retrace(prior):
+    TRACES.clear()
+    results = [x0(prior.denoiser(label, scale, clip=False)) for label, scale in ((1, 2.0), (3, 2.0), (3, 4.0))]
+    assert len(TRACES) <= 1  # 0 where the test above has compiled it
+    assert all(float(jnp.abs(a - b).max()) > 0 for a, b in zip(results, results[1:]))
+    x0(prior.denoiser(2, clip=False))
+    x0(prior.denoiser(clip=False))
+    assert len(TRACES) <= 2
+
+
+def test_labels_may_be_traced(prior, by_hand):
+    many = jax.jit(jax.vmap(lambda n: prior.denoiser(n, clip=False)(X, float(T)).x0))(jnp.arange(11))
+    np.testing.assert_allclose(many, by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("label, message", [("bga", "did you mean 'bag'"), (10, "choose 0 to 9"), (-1, "choose 0 to 9"), (1.5, "out of range")])
+def test_labels_that_do_not_exist(prior, label, message):
+    with pytest.raises(ValueError, match=message):
+        prior.denoiser(label)
+
+
+def test_guidance_needs_a_label(prior):
+    with pytest.raises(ValueError, match="needs a label"):
+        prior.denoiser(scale=2.0)
+
+
+# --- strictness ---------------------------------------------------------------------------------------------------
+
+
+def spoil(folder, tmp_path, change_weights=None, change_card=None):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    if change_weights:
+        weights = load_file(other / "weights.safetensors")
+        change_weights(weights)
+        save_file(weights, other / "weights.safetensors")
+    if change_card:
+        card = json.loads((other / "card.json").read_text())
+        change_card(card)
+        (other / "card.json").write_text(json.dumps(card))
+    return other
+
+
+def message(folder):
+    with pytest.raises(ValueError) as caught:
+        zoo.load(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_all_that_does_not_fit_is_listed_at_once(folder, tmp_path):
+    def change(w):
+        del w["conv_in.bias"]
+        w["conv_in.extra"] = np.zeros(3, np.float16)
+        w["conv_out.bias"] = np.zeros(5, np.float16)
+
+    said = message(spoil(folder, tmp_path, change))
+    assert "missing: conv_in.bias" in said and "left over: conv_in.extra" in said
+    assert "conv_out.bias (5,) (wanted (16,))" in said and "another architecture" in said
+
+
+def test_a_card_of_another_network(folder, tmp_path):
+    said = message(spoil(folder, tmp_path, change_card=lambda c: c["config"].update(width=16)))
+    assert "another architecture" in said and "width=16" in said and "of another shape" in said
+
+
+def test_damaged_files(folder, tmp_path):
+    other = spoil(folder, tmp_path)
+    file = other / "weights.safetensors"
+    whole = file.read_bytes()
+    for part in (whole[:-100], whole[:5], b""):
+        file.write_bytes(part)
+        assert "cannot be read" in message(other)
+    file.unlink()
+    assert "cannot be read" in message(other)
+    (other / "card.json").write_text('{"name": ')
+    assert "card.json cannot be read" in message(other)
+    (other / "card.json").write_text('{"name": "x"}')
+    assert "lacks size" in message(other)
+
+
+def test_weights_that_are_not_finite(folder, tmp_path):
+    def change(w):
+        w["conv_in.bias"] = w["conv_in.bias"] * np.float16("nan")
+
+    assert "not finite in conv_in.bias" in message(spoil(folder, tmp_path, change))
+    bad = jax.tree.map(lambda a: a + 1e6, tiny_prior.params())  # beyond float16
+    with pytest.raises(ValueError, match="not finite as float16"):
+        zoo.save(tmp_path / "new", bad, {})
+
+
+def test_unknown_names(monkeypatch, tmp_path):
+    monkeypatch.setattr("diffjax.zoo.prior.names", lambda: ["fashion32", "faces64"])
+    with pytest.raises(ValueError, match="unknown prior 'fashon32': did you mean 'fashion32'"):
+        zoo.load("fashon32")
+    with pytest.raises(ValueError, match="holds no prior"):
+        zoo.load(tmp_path)
+
+
+# --- from a training run ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of experiments.train as it lies on the disk, with the averaged weights apart from the last ones."""
+    folder = tmp_path_factory.mktemp("runs") / "debug"
+    folder.mkdir()
+    config = dataclasses.replace(debug, steps=90, lr=0.5)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    optimizer = state.adam(state.warmup_stable_decay(config.lr, config.steps, config.warmup, config.cooldown))
+    saved = dataclasses.replace(state.create(tiny_prior.params(3), optimizer), ema=tiny_prior.params(), step=jnp.int32(40))
+    with checkpoints.Checkpoints(folder / "checkpoints") as store:
+        store.save(saved, 0.25)
+    lines = [
+        {"kind": "train", "step": 40, "seconds": 7.0, "images": 640},
+        {"kind": "held_out", "step": 40, "seconds": 8.0, "mean": 0.25},
+        {"kind": "train", "step": 50, "seconds": 9.0, "images": 800},
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
+    return folder
+
+
+def test_a_run_is_a_prior_and_is_exported(run, tmp_path, capsys):
+    want = tiny_prior.params()
+    prior = zoo.load(run)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(prior.params)):
+        np.testing.assert_array_equal(a, b)
+    target = tmp_path / "exported"
+    assert export.main([str(run), str(target)]) == 0
+    exported = zoo.load(target)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(exported.params)):
+        np.testing.assert_allclose(a, b, rtol=2**-10, atol=1e-7)
+    card = exported.card
+    assert card["training"]["command"] == "python -m experiments.train debug --steps 90 --lr 0.5"
+    assert (card["training"]["images_seen"], card["training"]["seconds"], card["training"]["checkpoint"]) == (640, 8.0, 40)
+    assert card["training"]["parameters"] == sum(a.size for a in jax.tree.leaves(want))
+    assert card["class_names"][9] == "ankle boot" and "MIT" in card["data"]["licence"]
+
+
+@pytest.mark.parametrize("argv, said", [(["nowhere", "x/y"], "not the folder of a training run"), (["a", "b/c", "--chekpoint", "3"], "did you mean '--checkpoint'"),
+                                        (["a", "b/c", "--checkpoint", "bset"], "did you mean 'best'"), ([], "required")])  # fmt: skip
+def test_export_says_what_is_wrong(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export.main(argv) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+# --- what ships ---------------------------------------------------------------------------------------------------
+
+
+def test_the_classifier_knows_the_bundled_images():
+    """Its accuracy on all test images is 0.914: of 32, 26 or more (chance of fewer: 2 %); another layout gives chance."""
+    images, labels = zoo.bundled.images("fashion")
+    features, logits = jax.vmap(zoo.fashion_classifier())(images[:, 2:30, 2:30])
+    assert features.shape == (32, 64) and (features >= 0).all()
+    assert (np.asarray(logits).argmax(-1) == labels).sum() >= 26
+    with pytest.raises(ValueError, match="28, 28, 1"):
+        zoo.fashion_classifier()(images[0])
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_cards_say_what_they_must(name):
+    prior = zoo.load(name)
+    card = prior.card
+    assert card["name"] == name and len(prior.class_names) == prior.classes
+    assert card["data"]["licence"] and card["training"]["command"] and card["training"]["seconds"] > 0
+    quality = card["quality"]
+    assert quality["sampler"]["network_calls"] <= 50 and quality["frechet"] < 20
+    assert len(quality["held_out_loss"]) == 8 and set(quality["accuracy"]) == {"scale 1", "scale 2", "scale 4"}
+
+
+@pytest.mark.parametrize("argv, said", [(["x", "--kernel", "dimm"], "did you mean 'ddim'"), (["x", "--samples", "5"], "out of range"),
+                                        (["no-such", "--steps", "2"], "unknown prior"), (["x", "--step", "2"], "did you mean '--steps'")])  # fmt: skip
+def test_evaluation_says_what_is_wrong(argv, said, capsys):
+    assert evaluate_prior.main(argv) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
