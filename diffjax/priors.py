@@ -3,8 +3,8 @@
     p(x) = sum_k w_k N(x; mu_k, Q_k diag(lam_k) Q_k^T)
 
 A sampler run on one has a perfect network, so what is left is its own error; and given y = A x + noise the answer is a
-mixture too (:meth:`Mixture.condition`), with the same methods. With x_t = alpha x_0 + sigma eps, d_k = Q_k^T (x_t - alpha mu_k)
-and v_k = alpha^2 lam_k + sigma^2, component k contributes, weighted by its responsibility for x_t,
+mixture too (:meth:`Mixture.condition`), with the same methods. With x_t = alpha x_0 + sigma eps and
+d_k = Q_k^T (x_t - alpha mu_k), v_k = alpha^2 lam_k + sigma^2, component k contributes, weighted by its responsibility for x_t,
 
     x0:  mu_k + Q_k (alpha lam_k / v_k) d_k          eps:  Q_k (sigma / v_k) d_k          score:  -Q_k d_k / v_k
 
@@ -131,7 +131,7 @@ class Mixture:
         return z.reshape(self.shape)
 
     def moments(self):
-        """(mean, of ``shape``; covariance (d, d) of the row-major pixels), exact. float64 numpy where the prior is concrete."""
+        """(mean, of ``shape``; covariance (d, d) of the row-major pixels), exact. float64 numpy where all is concrete."""
         xp = namespace(self)
         w, lam = self.weights, self.eigenvalues
         means = self._rotate_back(self.centres)
@@ -145,12 +145,12 @@ class Mixture:
         return mean.reshape(self.shape), within + (w[:, None] * off).T @ off
 
     def condition(self, A, y, noise_std) -> Mixture:
-        """The exact posterior p(x | y) for y = A x + noise_std * unit noise: a Mixture with its own weights, means, eigenbases.
+        """The exact posterior p(x | y) for y = A x + noise_std * unit noise, a Mixture with its own weights and eigenbases.
 
         A:          matrix (m, d) over row-major pixels, or a linear operator of one image (made a matrix by mapping the
                     identity through it; rounded to float32 unless float64 is enabled)
-        y:          m values, any shape; may be traced. noise_std: one standard deviation in y's units, >= 0; 0 gives a posterior
-                    with eigenvalues 0 in the directions that y determines
+        y:          m values, any shape; may be traced
+        noise_std:  one standard deviation in y's units, >= 0; 0 gives eigenvalues 0 in the directions that y determines
         Computed in float64 on the host where A, noise_std and the prior are concrete: O(d^3) per distinct covariance.
         Raises ValueError for sizes that do not fit or a negative noise_std.
         """
@@ -198,7 +198,7 @@ class ExactDenoiser:
 
 
 def gaussian(mean, variance=None, *, covariance=None, basis=None, eigenvalues=None) -> Mixture:
-    """One Gaussian as a :class:`Mixture`. mean: of any image shape; the rest as in :func:`mixture` without the axis of components."""
+    """One Gaussian as a :class:`Mixture`. mean: of any image shape; the rest as in :func:`mixture`, without the axis K."""
     one = lambda a: None if a is None else namespace(a).asarray(a)[None]
     return mixture([1.0], one(mean), one(variance), covariances=one(covariance), bases=basis, eigenvalues=one(eigenvalues))
 
@@ -212,8 +212,8 @@ def mixture(weights, means, variances=None, *, covariances=None, bases=None, eig
     covariances  (d, d) or (K, d, d) of the row-major pixels: decomposed here (float64 on the host where concrete)
     bases        (d, d) or (G, d, d), columns orthonormal eigenvectors, with ``eigenvalues`` (K, d), or what broadcasts to it;
                  ``group`` (K,) says which basis is whose (default: one basis for all, or one each)
-    Arrays may be traced; concrete ones are kept in float64 and checked. Raises ValueError for shapes that do not fit, a missing or
-    doubled covariance, negative weights or variances, and a matrix that is not symmetric, positive or orthonormal.
+    Arrays may be traced; concrete ones are kept in float64 and checked. Raises ValueError for shapes that do not fit, a
+    missing or doubled covariance, negative weights or variances, and a matrix that is not symmetric, positive or orthonormal.
     """
     weights, means, variances, covariances, bases, eigenvalues = (
         None if a is None else host(a) for a in (weights, means, variances, covariances, bases, eigenvalues)
@@ -225,20 +225,21 @@ def mixture(weights, means, variances=None, *, covariances=None, bases=None, eig
     K, shape, d = len(means), means.shape[1:], math.prod(means.shape[1:])
     if is_concrete(weights) and not (np.all(weights >= 0) and 0 < weights.sum() < np.inf):
         raise ValueError(f"weights {weights} do not normalise: give numbers >= 0, not all 0")
-    group = tuple(int(g) for g in (range(K) if group is None else group))
+    if group is not None and bases is None:
+        raise ValueError(f"group {group} belongs to bases, which are not given: leave it out")
     if variances is not None:
-        eigenvalues, group = _broadcast(variances, (K, *shape), "variances").reshape(K, d), (0,) * K
+        eigenvalues = _broadcast(variances, (K, *shape), "variances").reshape(K, d)
     elif covariances is not None:
         eigenvalues, bases = _eigenbases(covariances, d)
-        group = (0,) * K if len(bases) == 1 else group
         if len(bases) not in (1, K):
             raise ValueError(f"{len(bases)} covariances for {K} components: give one for all or one each")
         eigenvalues = _broadcast(eigenvalues, (K, d), "covariances")
     else:
         bases = bases[None] if bases.ndim == 2 else bases
-        group = (0,) * K if len(bases) == 1 else group
         eigenvalues = _broadcast(eigenvalues, (K, d), "eigenvalues")
         _check_bases(bases, d)
+    default = (0,) * K if bases is None or len(bases) == 1 else range(K)
+    group = tuple(int(g) for g in (default if group is None else group))
     if bases is not None and (len(group) != K or not all(0 <= g < len(bases) for g in group)):
         raise ValueError(f"group {group} does not name one of {len(bases)} bases for each of {K} components")
     if is_concrete(eigenvalues) and not np.all(eigenvalues >= 0):
@@ -263,7 +264,9 @@ def _broadcast(a, shape, name):
 
 def _check_bases(bases, d):
     if bases.ndim != 3 or bases.shape[1:] != (d, d):
-        raise ValueError(f"bases of shape {bases.shape} do not fit images of {d} pixels: give ({d}, {d}) or (groups, {d}, {d})")
+        raise ValueError(
+            f"bases of shape {bases.shape} do not fit images of {d} pixels: give ({d}, {d}) or (groups, {d}, {d})"
+        )
     if is_concrete(bases) and not np.allclose(np.swapaxes(bases, 1, 2) @ bases, np.eye(d), atol=1e-5):
         raise ValueError("bases are not orthonormal: give eigenvectors as columns, or covariances")
 
@@ -288,7 +291,9 @@ def _as_matrix(A, shape):
     if hasattr(A, "ndim"):
         return A
     if not callable(A):
-        raise ValueError(f"A is a {type(A).__name__}: give a matrix (m, d), or an operator that maps one image of shape {shape}")
+        raise ValueError(
+            f"A is a {type(A).__name__}: give a matrix (m, d), or an operator that maps one image of shape {shape}"
+        )
     d = math.prod(shape)
     identity = jnp.eye(d).reshape(d, *shape)
     return jax.vmap(A)(identity).reshape(d, -1).T

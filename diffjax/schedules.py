@@ -1,7 +1,7 @@
 """Noise schedules: x_t = alpha(t) x_0 + sigma(t) eps, log_snr(t) = log alpha^2 / sigma^2, and its inverse.
 
 Tables count t = 0 (clean), 1 ... T; the papers' index is i = t - 1. Formulas use t in [0, 1].
-Functions take numpy and give float64 numpy, or take JAX arrays and give JAX arrays.
+Whatever is known (numbers, numpy, arrays outside ``jit``) gives float64 numpy, traced JAX arrays give JAX arrays.
 
 Sources: Ho et al. 2020 (linear), Nichol & Dhariwal 2021 (cosine), Rombach et al. 2022 (scaled linear), Saharia et al.
 2021 (SR3), Sohl-Dickstein et al. 2015, Song et al. 2021 (VP, sub-VP, VE), Karras et al. 2022 (EDM), Liu et al. 2022.
@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .base import host, namespace, pytree, static
+from .base import host, namespace, pytree, safe_sqrt, static
 
 # --- betas of the discrete processes: float64 arrays of shape (T,) ------------------------------------------------
 
@@ -68,6 +68,12 @@ def nonequilibrium_betas(T: int, min_beta: float = 1e-6, first_beta: float = 1e-
 
 
 # --- schedules ----------------------------------------------------------------------------------------------------
+
+
+def _known(a, schedule):
+    """(numpy, ``a`` in float64) if both are known, else (jax.numpy, ``a``)."""
+    xp = namespace(a, schedule)
+    return xp, host(a) if xp is np else a
 
 
 class Schedule:
@@ -173,17 +179,20 @@ class VP(Schedule):
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
     def alpha(self, t):
-        return namespace(t, self).exp(self._log_alpha(t))
+        xp, t = _known(t, self)
+        return xp.exp(self._log_alpha(t))
 
     def sigma(self, t):
-        xp = namespace(t, self)
-        return xp.sqrt(-xp.expm1(2 * self._log_alpha(t)))  # expm1: 1 - exp loses half a percent at t = 1e-5 in float32
+        xp, t = _known(t, self)
+        return safe_sqrt(-xp.expm1(2 * self._log_alpha(t)))  # expm1: 1 - exp is off by half a percent at t = 1e-5 in float32
+
+    def _time(self, log_alpha):
+        d = self.beta_max - self.beta_min
+        return -4 * log_alpha / (self.beta_min + namespace(log_alpha, self).sqrt(self.beta_min**2 - 4 * d * log_alpha))
 
     def time(self, log_snr):
-        xp = namespace(log_snr, self)
-        log_alpha = -0.5 * xp.logaddexp(0.0 * log_snr, -log_snr)
-        d = self.beta_max - self.beta_min
-        return -4 * log_alpha / (self.beta_min + xp.sqrt(self.beta_min**2 - 4 * d * log_alpha))
+        xp, log_snr = _known(log_snr, self)
+        return self._time(-0.5 * xp.logaddexp(xp.zeros_like(log_snr), -log_snr))
 
     def network_time(self, t):
         return 999 * t
@@ -196,14 +205,12 @@ class SubVP(VP):
     variance_preserving = False
 
     def sigma(self, t):
-        return -namespace(t, self).expm1(2 * self._log_alpha(t))
+        xp, t = _known(t, self)
+        return -xp.expm1(2 * self._log_alpha(t))
 
     def time(self, log_snr):
-        xp = namespace(log_snr, self)
-        q = xp.exp(-0.5 * log_snr)  # sigma / alpha = (1 - a^2) / a = q
-        log_alpha = -xp.arcsinh(0.5 * q)
-        d = self.beta_max - self.beta_min
-        return -4 * log_alpha / (self.beta_min + xp.sqrt(self.beta_min**2 - 4 * d * log_alpha))
+        xp, log_snr = _known(log_snr, self)
+        return self._time(-xp.arcsinh(0.5 * xp.exp(-0.5 * log_snr)))  # sigma / alpha = (1 - alpha^2) / alpha
 
 
 @pytree
@@ -217,16 +224,17 @@ class VE(Schedule):
     variance_preserving = False
 
     def alpha(self, t):
-        xp = namespace(t, self)
-        return xp.ones_like(xp.asarray(t, None if xp is jnp else np.float64))
+        xp, t = _known(t, self)
+        return xp.ones_like(t)
 
     def sigma(self, t):
-        xp = namespace(t, self)
+        xp, t = _known(t, self)
         return xp.where(t == 0, 0.0, self.sigma_min * (self.sigma_max / self.sigma_min) ** t)
 
     def time(self, log_snr):
-        xp = namespace(log_snr, self)
-        return xp.where(log_snr == np.inf, 0.0, (-0.5 * log_snr - xp.log(self.sigma_min)) / xp.log(self.sigma_max / self.sigma_min))
+        xp, log_snr = _known(log_snr, self)
+        t = (-0.5 * log_snr - xp.log(self.sigma_min)) / xp.log(self.sigma_max / self.sigma_min)
+        return xp.where(log_snr == np.inf, 0.0, t)
 
     def network_time(self, t):
         return self.sigma(t)
@@ -240,13 +248,15 @@ class EDM(Schedule):
     variance_preserving = False
 
     def alpha(self, t):
-        return namespace(t).ones_like(namespace(t).asarray(t)) * 1.0
+        xp, t = _known(t, self)
+        return xp.ones_like(t)
 
     def sigma(self, t):
-        return t
+        return _known(t, self)[1]
 
     def time(self, log_snr):
-        return namespace(log_snr).exp(-0.5 * log_snr)
+        xp, log_snr = _known(log_snr, self)
+        return xp.exp(-0.5 * log_snr)
 
 
 @pytree
@@ -257,10 +267,11 @@ class RectifiedFlow(Schedule):
     variance_preserving = False
 
     def alpha(self, t):
-        return 1 - t
+        return 1 - _known(t, self)[1]
 
     def sigma(self, t):
-        return t
+        return _known(t, self)[1]
 
     def time(self, log_snr):
-        return 1 / (1 + namespace(log_snr).exp(0.5 * log_snr))
+        xp, log_snr = _known(log_snr, self)
+        return 1 / (1 + xp.exp(0.5 * log_snr))

@@ -205,7 +205,8 @@ def log_snr(schedule, n: int, t_max=None, t_min=None) -> Timetable:
     t_top = schedule.T if t_max is None else t_max
     if t_max is None and float(schedule.log_snr(float(schedule.T))) < -9.2:
         t_top = float(schedule.time(-9.2))
-    t_low = (1.0 if is_table else float(schedule.time(12.4))) if t_min is None else t_min
+    # a formula may stop short of such a clean image (VE at sigma_min): t stays above 0
+    t_low = (1.0 if is_table else max(float(schedule.time(12.4)), 1e-5 * schedule.T)) if t_min is None else t_min
     lam = np.linspace(float(schedule.log_snr(float(t_top))), float(schedule.log_snr(float(t_low))), n)
     times = np.asarray(schedule.time(lam), np.float64)
     times[0], times[-1] = (schedule.T if t_max is None else t_top), t_low
@@ -213,11 +214,12 @@ def log_snr(schedule, n: int, t_max=None, t_min=None) -> Timetable:
 
 
 def karras(schedule, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Timetable:
-    """Karras et al. 2022, eq. 5, in sigma / alpha, the last step to 0; clipped to what a table covers."""
+    """Karras et al. 2022, eq. 5, in sigma / alpha, the last step to 0; clipped to what the schedule covers."""
     _check_steps(n, schedule.T if isinstance(schedule.T, int) else 10**6)
     ramp = np.linspace(0, 1, n)
     ratio = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    times = np.unique(np.asarray(schedule.time(-2 * np.log(ratio)), np.float64))[::-1]
+    times = np.clip(np.asarray(schedule.time(-2 * np.log(ratio)), np.float64), 1e-5 * schedule.T, schedule.T)
+    times = np.unique(times)[::-1]
     return from_times(np.append(times, 0.0))
 
 

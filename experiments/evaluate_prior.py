@@ -34,9 +34,11 @@ def parser() -> options.Parser:
     p.add_argument("prior", metavar="PRIOR", help="a name of the zoo, a folder with a card, or of a training run")
     p.add_argument("--data", default=DATA, help=f"folder with Fashion-MNIST's idx files (default: {DATA})")
     p.add_argument("--samples", type=options.whole(100), default=5000, help="for the distance (default: 5000)")
-    p.add_argument("--guided", type=options.whole(0), default=1000, help="for the accuracy at each scale; 0: not measured (default: 1000)")
-    p.add_argument("--kernel", default="ddim", help=f"{', '.join(KERNELS)} (default: ddim)")
-    p.add_argument("--steps", type=options.whole(1), default=50, help="on a grid equal in log-SNR (default: 50)")
+    p.add_argument(
+        "--guided", type=options.whole(0), default=1000, help="for the accuracy at each scale; 0: not measured (default: 1000)"
+    )
+    p.add_argument("--kernel", default="dpm", help=f"{', '.join(KERNELS)} (default: dpm)")
+    p.add_argument("--steps", type=options.whole(1), default=25, help="on a grid equal in log-SNR (default: 25)")
     p.add_argument("--batch", type=options.whole(1), default=250, help="samples at a time (default: 250)")
     p.add_argument("--seed", type=options.whole(0, 2**32 - 1), default=0)
     p.add_argument("--devices", type=options.whole(1), help="split the host into N devices (default: one per core)")
@@ -60,13 +62,19 @@ def _main(argv) -> int:
         prior = zoo.load(o.prior)
         folder = Path(zoo.__file__).parent / o.prior if o.prior in zoo.names() else Path(o.prior)
         if prior.shape != (32, 32, 1) or prior.classes != 10:
-            raise UserError(f"prior {prior.name} has images {prior.shape} and {prior.classes} classes: only Fashion-MNIST's (32, 32, 1) and 10 can be measured")
+            raise UserError(
+                f"prior {prior.name} has images {prior.shape} and {prior.classes} classes: only priors of Fashion-MNIST, "
+                "(32, 32, 1) and 10, can be measured"
+            )
         test = data.load(o.data, size=32, channels=1, classes=10)
         kernel = getattr(kernels, KERNELS[o.kernel])(prior.schedule)
         table = timetables.log_snr(prior.schedule, o.steps)
     calls = kernel.calls * len(table)
     if calls > MOST_CALLS:
-        raise UserError(f"{o.kernel} with {o.steps} steps makes {calls} network calls per sample: the card allows {MOST_CALLS}, use fewer --steps")
+        raise UserError(
+            f"{o.kernel} with {o.steps} steps makes {calls} network calls per sample: the card allows {MOST_CALLS}, "
+            "use fewer --steps"
+        )
 
     started = time.time()
     classify = classifier()
@@ -88,14 +96,16 @@ def _main(argv) -> int:
     held_out = held_out_loss(prior, test)
     quality = {
         "frechet": round(distance, 3),
-        "frechet_is": f"Frechet distance of {o.samples} samples to the {len(truth)} test images, 28x28, 8 bits, in the 64 fc1 features of "
-                      "zoo.fashion_classifier; lower is better, not comparable with FID",
+        "frechet_is": f"Frechet distance of {o.samples} samples to the {len(truth)} test images, 28x28, 8 bits, in the 64 "
+                      "fc1 features of zoo.fashion_classifier; lower is better, not comparable with FID",
         "frechet_real_halves": round(halves, 3),
         "accuracy": {f"scale {k:g}": v for k, v in accuracy.items()},
-        "accuracy_is": f"share of {o.guided} samples, labels uniform, that the classifier gives their label (real test images: 0.914)",
+        "accuracy_is": f"share of {o.guided} samples, labels uniform, that the classifier gives their label "
+                       "(real test images: 0.914)",
         "held_out_loss": dict(zip((f"t/T {level:g}" for level in LEVELS), held_out)),
         "held_out_is": f"{prior.loss} loss per pixel on 1,000 test images with their labels",
-        "sampler": {"kernel": KERNELS[o.kernel], "grid": "log_snr", "steps": o.steps, "network_calls": calls, "x0": "clipped to [-1, 1]", "seed": o.seed},
+        "sampler": {"kernel": KERNELS[o.kernel], "grid": "log_snr", "steps": o.steps, "network_calls": calls,
+                    "x0": "clipped to [-1, 1]", "seed": o.seed},
         "command": "python -m experiments.evaluate_prior " + " ".join(argv),
         "seconds": round(time.time() - started),
     }  # fmt: skip
@@ -157,7 +167,7 @@ def held_out_loss(prior, test, count=1000):
     """The training loss at LEVELS, of ``count`` test images."""
     from diffjax.training import step
 
-    whole, split = step.shardings()
+    _, split = step.shardings()
     example = step.example_loss(prior.net, prior.schedule, step.LOSSES[prior.loss])
     run = step.held_out(example, prior.schedule, levels=LEVELS, sharded=split)
     count -= count % len(split.device_set)

@@ -67,9 +67,13 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
     import jax
 
     import diffjax.zoo
-    from experiments import train
+    from experiments import training_run
 
-    config, _, _, params, step = train.load(run, which)
+    if not (Path(run) / "config.json").is_file():
+        raise UserError(f"{run} is not the folder of a training run: it has no config.json")
+    config = training_run.read_config(Path(run) / "config.json")
+    net, _ = training_run.build(config)
+    params, step = diffjax.zoo.prior.read_run(Path(run), net, dataclasses.asdict(config), which)
     plain = os.sep not in target and target not in (".", "..")
     folder = Path(diffjax.zoo.__file__).parent / target if plain else Path(target)
     name = folder.name

@@ -25,5 +25,7 @@ def repaint(denoise, measurement, schedule, steps):
 
 
 METHODS = {
-    "repaint": Entry(repaint, 60, "RePaint (Lugmayr et al. 2022): pastes the known pixels at each level, walks back and forth"),
+    "repaint": Entry(
+        repaint, 60, "RePaint (Lugmayr et al. 2022): pastes the known pixels at each level, walks back and forth"
+    ),
 }

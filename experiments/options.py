@@ -27,7 +27,9 @@ class Parser(argparse.ArgumentParser):
             if not word.startswith("-"):
                 raise UserError(f"unexpected argument {word!r}: options start with --, see --help")
             name = word.split("=")[0]
-            close = difflib.get_close_matches(name, [o for o in self._option_string_actions if o.startswith("--")], n=1, cutoff=0.5)
+            close = difflib.get_close_matches(
+                name, [o for o in self._option_string_actions if o.startswith("--")], n=1, cutoff=0.5
+            )
             raise UserError(f"unknown option {name!r}: " + (f"did you mean {close[0]!r}?" if close else "see --help"))
         return given
 

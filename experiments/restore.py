@@ -13,7 +13,6 @@ compared with it. White in a mask is known, black is filled.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import errors, figures, images, masks, options, outputs, tables
+from experiments import errors, images, masks, options, outputs, tables
 from experiments.errors import UserError
 from experiments.methods import METHODS
 
@@ -36,26 +35,56 @@ EXAMPLES = """examples:
 
 Images of another size are cropped to a square and resized to the prior's, and it is said. The same seed gives the same
 picture whatever --batch and the number of devices. Errors are one line, exit code 2, and leave no half-written output."""
-_SHOWN = 4  # restorations per row of the grid
-_ROWS = 16  # images in the grid
 
 
 def parser() -> options.Parser:
     p = options.Parser("experiments.restore", __doc__, EXAMPLES)
     what, how, where = (p.add_argument_group(name) for name in ("what is restored", "how", "where to"))
-    what.add_argument("--images", metavar="PATH", default="bundled", help="an image, a folder of images, an .npy array in [-1, 1], or bundled (default)")
-    what.add_argument("--limit", metavar="N", type=options.whole(1), help="take the first N images (default: 4 bundled ones, all of a folder)")
+    what.add_argument(
+        "--images",
+        metavar="PATH",
+        default="bundled",
+        help="an image, a folder of images, an .npy array in [-1, 1], or bundled (default)",
+    )
+    what.add_argument(
+        "--limit",
+        metavar="N",
+        type=options.whole(1),
+        help="take the first N images (default: 4 bundled ones, all of a folder)",
+    )
     what.add_argument("--mask", default="half", help="a name (see --list) or a black and white PNG (default: half)")
     what.add_argument("--invert-mask", action="store_true", help="swap known and hidden")
-    how.add_argument("--prior", default="fashion32", help="a name (see --list), a folder with a card, or of a training run (default: fashion32)")
+    how.add_argument(
+        "--prior",
+        default="fashion32",
+        help="a name (see --list), a folder with a card, or of a training run (default: fashion32)",
+    )
     how.add_argument("--method", default="repaint", help="see --list (default: repaint)")
-    how.add_argument("--label", help="class name or number, or true: each bundled image's own (default: no label, the prior is told nothing)")
-    how.add_argument("--cfg", metavar="SCALE", type=float, default=1.0, help="classifier-free guidance towards the label (default: 1, none)")
-    how.add_argument("--samples", metavar="N", type=options.whole(1), default=4, help="restorations of each image (default: 4)")
-    how.add_argument("--steps", metavar="N", type=options.whole(1), help="noise levels of the method's walk (default: the method's, see --list)")
-    how.add_argument("--seed", type=options.whole(0, 2**32 - 1), default=0, help="of the noise and of drawn masks (default: 0)")
-    how.add_argument("--batch", metavar="N", type=options.whole(1), default=16, help="restorations computed at a time (default: 16)")
-    how.add_argument("--devices", metavar="N", type=options.whole(1), help="devices to use (default: all; a CPU counts as one per core)")
+    how.add_argument(
+        "--label",
+        help="class name or number, or true: each bundled image's own (default: no label, the prior is told nothing)",
+    )
+    how.add_argument(
+        "--cfg", metavar="SCALE", type=float, default=1.0, help="classifier-free guidance towards the label (default: 1, none)"
+    )
+    how.add_argument(
+        "--samples", metavar="N", type=options.whole(1), default=4, help="restorations of each image (default: 4)"
+    )
+    how.add_argument(
+        "--steps",
+        metavar="N",
+        type=options.whole(1),
+        help="noise levels of the method's walk (default: the method's, see --list)",
+    )
+    how.add_argument(
+        "--seed", type=options.whole(0, 2**32 - 1), default=0, help="of the noise and of drawn masks (default: 0)"
+    )
+    how.add_argument(
+        "--batch", metavar="N", type=options.whole(1), default=16, help="restorations computed at a time (default: 16)"
+    )
+    how.add_argument(
+        "--devices", metavar="N", type=options.whole(1), help="devices to use (default: all; a CPU counts as one per core)"
+    )
     where.add_argument("--out", metavar="FOLDER", default="restored", help="made or replaced as a whole (default: restored)")
     p.add_argument("--list", action="store_true", help="say what each method, mask and prior can do, and stop")
     return p
@@ -93,16 +122,20 @@ def _main(argv) -> int:
     held = [mask_of(o, is_file, (height, width), n) for n in range(len(pictures))]
     labels = labels_of(o, prior, pictures)
 
-    from experiments import solve
+    from experiments import report, solve
 
-    print(f"{len(pictures)} image{'s' * (len(pictures) > 1)} {height}x{width}x{channels}, {o.samples} restoration{'s' * (o.samples > 1)} "
-          f"each, mask {o.mask}{' inverted' * o.invert_mask}, prior {prior.name}, {o.method}: compiling", flush=True)  # fmt: skip
-    done = solve.inpaint(prior, METHODS[o.method], np.stack(pictures.images), np.stack(held), labels=labels, cfg=o.cfg,
-                         samples=o.samples, steps=o.steps, seed=o.seed, batch=o.batch, devices=o.devices, names=pictures.names)  # fmt: skip
-    report = measure(o, prior, pictures, held, labels, done)
+    print(
+        f"images: {len(pictures)} of {height}x{width}x{channels}, restorations of each: {o.samples}; mask {o.mask}"
+        f"{' inverted' * o.invert_mask}, prior {prior.name}, {o.method}: compiling",
+        flush=True,
+    )
+    options_of_run = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
+    ys, names = np.stack(pictures.images), pictures.names
+    done = solve.inpaint(prior, METHODS[o.method], ys, np.stack(held), labels=labels, names=names, **options_of_run)
+    content = report.measure(o, prior, pictures, held, labels, done)
     with outputs.output_folder(out) as folder:
-        write(folder, pictures, held, done.x, report)
-    print(table(report))
+        report.write(folder, pictures, held, done.x, content)
+    print(report.table(content))
     print(f"compiled in {done.seconds_compile:.1f} s, ran in {done.seconds_run:.1f} s: {out / 'grid.png'}")
     return 0
 
@@ -171,105 +204,27 @@ def listing() -> str:
     """What --list prints."""
     from diffjax import zoo
 
-    rows = {
-        "methods": [{"--method": name, "does": ", ".join(e.tasks), "steps": e.steps, "what it is": e.about} for name, e in METHODS.items()],
-        "masks (or a PNG, white = known)": [{"--mask": name, "also called": ", ".join(a for a, n in masks.ALIASES.items() if n == name) or None,
-                                            "what it is": about} for name, (_, about) in masks.MASKS.items()],
-        "priors (or the folder of a training run)": [],
-        "images (or a file, a folder, an .npy array)": [{"--images": f"bundled:{name}", "how many": len(x), "size": "x".join(map(str, x.shape[1:]))}
-                                                        for name in zoo.bundled.NAMES for x in [zoo.bundled.images(name)[0]]],
-    }  # fmt: skip
-    for name in zoo.names():
-        with errors.library_errors():
-            prior = zoo.load(name)
-        shape = "x".join(map(str, prior.shape))
-        rows["priors (or the folder of a training run)"].append(
-            {"--prior": name, "images": shape, "--label": ", ".join(prior.class_names) or None,
-             "trained on": prior.card.get("data", {}).get("name")})  # fmt: skip
-    return "\n\n".join(f"{title}\n{tables.render(lines) if lines else 'none'}" for title, lines in rows.items())
-
-
-# --- what came out --------------------------------------------------------------------------------------------------
-
-
-def measure(o, prior, pictures, held, labels, done) -> dict:
-    """The content of metrics.json. Scores are means over the restorations of an image, then over images."""
-    import jax
-    import jax.numpy as jnp
-
-    from diffjax import metrics, zoo
-
-    weights = zoo.lpips_weights()
-    small = min(prior.shape[:2]) < metrics.LPIPS_MIN_SIZE
-
-    def scores(x, truth, mask):
-        found = {"psnr": metrics.psnr(x, truth), "psnr_hole": metrics.psnr_hole(x, truth, mask), "lpips": metrics.lpips(x, truth, weights)}
-        return found | ({"ssim": metrics.ssim(x, truth)} if min(prior.shape[:2]) >= 11 else {})
-
-    shown = np.concatenate([done.x, done.x.mean(1, keepdims=True)], axis=1)  # the mean as one more "sample"
-    shown = np.clip(shown, -1, 1)
-    score = jax.jit(jax.vmap(scores, (0, None, None)))
-    found = [jax.tree.map(np.asarray, score(x, jnp.asarray(truth), jnp.asarray(mask))) for x, truth, mask in zip(shown, pictures.images, held)]
-    kinds = ("psnr", "ssim", "lpips", "psnr_hole")
-
-    def entry(n):
-        values = {k: found[n].get(k, np.full(o.samples + 1, np.nan)) for k in kinds}
-        result = {"name": pictures.names[n], **{k: _number(v[:-1].mean()) for k, v in values.items()}}
-        if o.samples > 1:
-            result |= {"psnr_of_mean": _number(values["psnr"][-1]), "psnr_hole_of_mean": _number(values["psnr_hole"][-1]),
-                       "spread_hole": _number(done.x[n].std(0)[held[n] < 0.5].mean())}  # fmt: skip
-            result["samples"] = [{k: _number(v[s]) for k, v in values.items()} for s in range(o.samples)]
-        if labels is not None:
-            result["label"] = prior.class_names[labels[n]] if prior.class_names else int(labels[n])
-        return result | {"known": round(float(np.mean(held[n])), 4)}
-
-    per_image = [entry(n) for n in range(len(pictures))]
-    overall = {k: _mean([e[k] for e in per_image]) for k in kinds}
-    return {
-        "method": o.method, "task": f"inpainting: {o.mask}{' inverted' * o.invert_mask}", "prior": prior.name,
-        "kernel_steps": len(done.table), "network_calls": done.network_calls,
-        "seconds_compile": round(done.seconds_compile, 2), "seconds_run": round(done.seconds_run, 2), **overall,
-        "lpips_note": "lpips@64: images below 64 pixels are enlarged by pixel repetition" if small else "at the images' own size",
-        "samples": o.samples, "steps": o.steps or METHODS[o.method].steps, "seed": o.seed, "label": o.label, "cfg": o.cfg,
-        "batch": done.batch, "devices": done.devices, "images": per_image,
-    }  # fmt: skip
-
-
-def _number(value):
-    """A float for JSON, which has neither infinity nor NaN."""
-    return round(float(value), 5) if np.isfinite(value) else None
-
-
-def _mean(values):
-    return None if None in values else round(float(np.mean(values)), 5)
-
-
-def table(report) -> str:
-    lpips = "lpips@64" if report["lpips_note"].startswith("lpips@64") else "lpips"
-    columns = {"psnr": "PSNR dB", "psnr_hole": "PSNR hole dB", "ssim": "SSIM", "lpips": lpips}
-    row = lambda name, e: {"image": name} | {title: e[k] for k, title in columns.items()}
-    lines = [row(e["name"], e) for e in report["images"]] + [row("mean", report)]
-    return tables.render(lines if len(lines) <= 33 else lines[-1:])
-
-
-def write(folder, pictures, held, x, report):
-    """grid.png, images/*.png and metrics.json into ``folder``."""
-    samples = x.shape[1]
-    (folder / "images").mkdir()
-    for name, restored in zip(pictures.names, x):
-        for s, image in enumerate(restored):
-            images.save_png(folder / "images" / f"{name}{f'-{s}' if samples > 1 else ''}.png", image)
-        if samples > 1:
-            images.save_png(folder / "images" / f"{name}-mean.png", restored.mean(0))
-    n = min(len(pictures), _ROWS)
-    degraded = [np.where(mask[..., None] > 0.5, truth, 0) for truth, mask in zip(pictures.images[:n], held)]
-    columns = [("degraded", degraded)]
-    columns += [(f"restored {s + 1}" if samples > 1 else "restored", list(x[:n, s])) for s in range(min(samples, _SHOWN))]
-    if samples > 1:
-        columns += [(f"mean of {samples}", list(x[:n].mean(1))), figures.spread(list(x[:n].std(1)))]
-    columns.append(("truth", pictures.images[:n]))
-    figures.grid(columns, folder / "grid.png", pictures.names[:n])
-    (folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    also = lambda name: ", ".join(a for a, n in masks.ALIASES.items() if n == name) or None
+    size = lambda shape: "x".join(map(str, shape))
+    bundled = {name: zoo.bundled.images(name)[0] for name in zoo.bundled.NAMES}
+    with errors.library_errors():
+        priors = [zoo.load(name) for name in zoo.names()]
+    sections = {
+        "methods": [
+            {"--method": name, "does": ", ".join(e.tasks), "steps": e.steps, "what it is": e.about}
+            for name, e in METHODS.items()
+        ],
+        "masks (or a PNG, white = known)": [
+            {"--mask": name, "also called": also(name), "what it is": about} for name, (_, about) in masks.MASKS.items()
+        ],
+        "priors (or the folder of a training run)": [
+            {"--prior": p.name, "images": size(p.shape), "--label": ", ".join(p.class_names) or None} for p in priors
+        ],
+        "images (or a file, a folder, an .npy array)": [
+            {"--images": f"bundled:{name}", "how many": len(x), "size": size(x.shape[1:])} for name, x in bundled.items()
+        ],
+    }
+    return "\n\n".join(f"{title}\n{tables.render(lines) if lines else 'none'}" for title, lines in sections.items())
 
 
 if __name__ == "__main__":

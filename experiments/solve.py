@@ -124,9 +124,11 @@ def _check_finite(x, finite, table, names):
     for n, rows in enumerate(finite):
         if not rows.all():
             first = int(np.argmin(rows))
-            raise UserError(f"the restoration of {names[n]} is not finite from row {first} of {len(rows)} on (t = {float(table.t[first]):g}): "
-                            "the prior or the method's settings diverge, try more --steps or another prior")  # fmt: skip
+            raise UserError(
+                f"the restoration of {names[n]} is not finite from row {first} of {len(rows)} on "
+                f"(t = {float(table.t[first]):g}): the prior or the method diverges, try more --steps or another prior"
+            )
         if not np.isfinite(x[n]).all():
-            raise UserError(f"the restoration of {names[n]} is not finite at the end, although every row was: report this as a bug")
-
-
+            raise UserError(
+                f"the restoration of {names[n]} is not finite at the end, although every row was: report this as a bug"
+            )

@@ -38,7 +38,22 @@ def cached(monkeypatch, prior, prior_folder):
 @pytest.fixture(scope="module")
 def run(prior_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    argv = ["--prior", str(prior_folder), "--limit", "3", "--samples", "2", "--steps", "7", "--batch", "4", "--out", str(out), "--mask", "wide"]
+    argv = [
+        "--prior",
+        str(prior_folder),
+        "--limit",
+        "3",
+        "--samples",
+        "2",
+        "--steps",
+        "7",
+        "--batch",
+        "4",
+        "--out",
+        str(out),
+        "--mask",
+        "wide",
+    ]
     assert restore.main(argv) == 0
     return out
 

@@ -13,6 +13,8 @@ ALL = {"linear": LINEAR, "cosine": COSINE, "scaled_linear": schedules.discrete(s
        "VP": schedules.VP(), "SubVP": schedules.SubVP(), "VE": schedules.VE(), "EDM": schedules.EDM(),
        "RectifiedFlow": schedules.RectifiedFlow()}
 every = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+FEWER = {name: schedule for name, schedule in ALL.items() if name not in ("scaled_linear", "sr3", "cosine")}  # compiles less
+each_kind = pytest.mark.parametrize("schedule", FEWER.values(), ids=FEWER)
 
 
 def inside(schedule, n=41):
@@ -42,6 +44,11 @@ def test_log_snr_is_the_ratio_and_falls(schedule):
 def test_time_inverts_log_snr(schedule):
     t = np.append(inside(schedule), 0.3 * np.minimum(schedule.T, 1))  # the last one lies below entry 1 of a table
     np.testing.assert_allclose(schedule.time(schedule.log_snr(t)), t, rtol=1e-8)
+
+
+@each_kind
+def test_traced_time_inverts_log_snr(schedule):
+    t = inside(schedule)
     got = jax.jit(lambda schedule, t: schedule.time(schedule.log_snr(t)))(schedule, jnp.asarray(t, jnp.float32))
     np.testing.assert_allclose(got, t, rtol=2e-3, atol=1e-5 * schedule.T)
 
@@ -82,7 +89,7 @@ def test_numpy_in_float64_numpy_out(schedule):
             assert not isinstance(got, jax.Array) and np.asarray(got).dtype == np.float64, (name, type(t))
 
 
-@every
+@each_kind
 def test_traced_under_strict_promotion(schedule):
     """jit, vmap and grad over times and over the schedule's own leaves, float32 in and float32 out, equal to the host."""
     t = inside(schedule, 5)
@@ -120,7 +127,8 @@ def test_formulas_at_known_points():
     np.testing.assert_allclose(schedules.VP().alpha(t), np.exp(-0.25 * t**2 * 19.9 - 0.05 * t), rtol=1e-14)
     np.testing.assert_allclose(schedules.SubVP().sigma(t), 1 - np.exp(-0.5 * t**2 * 19.9 - 0.1 * t), rtol=1e-12)
     np.testing.assert_allclose(schedules.VE().sigma(t), [0.01 * 5000**0.25, 50], rtol=1e-12)
-    np.testing.assert_allclose(schedules.VP().sigma(jnp.float32(1e-5)), np.sqrt(0.1e-5), rtol=1e-4)  # expm1: 0.6 % off without
+    small = jax.jit(schedules.VP().sigma)(jnp.float32(1e-5))  # without expm1 it would be 0.6 % off
+    np.testing.assert_allclose(small, np.sqrt(0.1e-5 + 0.5 * 19.9e-10), rtol=1e-5)
     np.testing.assert_allclose(schedules.RectifiedFlow().log_snr(np.float64(0.75)), 2 * np.log(1 / 3), rtol=1e-14)
     assert schedules.EDM(T=10.0).T == 10.0
 

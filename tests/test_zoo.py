@@ -1,6 +1,7 @@
 """Priors, cards and weights: what is read is exactly what was written, and nothing that does not fit is read."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -80,7 +81,7 @@ def test_other_labels_and_scales_cost_no_retrace(prior):
     TRACES.clear()
     results = [x0(prior.denoiser(label, scale, clip=False)) for label, scale in ((1, 2.0), (3, 2.0), (3, 4.0))]
     assert len(TRACES) <= 1  # 0 where the test above has compiled it
-    assert all(float(jnp.abs(a - b).max()) > 0 for a, b in zip(results, results[1:]))
+    assert all(float(jnp.abs(a - b).max()) > 0 for a, b in itertools.pairwise(results))
     x0(prior.denoiser(2, clip=False))
     x0(prior.denoiser(clip=False))
     assert len(TRACES) <= 2
@@ -91,7 +92,9 @@ def test_labels_may_be_traced(prior, by_hand):
     np.testing.assert_allclose(many, by_hand, atol=1e-5)
 
 
-@pytest.mark.parametrize("label, message", [("bga", "did you mean 'bag'"), (10, "choose 0 to 9"), (-1, "choose 0 to 9"), (1.5, "out of range")])
+@pytest.mark.parametrize(
+    "label, message", [("bga", "did you mean 'bag'"), (10, "choose 0 to 9"), (-1, "choose 0 to 9"), (1.5, "out of range")]
+)
 def test_labels_that_do_not_exist(prior, label, message):
     with pytest.raises(ValueError, match=message):
         prior.denoiser(label)
@@ -215,11 +218,18 @@ def test_a_run_is_a_prior_and_is_exported(run, tmp_path, capsys):
     assert card["class_names"][9] == "ankle boot" and "MIT" in card["data"]["licence"]
 
 
-@pytest.mark.parametrize("argv, said", [(["nowhere", "x/y"], "not the folder of a training run"), (["a", "b/c", "--chekpoint", "3"], "did you mean '--checkpoint'"),
-                                        (["a", "b/c", "--checkpoint", "bset"], "did you mean 'best'"), ([], "required")])  # fmt: skip
-def test_export_says_what_is_wrong(argv, said, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("nowhere x/y", "not the folder of a training run"),
+        ("a b/c --chekpoint 3", "did you mean '--checkpoint'"),
+        ("a b/c --checkpoint bset", "did you mean 'best'"),
+        ("", "required"),
+    ],
+)
+def test_export_says_what_is_wrong(line, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert export.main(argv) == 2
+    assert export.main(line.split()) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
@@ -248,9 +258,16 @@ def test_cards_say_what_they_must(name):
     assert len(quality["held_out_loss"]) == 8 and set(quality["accuracy"]) == {"scale 1", "scale 2", "scale 4"}
 
 
-@pytest.mark.parametrize("argv, said", [(["x", "--kernel", "dimm"], "did you mean 'ddim'"), (["x", "--samples", "5"], "out of range"),
-                                        (["no-such", "--steps", "2"], "unknown prior"), (["x", "--step", "2"], "did you mean '--steps'")])  # fmt: skip
-def test_evaluation_says_what_is_wrong(argv, said, capsys):
-    assert evaluate_prior.main(argv) == 2
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("x --kernel dimm", "did you mean 'ddim'"),
+        ("x --samples 5", "out of range"),
+        ("no-such --steps 2", "unknown prior"),
+        ("x --step 2", "did you mean '--steps'"),
+    ],
+)
+def test_evaluation_says_what_is_wrong(line, said, capsys):
+    assert evaluate_prior.main(line.split()) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

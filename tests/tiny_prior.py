@@ -25,7 +25,9 @@ def params(seed=0):
             return 1 + 0.1 * noise
         return 0.1 * noise if len(shape) == 1 else noise / np.sqrt(np.prod(shape[:-1]))
 
-    flat = {path: jnp.asarray(draw(path, shape)) for path, shape in strict.shapes(net, *strict.image_inputs(net, 32, 1)).items()}
+    flat = {
+        path: jnp.asarray(draw(path, shape)) for path, shape in strict.shapes(net, *strict.image_inputs(net, 32, 1)).items()
+    }
     return flax.core.freeze({"params": flax.traverse_util.unflatten_dict(flat)})
 
 

@@ -24,10 +24,12 @@ class AttentionPool(nn.Module):
         *lead, height, width, channels = x.shape
         tokens = x.reshape(*lead, height * width, channels)
         tokens = jnp.concatenate([tokens.mean(-2, keepdims=True), tokens], axis=-2)
-        start = nn.initializers.normal(channels**-0.5)
-        position = self.param("position", start, (height * width + 1, channels))
-        if position.shape[0] != tokens.shape[-2]:
-            raise ValueError(f"this encoder pools {position.shape[0] - 1} pixels at its end, x has {height * width} there")
+        shape = (height * width + 1, channels)
+        if self.has_variable("params", "position"):
+            pixels = self.get_variable("params", "position").shape[0] - 1
+            if pixels != height * width:
+                raise ValueError(f"this encoder pools {pixels} pixels at its end, x has {height * width} there")
+        position = self.param("position", nn.initializers.normal(channels**-0.5), shape)
         qkv = nn.Dense(3 * channels, name="qkv")(tokens + position.astype(tokens.dtype))
         return nn.Dense(self.out_channels, name="proj")(attend(qkv, self.heads, "new")[..., 0, :])
 

@@ -21,7 +21,7 @@ zeros = nn.initializers.zeros
 
 def wide(x):
     """`x` as a float of at least 32 bits: the type norms, softmax and embeddings are computed in."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def sinusoid(t, width, *, sin_first=False, shift=0, period=10_000.0):

@@ -243,4 +243,6 @@ def init(net, key, shape):
         y = [jnp.zeros((), jnp.int32)] if net.classes else []
         return net.init(key, x, jnp.zeros(()), *given, *y)
 
-    return flax.core.freeze(jax.jit(start)(key))
+    # it runs once, and optimising the many small random draws takes eight times longer than everything else
+    options = {"xla_backend_optimization_level": 0}
+    return flax.core.freeze(jax.jit(start, compiler_options=options)(key))

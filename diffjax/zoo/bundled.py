@@ -24,9 +24,7 @@ def images(name: str = "fashion") -> tuple[np.ndarray, np.ndarray]:
     """
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
-        raise ValueError(
-            f"unknown bundled image set {name!r}: the nearest is {close[0]!r} (valid: {', '.join(NAMES)})"
-        )
+        raise ValueError(f"unknown bundled image set {name!r}: the nearest is {close[0]!r} (valid: {', '.join(NAMES)})")
     with np.load(_FOLDER / f"{name}.npz", allow_pickle=False) as file:
         pixels, labels = file["images"], file["labels"]
     padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[..., None]

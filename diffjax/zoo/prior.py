@@ -61,12 +61,15 @@ class Prior:
             raise ValueError(f"prior {self.name!r} knows no labels, got {label!r}: leave the label out")
         if isinstance(label, str) and not label.isdecimal():
             if label not in self.class_names:
-                raise ValueError(f"unknown label {label!r} of prior {self.name!r}: {nearest(label, self.class_names or range(self.classes))}")
+                valid = self.class_names or range(self.classes)
+                raise ValueError(f"unknown label {label!r} of prior {self.name!r}: {nearest(label, valid)}")
             return self.class_names.index(label)
         if not is_concrete(label):
             return label
         if np.ndim(label) or int(label) != float(label) or not 0 <= int(label) < self.classes:
-            raise ValueError(f"label {label} of prior {self.name!r} is out of range: choose 0 to {self.classes - 1}, or None for no label")
+            raise ValueError(
+                f"label {label} of prior {self.name!r} is out of range: choose 0 to {self.classes - 1}, or None for no label"
+            )
         return int(label)
 
     def denoiser(self, label=None, scale=1.0, clip=True):
@@ -132,10 +135,12 @@ def load(name: str | os.PathLike) -> Prior:
     elif (folder / "config.json").is_file():
         config = _json(folder / "config.json")
         net, schedule = _built(config, folder / "config.json")
-        params, step = _read_run(folder, net, config)
+        params, step = read_run(folder, net, config)
         card = {"name": config.get("name", folder.name), "config": config, "training": {"checkpoint": step}}
     else:
-        raise ValueError(f"folder {folder} holds no prior: it has neither {CARD} with {WEIGHTS} nor a training run's config.json")
+        raise ValueError(
+            f"folder {folder} holds no prior: it has neither {CARD} with {WEIGHTS} nor a training run's config.json"
+        )
     c = card["config"]
     return Prior(params, schedule, str(card.get("name", folder.name)), net, (c["size"], c["size"], c["channels"]), c["loss"],
                  int(c["classes"]), tuple(card.get("class_names", ())), json.dumps(card))  # fmt: skip
@@ -146,17 +151,19 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> 
 
     Raises ValueError if a weight does not fit into ``dtype`` or is not finite.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {}
     for path, leaf in _flat(params).items():
         with np.errstate(over="ignore"):
             arrays[".".join(path)] = np.ascontiguousarray(np.asarray(leaf, np.float32).astype(dtype))
         if not np.isfinite(arrays[".".join(path)]).all():
-            raise ValueError(f"weight {'.'.join(path)} is not finite as {np.dtype(dtype).name}: use dtype=np.float32, or another checkpoint")
+            raise ValueError(
+                f"weight {'.'.join(path)} is not finite as {np.dtype(dtype).name}: use dtype=np.float32, or another checkpoint"
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, folder / (WEIGHTS + ".tmp"))
+    (folder / (WEIGHTS + ".tmp")).write_bytes(save(arrays))
     (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
     write_card(folder, card)
 
@@ -205,7 +212,9 @@ def _read_weights(file, net, config):
     try:
         state = load_file(file)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"weights {file} cannot be read ({str(error).strip()}): the file is missing or damaged, copy it again") from None
+        raise ValueError(
+            f"weights {file} cannot be read ({str(error).strip()}): the file is missing or damaged, copy it again"
+        ) from None
     try:
         wanted = {".".join(path): shape for path, shape in _shapes(net, config).items()}
     except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -227,19 +236,21 @@ def _shapes(net, config):
     return strict.shapes(net, *strict.image_inputs(net, config["size"], config["channels"]))
 
 
-def _read_run(folder, net, config):
-    """(averaged parameters, step) of the best checkpoint."""
+def read_run(folder, net, config, which="best"):
+    """(averaged parameters, step) of a training run's checkpoint: "best", "last" or a step. Raises ValueError."""
+    import flax
     import jax
 
-    from ..nets import init
+    from ..convert import strict
     from ..training import checkpoints, state
 
     optimizer = state.adam(state.warmup_stable_decay(1e-3, 1, 0, 0))  # only the layout of its state matters here
-    shape = (config["size"], config["size"], config["channels"])
+    inputs = strict.image_inputs(net, config["size"], config["channels"])
+    params = flax.core.freeze(jax.eval_shape(net.init, jax.random.key(0), *inputs))
+    layout = jax.eval_shape(lambda p: state.create(p, optimizer), params)
     with checkpoints.Checkpoints(folder / "checkpoints", read_only=True) as store:
         if store.last() is None:
             raise ValueError(f"run {folder} has no checkpoint yet: wait for its first, or train longer")
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        make = lambda: state.create(init(net, jax.random.key(0), shape), optimizer)
-        restored = store.restore(checkpoints.abstract(jax.eval_shape(make), one), "best")
+        restored = store.restore(checkpoints.abstract(layout, one), which)
     return restored.ema, int(restored.step)
