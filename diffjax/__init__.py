@@ -10,8 +10,27 @@ from .sample import Draws, Result, draws, sample
 
 __version__ = "0.1.0"
 
-__all__ = ["denoisers", "kernels", "methods", "operators", "parallel", "priors", "process", "schedules", "timetables",
-           "metrics", "zoo", "Measurement", "Method", "Prediction", "replace", "Draws", "Result", "draws", "sample"]
+__all__ = [
+    "Draws",
+    "Measurement",
+    "Method",
+    "Prediction",
+    "Result",
+    "denoisers",
+    "draws",
+    "kernels",
+    "methods",
+    "metrics",
+    "operators",
+    "parallel",
+    "priors",
+    "process",
+    "replace",
+    "sample",
+    "schedules",
+    "timetables",
+    "zoo",
+]
 
 
 def __getattr__(name):

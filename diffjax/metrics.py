@@ -11,16 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LPIPS_MIN_SIZE = (
-    64  # AlexNet's third pooling grid is empty well below this; smaller images are enlarged ("lpips@64")
-)
+LPIPS_MIN_SIZE = 64  # AlexNet's third pooling grid is empty well below this; smaller images are enlarged ("lpips@64")
 
 
 def _same_shape(name: str, x: jax.Array, y: jax.Array) -> None:
     if x.shape != y.shape:
-        raise ValueError(
-            f"{name} compares images of one shape: got {x.shape} and {y.shape}; crop or resize one of them"
-        )
+        raise ValueError(f"{name} compares images of one shape: got {x.shape} and {y.shape}; crop or resize one of them")
 
 
 def psnr(x: jax.Array, y: jax.Array, *, peak: float = 2.0, where: jax.Array | None = None) -> jax.Array:
@@ -63,9 +59,7 @@ def ssim(x: jax.Array, y: jax.Array, *, peak: float = 2.0) -> jax.Array:
     x, y = jnp.asarray(x), jnp.asarray(y)
     _same_shape("ssim", x, y)
     if x.ndim != 3 or min(x.shape[:2]) < 11:
-        raise ValueError(
-            f"ssim needs an image (H, W, C) of at least 11x11 pixels, its window: got shape {x.shape}"
-        )
+        raise ValueError(f"ssim needs an image (H, W, C) of at least 11x11 pixels, its window: got shape {x.shape}")
     window = _gaussian_window()
 
     def blur(
@@ -80,9 +74,7 @@ def ssim(x: jax.Array, y: jax.Array, *, peak: float = 2.0) -> jax.Array:
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     cov = blur(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
-    return jnp.mean(
-        (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    )
+    return jnp.mean((2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)))
 
 
 # stride and padding of AlexNet's five convolutions, and whether a 3x3 max-pool of stride 2 comes before them
@@ -105,9 +97,7 @@ def _alexnet_features(x: jax.Array, weights: dict[str, jax.Array]) -> list[jax.A
 
 def _unit_channels(f: jax.Array) -> jax.Array:
     square = jnp.sum(f**2, axis=-1, keepdims=True)
-    norm = jnp.where(
-        square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0
-    )  # gradient of sqrt at 0 is not NaN
+    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # gradient of sqrt at 0 is not NaN
     return f / (norm + 1e-10)
 
 
@@ -124,9 +114,7 @@ def lpips(x: jax.Array, y: jax.Array, weights: dict[str, jax.Array]) -> jax.Arra
     x, y = jnp.asarray(x), jnp.asarray(y)
     _same_shape("lpips", x, y)
     if x.ndim != 3 or x.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"lpips compares one image (H, W, 1) or (H, W, 3), batches by vmap: got shape {x.shape}"
-        )
+        raise ValueError(f"lpips compares one image (H, W, 1) or (H, W, 3), batches by vmap: got shape {x.shape}")
     pair = jnp.stack([x, y])
     times = -(-LPIPS_MIN_SIZE // min(x.shape[:2]))
     if times > 1:
@@ -146,8 +134,7 @@ def _features(name: str, a, b) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
-            f"{name} compares two sets of at least 2 feature vectors, (n, d) and (m, d): "
-            f"got {a.shape} and {b.shape}"
+            f"{name} compares two sets of at least 2 feature vectors, (n, d) and (m, d): got {a.shape} and {b.shape}"
         )
     return a, b
 
@@ -180,9 +167,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = _features("kernel_distance", a, b)
 
     def total(u, v):
-        return sum(
-            float(np.sum((u[i : i + 1024] @ v.T / u.shape[1] + 1) ** 3)) for i in range(0, len(u), 1024)
-        )
+        return sum(float(np.sum((u[i : i + 1024] @ v.T / u.shape[1] + 1) ** 3)) for i in range(0, len(u), 1024))
 
     def off_diagonal_mean(u):
         diagonal = float(np.sum((np.sum(u * u, axis=1) / u.shape[1] + 1) ** 3))

@@ -28,8 +28,9 @@ def _over_devices(fn, devices_mesh, in_axes):
     def sharded(*args):
         data = PartitionSpec(axes)
         specs = tuple(data if axis == 0 else PartitionSpec() for axis in _axes(in_axes, args))
-        return jax.shard_map(jax.vmap(fn, in_axes=_axes(in_axes, args)), mesh=devices_mesh, in_specs=specs, out_specs=data,
-                             check_vma=False)(*args)
+        return jax.shard_map(
+            jax.vmap(fn, in_axes=_axes(in_axes, args)), mesh=devices_mesh, in_specs=specs, out_specs=data, check_vma=False
+        )(*args)
 
     compiled = jax.jit(sharded)
 
@@ -37,9 +38,13 @@ def _over_devices(fn, devices_mesh, in_axes):
         batch = _batch_size(args, _axes(in_axes, args))
         extra = -batch % count
         pad = lambda a: jax.numpy.concatenate([a, jax.numpy.repeat(a[-1:], extra, 0)]) if extra else a
-        place = [NamedSharding(devices_mesh, PartitionSpec(axes) if axis == 0 else PartitionSpec()) for axis in _axes(in_axes, args)]
-        args = [jax.device_put(jax.tree.map(pad, tree) if axis == 0 else tree, sharding)
-                for tree, axis, sharding in zip(args, _axes(in_axes, args), place)]
+        place = [
+            NamedSharding(devices_mesh, PartitionSpec(axes) if axis == 0 else PartitionSpec()) for axis in _axes(in_axes, args)
+        ]
+        args = [
+            jax.device_put(jax.tree.map(pad, tree) if axis == 0 else tree, sharding)
+            for tree, axis, sharding in zip(args, _axes(in_axes, args), place)
+        ]
         out = compiled(*args)
         return jax.tree.map(lambda a: a[:batch], out) if extra else out
 

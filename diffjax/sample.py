@@ -59,6 +59,7 @@ def _fold(key, stream, i):
 
 def _cast(tree, dtype):
     """Coefficients, planned in float64 where possible, in the dtype of x; integers and booleans stay."""
+
     def one(a):
         a = jnp.asarray(a)
         return a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
@@ -78,8 +79,10 @@ def _check_times(kernel, table):
     if is_concrete(table, T):
         worst = float(np.max([table.t, table.s, table.r]))
         if worst > float(np.max(T)) * (1 + 1e-12):
-            raise ValueError(f"the timetable reaches t = {worst:g}, beyond the schedule's {float(np.max(T)):g}: build both "
-                             "from one schedule")
+            raise ValueError(
+                f"the timetable reaches t = {worst:g}, beyond the schedule's {float(np.max(T)):g}: build both "
+                "from one schedule"
+            )
 
 
 def draws(key, denoiser_or_method, kernel, table, shape_or_x, dtype=jnp.float32) -> Draws:
@@ -96,8 +99,19 @@ def draws(key, denoiser_or_method, kernel, table, shape_or_x, dtype=jnp.float32)
     return Draws(start, rows, jumps)
 
 
-def sample(key, denoiser_or_method, kernel, table, shape_or_x, *, recorded=None, state=None, remat="row", trace=None,
-           dtype=jnp.float32) -> Result:
+def sample(
+    key,
+    denoiser_or_method,
+    kernel,
+    table,
+    shape_or_x,
+    *,
+    recorded=None,
+    state=None,
+    remat="row",
+    trace=None,
+    dtype=jnp.float32,
+) -> Result:
     """Walk one image through ``table``. Batches, sweeps and devices: ``jax.vmap``, ``diffjax.parallel``.
 
     key:           PRNG key, or None when ``recorded`` holds every draw
@@ -130,8 +144,11 @@ def sample(key, denoiser_or_method, kernel, table, shape_or_x, *, recorded=None,
         if given:
             x = jnp.asarray(shape_or_x)
         else:
-            noise = (recorded.start if recorded is not None and recorded.start is not None
-                     else method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype))
+            noise = (
+                recorded.start
+                if recorded is not None and recorded.start is not None
+                else method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype)
+            )
             x = method.start(kernel, jax.tree.map(lambda a: a[0], rows), noise)
         inner = method.init(kernel, x)
 

@@ -24,8 +24,10 @@ def linear_betas(T: int, beta_min: float = 1e-4, beta_max: float = 0.02, rescale
     at the end does not depend on T. Raises ValueError where that makes a beta exceed 1 (T < 20 by default)."""
     scale = 1000 / T if rescale else 1.0
     if not scale * beta_max < 1:
-        raise ValueError(f"T = {T} makes the last beta {scale * beta_max:.4g}, not below 1: use T > {1000 * beta_max:.0f}, "
-                         "or fewer rows of a longer schedule (timetables.respaced)")
+        raise ValueError(
+            f"T = {T} makes the last beta {scale * beta_max:.4g}, not below 1: use T > {1000 * beta_max:.0f}, "
+            "or fewer rows of a longer schedule (timetables.respaced)"
+        )
     return np.linspace(scale * beta_min, scale * beta_max, T, dtype=np.float64)
 
 

@@ -48,8 +48,10 @@ class Timetable:
         if not is_concrete(self):
             return f"Timetable({len(self)} traced rows)"
         lines = [f"{len(self)} rows, t {self.t[0]:g} -> {self.r[-1]:g}, {int((self.r > self.s).sum())} jumps"]
-        lines += [f"{int(i):5d}  {t:9.4f} -> {s:9.4f}" + (f"  up to {r:9.4f}" if r > s else "")
-                  for i, t, s, r in zip(self.i, self.t, self.s, self.r)]
+        lines += [
+            f"{int(i):5d}  {t:9.4f} -> {s:9.4f}" + (f"  up to {r:9.4f}" if r > s else "")
+            for i, t, s, r in zip(self.i, self.t, self.s, self.r)
+        ]
         return "\n".join(lines if len(lines) <= 41 else lines[:21] + ["  ..."] + lines[-20:])
 
 
@@ -169,7 +171,9 @@ def space_rounded(T: int, n: int, quadratic: bool = False) -> np.ndarray:
     dropped, so that n > T keeps every index. Raises ValueError unless n is a whole number >= 1.
     """
     _check_steps(n, max(T, n) if isinstance(n, (int, np.integer)) else T)
-    kept = (np.linspace(0, np.sqrt(0.8 * T), n) ** 2).astype(int) if quadratic else np.round(np.arange(n) * (T / n)).astype(int)
+    kept = (
+        (np.linspace(0, np.sqrt(0.8 * T), n) ** 2).astype(int) if quadratic else np.round(np.arange(n) * (T / n)).astype(int)
+    )
     return np.unique(kept)
 
 
@@ -233,14 +237,24 @@ def start_at(table: Timetable, t: float) -> Timetable:
     return from_times(np.concatenate([[t], times[times < t]]))
 
 
-def jump_walk(n: int, jump: int = 10, times: int = 10, start_resampling: float = 1e8, n_sample: int = 1,
-              jump2: int = 1, times2: int = 1, jump3: int = 1, times3: int = 1) -> list[int]:
+def jump_walk(
+    n: int,
+    jump: int = 10,
+    times: int = 10,
+    start_resampling: float = 1e8,
+    n_sample: int = 1,
+    jump2: int = 1,
+    times2: int = 1,
+    jump3: int = 1,
+    times3: int = 1,
+) -> list[int]:
     """RePaint's list of indices n - 1 ... -1 (``get_schedule_jump``): after each ``jump`` steps climb back, so that
     every stretch is walked ``times`` times.
 
     The jump points are range(0, n - jump, jump), its end excluded. ``n_sample`` repeats single steps; ``jump2``, ``jump3`` are
     inner jumps whose counters refill when an outer one fires; none above ``start_resampling``.
     """
+
     def counters(length, repeats):
         return {j: repeats - 1 for j in range(0, n - length, length)}
 

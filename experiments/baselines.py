@@ -17,11 +17,7 @@ def biharmonic(y: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     y, mask = np.asarray(y, np.float32), np.asarray(mask)
     if y.ndim != 3 or mask.shape != y.shape[:2]:
-        raise ValueError(
-            f"biharmonic needs an image (H, W, C) and a mask (H, W): got {y.shape} and {mask.shape}"
-        )
+        raise ValueError(f"biharmonic needs an image (H, W, C) and a mask (H, W): got {y.shape} and {mask.shape}")
     hidden = mask < 0.5
-    filled = inpaint_biharmonic(
-        np.where(hidden[..., None], 0.0, y).astype(np.float64), hidden, channel_axis=-1
-    )
+    filled = inpaint_biharmonic(np.where(hidden[..., None], 0.0, y).astype(np.float64), hidden, channel_axis=-1)
     return np.where(hidden[..., None], np.clip(filled, -1, 1), y).astype(np.float32)

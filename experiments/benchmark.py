@@ -98,14 +98,27 @@ def main(argv=None) -> int:
     found = []
     for batch, bound in ((16, 1.05), (1, 1.10)):
         for name, ratio in overhead(batch, rows, repeats).items():
-            found.append({"what": f"{name}, {rows} rows, batch {batch}", "against": "bare lax.scan", "ratio": round(ratio, 3), "bound": bound})
+            found.append(
+                {
+                    "what": f"{name}, {rows} rows, batch {batch}",
+                    "against": "bare lax.scan",
+                    "ratio": round(ratio, 3),
+                    "bound": bound,
+                }
+            )
     few, many = (4, 16) if options.quick else (16, 256)
     for remat in ("row", "sqrt", "none"):
         if remat == "none" and not options.quick:
             continue  # keeps every activation: 256 rows would take gigabytes
         ratio = gradient_memory(remat, many) / gradient_memory(remat, few)
-        found.append({"what": f"memory of the gradient, {many} rows, remat={remat}", "against": f"{few} rows", "ratio": round(ratio, 3),
-                      "bound": 2.0 if remat != "none" else ""})  # fmt: skip
+        found.append(
+            {
+                "what": f"memory of the gradient, {many} rows, remat={remat}",
+                "against": f"{few} rows",
+                "ratio": round(ratio, 3),
+                "bound": 2.0 if remat != "none" else "",
+            }
+        )
     command = "python -m experiments.benchmark" + (" --quick" if options.quick else "")
     print(record.write("benchmark" + ("_quick" if options.quick else ""), command, found))
     return 0

@@ -1,8 +1,8 @@
-"""Methods against each other on held-out images: ``python -m experiments.evaluate [--masks half wide expand] [--methods ...]``.
+"""Methods against each other on held-out images: ``python -m experiments.evaluate [--masks half wide] [--methods ...]``.
 
-Every method restores the same bundled images behind the same masks. Columns: hole PSNR (dB, peak 2 on [-1, 1], mean over images),
-lpips@64 of the whole image, network calls and seconds per image; then hole PSNR and lpips minus biharmonic's with a paired 95 %
-interval. Writes experiments/results/inpainting_PRIOR.json and .md.
+Every method restores the same bundled images behind the same masks. Columns: hole PSNR (dB, peak 2 on [-1, 1], mean over
+images), lpips@64 of the whole image, network calls and seconds per image; then hole PSNR and lpips minus biharmonic's with
+a paired 95 % interval. Writes experiments/results/inpainting_PRIOR.json and .md.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def main(argv=None) -> int:
                    "lpips@64": float(perceptual.mean()), "network calls": calls, "s / image": seconds}  # fmt: skip
             if reference is not None:
                 (gain, gain_ci), (better, better_ci) = interval(psnr - reference[0]), interval(perceptual - reference[1])
-                row |= {"PSNR - biharmonic": f"{gain:+.2f} ± {gain_ci:.2f}", "lpips - biharmonic": f"{better:+.4f} ± {better_ci:.4f}"}
+                row |= {
+                    "PSNR - biharmonic": f"{gain:+.2f} ± {gain_ci:.2f}",
+                    "lpips - biharmonic": f"{better:+.4f} ± {better_ci:.4f}",
+                }
             else:
                 reference = psnr, perceptual
             rows.append(row)

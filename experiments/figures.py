@@ -86,9 +86,7 @@ def grid(columns: Sequence[Column], path: str | os.PathLike, rows: Sequence[str]
         or len(set(counts.values())) > 1
         or (rows and len(rows) not in counts.values())
     ):
-        raise ValueError(
-            f"grid needs columns of one length, at least 1: got {counts} and {len(rows or [])} row labels"
-        )
+        raise ValueError(f"grid needs columns of one length, at least 1: got {counts} and {len(rows or [])} row labels")
     font = _font()
     height, width = _cell_size([x for _, images in columns for x in images])
     heads = [_wrap(label, font, width) for label, _ in columns]

@@ -57,12 +57,8 @@ def decode(path: str | os.PathLike, kind: str = "image") -> np.ndarray:
         raise UserError(f"{kind} {path} is not an image that can be read: use PNG or JPEG") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"{kind} {path} is too large: make it smaller first") from None
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
-        raise UserError(
-            f"{kind} {path} cannot be read ({one_line(error)}): the file is damaged or cut off"
-        ) from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
+        raise UserError(f"{kind} {path} cannot be read ({one_line(error)}): the file is damaged or cut off") from None
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float64)
         top = 65535 if image.mode != "F" else max(float(pixels.max()), 1.0)
@@ -70,9 +66,7 @@ def decode(path: str | os.PathLike, kind: str = "image") -> np.ndarray:
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert(
-            "RGBA" if "transparency" in image.info or image.mode in ("PA", "RGBa", "La") else "RGB"
-        )
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode in ("PA", "RGBa", "La") else "RGB")
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -121,8 +115,7 @@ def fit(pixels: np.ndarray, size: int | None, channels: int) -> tuple[np.ndarray
         elif side != size:
             mode = Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
             planes = [
-                Image.fromarray(np.ascontiguousarray(pixels[..., c])).resize((size, size), mode)
-                for c in range(channels)
+                Image.fromarray(np.ascontiguousarray(pixels[..., c])).resize((size, size), mode) for c in range(channels)
             ]
             pixels = np.stack([np.asarray(p) for p in planes], axis=-1)
             steps.append(f"{'resized' if side > size else 'enlarged'} to {size}x{size}")
@@ -167,9 +160,7 @@ def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: i
         return _bundled(str(source).partition(":")[2] or "fashion", size, channels, limit)
     source = Path(source)
     if not source.exists():
-        raise UserError(
-            f"images {source} does not exist: give an image file, a folder of images, or 'bundled'"
-        )
+        raise UserError(f"images {source} does not exist: give an image file, a folder of images, or 'bundled'")
     files, notes = _files(source) if source.is_dir() else ([source], [])
     files = files[:limit]
     images = []
@@ -213,9 +204,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     """[-1, 1] to 0..255, rounded to nearest, values outside clipped. Raises UserError if not finite."""
     image = np.asarray(image, np.float64)
     if not np.all(np.isfinite(image)):
-        raise UserError(
-            f"an image has {np.sum(~np.isfinite(image))} values that are not finite: it was not saved"
-        )
+        raise UserError(f"an image has {np.sum(~np.isfinite(image))} values that are not finite: it was not saved")
     return np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
 
 

@@ -74,9 +74,7 @@ def random(shape: Shape, seed: int = 0) -> np.ndarray:
 def _glyphs() -> dict[str, np.ndarray]:
     names, *rows = _GLYPHS.strip("\n").splitlines()
     rows = [row.split() for row in rows]
-    return {
-        name: np.array([[c == "#" for c in row[k]] for row in rows]) for k, name in enumerate(names.split())
-    }
+    return {name: np.array([[c == "#" for c in row[k]] for row in rows]) for k, name in enumerate(names.split())}
 
 
 def text(shape: Shape, seed: int = 0) -> np.ndarray:
@@ -125,9 +123,7 @@ def _stroke(hidden: np.ndarray, start: np.ndarray, end: np.ndarray, width: float
     hidden |= distance2 <= (max(width, 1.0) / 2) ** 2
 
 
-def _strokes(
-    rng, hidden, times: tuple[int, int], max_width: int, max_length: int, max_angle: int = 4
-) -> None:
+def _strokes(rng, hidden, times: tuple[int, int], max_width: int, max_length: int, max_angle: int = 4) -> None:
     """LaMa's irregular strokes: each is a chain of one to five straight pieces in one of `max_angle`
     directions (0.01, 1.01, ... radians from the vertical, mirrored on every other stroke), of length 10 +
     U{0..max_length - 1} and width 5 + U{0..max_width - 1}; joints are kept inside the image."""
@@ -209,13 +205,11 @@ def check(mask: np.ndarray, name: str) -> np.ndarray:
     """The mask itself, or UserError if nothing in it is known or nothing is left to fill."""
     if not np.any(mask):
         raise UserError(
-            f"mask {name} has nothing known (all black) at {mask.shape[1]}x{mask.shape[0]}: "
-            "white marks the pixels to keep"
+            f"mask {name} has nothing known (all black) at {mask.shape[1]}x{mask.shape[0]}: white marks the pixels to keep"
         )
     if np.all(mask):
         raise UserError(
-            f"mask {name} has nothing to fill (all white) at {mask.shape[1]}x{mask.shape[0]}: "
-            "black marks the pixels to fill"
+            f"mask {name} has nothing to fill (all white) at {mask.shape[1]}x{mask.shape[0]}: black marks the pixels to fill"
         )
     return mask
 
@@ -244,9 +238,7 @@ def from_png(path: str | os.PathLike, shape: Shape, invert: bool = False) -> np.
     grey = decode(path, kind="mask")
     if grey.shape[-1] in (2, 4):
         if np.any(grey[..., -1] != 255):
-            raise UserError(
-                f"mask {path} is partly transparent: save it as plain black and white, without alpha"
-            )
+            raise UserError(f"mask {path} is partly transparent: save it as plain black and white, without alpha")
         grey = grey[..., :-1]
     if np.any(grey != grey[..., :1]):
         raise UserError(f"mask {path} has colours: save it as black and white (one channel), white = known")

@@ -25,17 +25,13 @@ def check_writable(path: str | os.PathLike) -> Path:
         raise UserError(f"output folder {path} is a file: give the name of a folder")
     try:
         if path.is_dir() and any(path.iterdir()) and not (path / _MARK).exists():
-            raise UserError(
-                f"output folder {path} has other files in it, which are kept: give a new or empty folder"
-            )
+            raise UserError(f"output folder {path} has other files in it, which are kept: give a new or empty folder")
         above = Path(os.path.abspath(path)).parent
         while not above.exists():
             above = above.parent
         os.rmdir(tempfile.mkdtemp(prefix=".diffjax-", dir=above))
     except OSError as error:
-        raise UserError(
-            f"output folder {path} cannot be written ({error.strerror}): give another with --out"
-        ) from None
+        raise UserError(f"output folder {path} cannot be written ({error.strerror}): give another with --out") from None
     return path
 
 
@@ -51,9 +47,7 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise UserError(
-            f"output folder {path} cannot be written ({error.strerror}): give another with --out"
-        ) from None
+        raise UserError(f"output folder {path} cannot be written ({error.strerror}): give another with --out") from None
     try:
         os.chmod(folder, 0o777 & ~_umask())  # mkdtemp makes it private
         yield folder

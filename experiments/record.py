@@ -1,4 +1,4 @@
-"""Result files (experiments/results/): one JSON per run with the command that made it, and the table rendered from it beside it."""
+"""Result files (experiments/results/): one JSON per run with the command that made it, and beside it its table."""
 
 from __future__ import annotations
 

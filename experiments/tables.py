@@ -48,9 +48,5 @@ def render(rows: Sequence[dict], columns: Sequence[str] | None = None) -> str:
         padded = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, width, right, strict=True))
         return "| " + " | ".join(padded) + " |"
 
-    rule = (
-        "| "
-        + " | ".join("-" * (w - 1) + ":" if r else "-" * w for w, r in zip(width, right, strict=True))
-        + " |"
-    )
+    rule = "| " + " | ".join("-" * (w - 1) + ":" if r else "-" * w for w, r in zip(width, right, strict=True)) + " |"
     return "\n".join([line(heads), rule, *map(line, cells)])

@@ -66,7 +66,7 @@ def load(folder, which="best"):
         raise ValueError(f"{folder} is not the folder of a training run: it has no config.json")
     config = read_config(file)
     net, schedule = build(config)
-    shapes = jax.eval_shape(lambda: start(config, net, optimiser(config), jax.random.key(0)))
+    shapes = jax.eval_shape(lambda key: start(config, net, optimiser(config), key), jax.random.key(0))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with checkpoints.Checkpoints(pathlib.Path(folder) / "checkpoints", read_only=True) as store:
         restored = store.restore(checkpoints.abstract(shapes, one), which)
@@ -110,8 +110,9 @@ class Run:
         )
         self.held_out = step.held_out(example(loss), self.schedule, levels=LEVELS, sharded=self.sharded)
         self.sampler = samples.make_sampler(self.net, self.schedule, c, (self.whole, self.sharded))
-        self.start = jax.jit(lambda: start(c, self.net, optimizer, key_init), out_shardings=self.whole)
-        self.shapes = jax.eval_shape(self.start)  # builds the network: sizes that do not fit are said here
+        begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole)
+        self.start = lambda: begin(key_init)
+        self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
         self.folder = pathlib.Path(c.out)
         self._claim_folder()
 

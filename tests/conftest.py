@@ -16,8 +16,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "golden"), str(ROOT / "contracts")]  # tes
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden-dir", default=str(ROOT / "golden"),
-                     help="folder of recorded runs: FAMILY/PREFIX_*.npz (an h_ before the prefix is ignored)")
+    parser.addoption(
+        "--golden-dir",
+        default=str(ROOT / "golden"),
+        help="folder of recorded runs: FAMILY/PREFIX_*.npz (an h_ before the prefix is ignored)",
+    )
 
 
 def pytest_generate_tests(metafunc):

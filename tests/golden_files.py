@@ -8,6 +8,7 @@ import numpy as np
 
 def find(folder, family, *prefixes, exclude=()):
     """Files FAMILY/PREFIX*.npz under ``folder``; an ``h_`` before the prefix is ignored."""
+
     def kind(path):
         return path.stem.removeprefix("h_")
 
@@ -36,8 +37,11 @@ def relative_error(got, expected):
 
 def check(name, got, expected, tolerance, absolute=False):
     """Print file, error, tolerance, and fail when the error is larger."""
-    error = float(np.max(np.abs(np.asarray(got, np.float64) - np.asarray(expected, np.float64)))) if absolute \
+    error = (
+        float(np.max(np.abs(np.asarray(got, np.float64) - np.asarray(expected, np.float64))))
+        if absolute
         else relative_error(got, expected)
+    )
     print(f"{name}: error {error:.2e}, tolerance {tolerance:.0e}")
     assert error <= tolerance, f"{name}: error {error:.3e} exceeds {tolerance:.0e}"
     return error

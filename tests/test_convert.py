@@ -88,8 +88,10 @@ def test_layouts_invert_each_other():
     assert strict.theirs("dense2", kernel[0, 0]).shape == (5, 2, 1, 1)
 
 
-@pytest.mark.parametrize("family, net", [(adm, UNet(**SMALL, blocks=1, attention=(1,), heads=2, classes=2)),
-                                         (ddpm, DDPMUNet(**SMALL, blocks=1, head_channels=2))])
+@pytest.mark.parametrize(
+    "family, net",
+    [(adm, UNet(**SMALL, blocks=1, attention=(1,), heads=2, classes=2)), (ddpm, DDPMUNet(**SMALL, blocks=1, head_channels=2))],
+)
 def test_round_trip(family, net):
     y = [0] if net.classes else []
     blank = jax.eval_shape(net.init, random.key(0), np.zeros((4, 4, 3)), 0.0, *y)

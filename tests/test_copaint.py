@@ -65,7 +65,9 @@ def test_candidates_keep_the_start_with_the_lowest_loss():
     np.testing.assert_allclose(chosen.x, again, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, rows, calls", [("copaint-fast", 99, 297), ("copaint", 249, 1245), ("copaint-tt", 489 + 24, 2565)])
+@pytest.mark.parametrize(
+    "name, rows, calls", [("copaint-fast", 99, 297), ("copaint", 249, 1245), ("copaint-tt", 489 + 24, 2565)]
+)
 def test_published_tables_have_the_papers_calls(name, rows, calls):
     vp = dj.schedules.discrete(dj.schedules.linear_betas(1000))
     settings, table = dj.methods.copaint.published(name, vp)
@@ -73,11 +75,14 @@ def test_published_tables_have_the_papers_calls(name, rows, calls):
     assert len(table) == rows and rows * (1 + 2 * iterations) == calls  # with one trial per gradient step
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: method(iterations=0), "iterations 0"),
-    (lambda: dj.methods.copaint.published("copaint-t", SCHEDULE), "did you mean"),
-    (lambda: dj.sample(jax.random.key(0), method(), dj.kernels.DDPM(SCHEDULE), TABLE, SHAPE), "use kernels.DDIM"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: method(iterations=0), "iterations 0"),
+        (lambda: dj.methods.copaint.published("copaint-t", SCHEDULE), "did you mean"),
+        (lambda: dj.sample(jax.random.key(0), method(), dj.kernels.DDPM(SCHEDULE), TABLE, SHAPE), "use kernels.DDIM"),
+    ],
+)
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -90,8 +95,11 @@ def test_optimise_start_finds_the_exact_minimum():
         denoise = dj.denoisers.from_x0(gaussian, params, SCHEDULE)
         measurement = dj.Measurement(y, dj.operators.Mask(MASK.astype(np.float64)))
         table, reg, n = dj.timetables.log_snr(SCHEDULE, 4), 0.05, int(np.prod(SHAPE))
-        found = jax.jit(lambda: dj.methods.optimise_start(jax.random.key(0), denoise, measurement, table, jnp.zeros(SHAPE), reg=reg,
-                                                          iterations=600, lr=0.02))()  # fmt: skip
+        found = jax.jit(
+            lambda: dj.methods.optimise_start(
+                jax.random.key(0), denoise, measurement, table, jnp.zeros(SHAPE), reg=reg, iterations=600, lr=0.02
+            )
+        )()
         walk = lambda x: dj.sample(jax.random.key(0), denoise, KERNEL, table, x.reshape(SHAPE)).x.ravel()
         a, B = walk(jnp.zeros(n)), jax.jacfwd(walk)(jnp.zeros(n))
         m = MASK.ravel().astype(np.float64)

@@ -20,11 +20,7 @@ def _save(path, pixels, **options):
 
 def _ramp(h, w, channels=None):
     x = np.add.outer(np.arange(h) * 3, np.arange(w) * 2) % 256
-    return (
-        np.stack([x + 10 * c for c in range(channels)], -1).astype(np.uint8)
-        if channels
-        else x.astype(np.uint8)
-    )
+    return np.stack([x + 10 * c for c in range(channels)], -1).astype(np.uint8) if channels else x.astype(np.uint8)
 
 
 def test_save_rounds_and_a_round_trip_is_exact(tmp_path):
@@ -46,9 +42,7 @@ def test_a_rectangle_is_cropped_in_the_middle_then_resized_with_antialiasing(tmp
     image, done = images.fit(images.decode(_save(tmp_path / "x.png", pixels)), 16, 1)
     assert image.shape == (16, 16, 1)
     assert done == "64x48 -> centre crop 48x48 -> resized to 16x16"
-    assert (
-        np.abs(image[2:-2, 2:-2]).max() < 0.1
-    )  # averaged to grey; taking every third pixel would leave -1 and 1
+    assert np.abs(image[2:-2, 2:-2]).max() < 0.1  # averaged to grey; taking every third pixel would leave -1 and 1
 
 
 def test_28_is_padded_to_32_in_the_middle(tmp_path):
@@ -105,9 +99,7 @@ def test_names_stay_unique(tmp_path):
 
 
 def test_bad_files_are_one_line_errors_that_name_them(tmp_path):
-    whole = _save(
-        tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    ).read_bytes()
+    whole = _save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).read_bytes()
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -200,14 +192,10 @@ def test_table_is_aligned_markdown():
 
 def test_biharmonic_keeps_known_pixels_and_continues_a_plane():
     pytest.importorskip("skimage")
-    y = (
-        np.add.outer(np.linspace(-0.5, 0.5, 20), np.linspace(-0.4, 0.4, 20))[..., None] * [1, -1, 0.5]
-    ).astype(np.float32)
+    y = (np.add.outer(np.linspace(-0.5, 0.5, 20), np.linspace(-0.4, 0.4, 20))[..., None] * [1, -1, 0.5]).astype(np.float32)
     mask = np.ones((20, 20), np.float32)
     mask[6:13, 5:14] = 0
-    filled = baselines.biharmonic(
-        np.where(mask[..., None] == 1, y, 9.0), mask
-    )  # what is hidden is never looked at
+    filled = baselines.biharmonic(np.where(mask[..., None] == 1, y, 9.0), mask)  # what is hidden is never looked at
     assert filled.dtype == np.float32 and np.array_equal(filled[mask == 1], y[mask == 1])
     assert np.abs(filled - y).max() < 1e-3
     with pytest.raises(ValueError, match="biharmonic"):

@@ -27,10 +27,7 @@ def test_known_fractions_at_256():
     shape = (256, 256)
     fractions = {name: masks.make(name, shape).mean() for name in ("half", "altern", "sr2", "expand")}
     assert fractions == {"half": 0.5, "altern": 0.5, "sr2": 0.25, "expand": 0.0625}
-    assert (
-        np.argwhere(masks.make("expand", shape)).min() == 96
-        and np.argwhere(masks.make("expand", shape)).max() == 159
-    )
+    assert np.argwhere(masks.make("expand", shape)).min() == 96 and np.argwhere(masks.make("expand", shape)).max() == 159
 
 
 @pytest.mark.parametrize("size", [32, 48, 64, 128, 256])
@@ -103,9 +100,7 @@ def test_png_white_is_known_threshold_128(tmp_path):
     path = _png(tmp_path / "m.png", grey)
     assert np.array_equal(masks.from_png(path, (2, 2)), [[0, 0], [1, 1]])
     assert np.array_equal(masks.from_png(path, (2, 2), invert=True), [[1, 1], [0, 0]])
-    assert np.array_equal(
-        masks.from_png(_png(tmp_path / "rgb.png", np.stack([grey] * 3, -1)), (2, 2)), [[0, 0], [1, 1]]
-    )
+    assert np.array_equal(masks.from_png(_png(tmp_path / "rgb.png", np.stack([grey] * 3, -1)), (2, 2)), [[0, 0], [1, 1]])
     rgba = np.stack([grey] * 3 + [np.full_like(grey, 255)], -1)
     assert np.array_equal(masks.from_png(_png(tmp_path / "rgba.png", rgba), (2, 2)), [[0, 0], [1, 1]])
     assert np.array_equal(masks.from_png(_png(tmp_path / "bit.png", grey > 127), (2, 2)), [[0, 0], [1, 1]])

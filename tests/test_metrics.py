@@ -51,9 +51,7 @@ def test_ssim_equals_scikit_image(shape):
         gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     )  # fmt: skip
     with jax.enable_x64(True):
-        assert float(jax.jit(ssim)(x.astype(np.float64), y.astype(np.float64))) == pytest.approx(
-            expected, abs=1e-12
-        )
+        assert float(jax.jit(ssim)(x.astype(np.float64), y.astype(np.float64))) == pytest.approx(expected, abs=1e-12)
     assert float(jax.jit(ssim)(x, y)) == pytest.approx(expected, abs=1e-5)
     assert float(jax.jit(ssim)(x, x)) == pytest.approx(1.0, abs=1e-6)
 
@@ -101,9 +99,7 @@ def test_lpips_is_a_dissimilarity_and_vmaps_with_finite_gradients(weights):
     assert bool(jnp.all(jnp.isfinite(gradient)))
     assert float(jnp.min(jnp.max(jnp.abs(gradient[1:]), axis=(1, 2, 3)))) > 0
     # a position where no channel fires: ReLU would hide a NaN from the result, but not from jax.debug_nans
-    assert bool(
-        jnp.all(jnp.isfinite(jax.grad(lambda f: jnp.sum(_unit_channels(f)))(jnp.zeros((1, 2, 2, 3)))))
-    )
+    assert bool(jnp.all(jnp.isfinite(jax.grad(lambda f: jnp.sum(_unit_channels(f)))(jnp.zeros((1, 2, 2, 3))))))
 
 
 def test_lpips_weights_are_whole(weights):
@@ -121,9 +117,7 @@ def test_frechet_distance_of_diagonal_gaussians():
     expected = np.sum(shift**2) + np.sum((s - t) ** 2)
     assert frechet_distance(base * s, base * t + shift) == pytest.approx(expected, rel=1e-12)
     rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))
-    assert frechet_distance(base * s @ rotation, (base * t + shift) @ rotation) == pytest.approx(
-        expected, rel=1e-10
-    )
+    assert frechet_distance(base * s @ rotation, (base * t + shift) @ rotation) == pytest.approx(expected, rel=1e-10)
 
 
 def test_frechet_distance_when_covariances_do_not_commute():

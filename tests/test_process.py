@@ -8,8 +8,15 @@ import pytest
 from diffjax import process, schedules
 
 TABLE = schedules.discrete(schedules.linear_betas(1000))
-FORMULAS = [TABLE, schedules.discrete(schedules.cosine_betas(200)), schedules.VP(), schedules.SubVP(), schedules.VE(),
-            schedules.EDM(), schedules.RectifiedFlow()]
+FORMULAS = [
+    TABLE,
+    schedules.discrete(schedules.cosine_betas(200)),
+    schedules.VP(),
+    schedules.SubVP(),
+    schedules.VE(),
+    schedules.EDM(),
+    schedules.RectifiedFlow(),
+]
 NAMES = ["linear", "cosine", "VP", "SubVP", "VE", "EDM", "RectifiedFlow"]
 
 

@@ -83,7 +83,11 @@ def test_nothing_reaches_outside_the_repository():
     forbidden = "../" + "shared"
     for folder in ("diffjax", "experiments", "tests"):
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix in {".py", ".md", ".json", ".toml", ".sh", ".txt"}:
+            if (
+                path.is_file()
+                and "__pycache__" not in path.parts
+                and path.suffix in {".py", ".md", ".json", ".toml", ".sh", ".txt"}
+            ):
                 assert forbidden not in path.read_text(errors="ignore"), path
 
 

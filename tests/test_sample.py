@@ -26,8 +26,10 @@ def test_one_trace_for_masks_images_noise_levels_tables_and_hyper_parameters():
         return dj.sample(key, method, dj.kernels.DDIM(SCHEDULE, eta=eta), table, SHAPE).x
 
     y = arguments()[1]
-    jumping = [dj.timetables.repaint(SCHEDULE, jump=2, times=2, grid=grid(SCHEDULE, 8))
-               for grid in (dj.timetables.log_snr, dj.timetables.uniform)]
+    jumping = [
+        dj.timetables.repaint(SCHEDULE, jump=2, times=2, grid=grid(SCHEDULE, 8))
+        for grid in (dj.timetables.log_snr, dj.timetables.uniform)
+    ]
     results = [
         paint(jax.random.key(0), y, MASK, 0.0, 0.0, jumping[0]),
         paint(jax.random.key(1), y, MASK, 0.0, 0.0, jumping[0]),
@@ -86,7 +88,9 @@ def test_a_start_array_is_taken_as_it_is_and_variance_exploding_starts_are_scale
     np.testing.assert_array_equal(dj.sample(jax.random.key(0), denoiser(), KERNEL, table, x).x, x)
     ve = dj.schedules.VE(0.01, 50.0)
     still = dj.timetables.from_rows([(1.0, 1.0, 1.0)])
-    start = dj.sample(jax.random.key(0), lambda x, t: dj.Prediction(x, x, None, x, 1.0, 1.0), dj.kernels.DDIM(ve), still, (64, 64, 1)).x
+    start = dj.sample(
+        jax.random.key(0), lambda x, t: dj.Prediction(x, x, None, x, 1.0, 1.0), dj.kernels.DDIM(ve), still, (64, 64, 1)
+    ).x
     np.testing.assert_allclose(start.std(), 50.0, rtol=0.05)  # 4096 draws: 4.5 standard errors
 
 
@@ -102,24 +106,47 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
     np.testing.assert_allclose(p.alpha * p.x0 + p.sigma * p.eps, x, atol=1e-5)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: dj.sample(jax.random.key(0), denoiser(), KERNEL, TABLE, SHAPE, remat="rows"), "did you mean 'row'"),
-    (lambda: dj.sample(None, denoiser(), KERNEL, TABLE, SHAPE), "no key"),
-    (lambda: dj.sample(jax.random.key(0), denoiser(), KERNEL, dj.timetables.from_times([1000, 0]), SHAPE), "beyond the schedule's 100"),
-    (lambda: dj.sample(jax.random.key(0), denoiser(), dj.kernels.DDPM(SCHEDULE), dj.timetables.from_times([10, 20]), SHAPE), "DDIM"),
-    (lambda: dj.kernels.DDPM(SCHEDULE, variance="smal"), "did you mean 'small'"),
-    (lambda: dj.methods.RePaint(denoiser(), dj.Measurement(jnp.zeros(SHAPE), dj.operators.Downsample(2))), "needs a Mask"),
-    (lambda: dj.methods.RePaint(denoiser(), dj.Measurement(jnp.zeros(SHAPE), dj.operators.Mask(MASK)), order="papers"), "'paper'"),
-    (lambda: dj.Measurement(200 * np.ones(SHAPE), dj.operators.Mask(MASK)), "far outside"),
-    (lambda: dj.Measurement(np.zeros(SHAPE), dj.operators.Mask(MASK), noise_std=-0.1), "negative"),
-    (lambda: dj.Measurement(np.full(SHAPE, np.nan), dj.operators.Mask(MASK)), "non-finite"),
-    (lambda: dj.operators.Mask(255 * MASK), "mask / 255"),
-    (lambda: dj.sample(jax.random.key(0), denoiser(), dj.kernels.DDPM(SCHEDULE, variance="learned"), TABLE, SHAPE)
-     if not dj.sample(jax.random.key(0), dj.denoisers.from_eps(lambda x, i: x, None, SCHEDULE),
-                      dj.kernels.DDPM(SCHEDULE, variance="learned"), TABLE, SHAPE) else None, "learned_variance=True"),
-    (lambda: dj.sample(jax.random.key(0), dj.denoisers.from_eps(lambda x, i: jnp.concatenate([x, x], -1), None, SCHEDULE), KERNEL, TABLE, SHAPE),
-     "learned_variance=True"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: dj.sample(jax.random.key(0), denoiser(), KERNEL, TABLE, SHAPE, remat="rows"), "did you mean 'row'"),
+        (lambda: dj.sample(None, denoiser(), KERNEL, TABLE, SHAPE), "no key"),
+        (
+            lambda: dj.sample(jax.random.key(0), denoiser(), KERNEL, dj.timetables.from_times([1000, 0]), SHAPE),
+            "beyond the schedule's 100",
+        ),
+        (
+            lambda: dj.sample(
+                jax.random.key(0), denoiser(), dj.kernels.DDPM(SCHEDULE), dj.timetables.from_times([10, 20]), SHAPE
+            ),
+            "DDIM",
+        ),
+        (lambda: dj.kernels.DDPM(SCHEDULE, variance="smal"), "did you mean 'small'"),
+        (lambda: dj.methods.RePaint(denoiser(), dj.Measurement(jnp.zeros(SHAPE), dj.operators.Downsample(2))), "needs a Mask"),
+        (
+            lambda: dj.methods.RePaint(denoiser(), dj.Measurement(jnp.zeros(SHAPE), dj.operators.Mask(MASK)), order="papers"),
+            "'paper'",
+        ),
+        (lambda: dj.Measurement(200 * np.ones(SHAPE), dj.operators.Mask(MASK)), "far outside"),
+        (lambda: dj.Measurement(np.zeros(SHAPE), dj.operators.Mask(MASK), noise_std=-0.1), "negative"),
+        (lambda: dj.Measurement(np.full(SHAPE, np.nan), dj.operators.Mask(MASK)), "non-finite"),
+        (lambda: dj.operators.Mask(255 * MASK), "mask / 255"),
+        (
+            lambda: dj.sample(jax.random.key(0), denoiser(), dj.kernels.DDPM(SCHEDULE, variance="learned"), TABLE, SHAPE),
+            "learned_variance=True",
+        ),
+        (
+            lambda: dj.sample(
+                jax.random.key(0),
+                dj.denoisers.from_eps(lambda x, i: jnp.concatenate([x, x], -1), None, SCHEDULE),
+                KERNEL,
+                TABLE,
+                SHAPE,
+            ),
+            "learned_variance=True",
+        ),
+    ],
+)
 def test_errors_name_the_value_and_the_remedy(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()

@@ -8,10 +8,18 @@ import pytest
 from diffjax import schedules
 
 LINEAR, COSINE = (schedules.discrete(betas) for betas in (schedules.linear_betas(1000), schedules.cosine_betas(100)))
-ALL = {"linear": LINEAR, "cosine": COSINE, "scaled_linear": schedules.discrete(schedules.scaled_linear_betas(1000)),
-       "sr3": schedules.discrete(schedules.sr3_betas(2000)), "nonequilibrium": schedules.discrete(schedules.nonequilibrium_betas(40)),
-       "VP": schedules.VP(), "SubVP": schedules.SubVP(), "VE": schedules.VE(), "EDM": schedules.EDM(),
-       "RectifiedFlow": schedules.RectifiedFlow()}
+ALL = {
+    "linear": LINEAR,
+    "cosine": COSINE,
+    "scaled_linear": schedules.discrete(schedules.scaled_linear_betas(1000)),
+    "sr3": schedules.discrete(schedules.sr3_betas(2000)),
+    "nonequilibrium": schedules.discrete(schedules.nonequilibrium_betas(40)),
+    "VP": schedules.VP(),
+    "SubVP": schedules.SubVP(),
+    "VE": schedules.VE(),
+    "EDM": schedules.EDM(),
+    "RectifiedFlow": schedules.RectifiedFlow(),
+}
 every = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 FEWER = {name: schedule for name, schedule in ALL.items() if name not in ("scaled_linear", "sr3", "cosine")}  # compiles less
 each_kind = pytest.mark.parametrize("schedule", FEWER.values(), ids=FEWER)
@@ -83,7 +91,12 @@ def test_between_entries_log_snr_is_linear():
 
 @every
 def test_numpy_in_float64_numpy_out(schedule):
-    for t in (inside(schedule, 5), np.float64(0.4 * schedule.T), 0.4 * float(schedule.T), inside(schedule, 5).astype(np.float32)):
+    for t in (
+        inside(schedule, 5),
+        np.float64(0.4 * schedule.T),
+        0.4 * float(schedule.T),
+        inside(schedule, 5).astype(np.float32),
+    ):
         for name in ("alpha", "sigma", "log_snr"):
             got = getattr(schedule, name)(t)
             assert not isinstance(got, jax.Array) and np.asarray(got).dtype == np.float64, (name, type(t))

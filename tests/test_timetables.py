@@ -1,6 +1,7 @@
 """Tables of times: the official lists, folding of walks, slices, levels, spacings, clear errors."""
 
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -15,7 +16,9 @@ LINEAR = schedules.discrete(schedules.linear_betas(1000))
 @pytest.fixture(scope="module")
 def lists(golden_dir):
     """The recorded time lists of RePaint, CoPaint and guided-diffusion."""
-    found = [f for f in sorted((golden_dir / "inpainting").glob("*.json")) if f.stem.removeprefix("h_").startswith("schedules")]
+    found = [
+        f for f in sorted((golden_dir / "inpainting").glob("*.json")) if f.stem.removeprefix("h_").startswith("schedules")
+    ]
     if not found:
         pytest.skip(f"no inpainting/schedules*.json under {golden_dir}")
     return [json.loads(f.read_text()) for f in found]
@@ -23,7 +26,9 @@ def lists(golden_dir):
 
 def cases(lists, name):
     """The recorded cases of one kind; a kind with none fails."""
-    every = [case for file in lists for case in (file[name].values() if isinstance(file.get(name), dict) else file.get(name, []))]
+    every = [
+        case for file in lists for case in (file[name].values() if isinstance(file.get(name), dict) else file.get(name, []))
+    ]
     assert every
     return every
 
@@ -56,8 +61,14 @@ def same_list(case, got, key):
             assert (mine[:n] if part == "first" else got[-n:]) == case[part]
 
 
-RENAMED = {"jump_length": "jump", "jump_n_sample": "times", "jump2_length": "jump2", "jump2_n_sample": "times2",
-           "jump3_length": "jump3", "jump3_n_sample": "times3"}
+RENAMED = {
+    "jump_length": "jump",
+    "jump_n_sample": "times",
+    "jump2_length": "jump2",
+    "jump2_n_sample": "times2",
+    "jump3_length": "jump3",
+    "jump3_n_sample": "times3",
+}
 
 
 def jump_arguments(case):
@@ -107,8 +118,13 @@ def test_copaint_spacing(lists):
 def travel_filter(text, n):
     """CoPaint's ``time_travel_filter_type``: which jump points, counted in steps above the end, are used."""
     kind, _, amount = (text or "none").partition("-")
-    return {"none": lambda j: True, "firstp": lambda j: j >= n * (1 - float(amount) / 100), "firstn": lambda j: j >= n - float(amount),
-            "lastp": lambda j: j <= n * float(amount) / 100, "lastn": lambda j: j <= float(amount)}[kind]
+    return {
+        "none": lambda j: True,
+        "firstp": lambda j: j >= n * (1 - float(amount) / 100),
+        "firstn": lambda j: j >= n - float(amount),
+        "lastp": lambda j: j <= n * float(amount) / 100,
+        "lastn": lambda j: j <= float(amount),
+    }[kind]
 
 
 def test_copaint_time_travel(lists):
@@ -173,13 +189,15 @@ def test_a_folded_climb_is_the_same_gaussian():
     for n in np.flatnonzero(table.r > table.s):
         stops = grid[(grid >= table.s[n]) & (grid <= table.r[n])]
         mean, variance = 1.0, 0.0
-        for low, high in zip(stops, stops[1:]):
+        for low, high in itertools.pairwise(stops):
             a_one, std_one = process.transition(LINEAR, high, low)
             mean, variance = a_one * mean, a_one**2 * variance + std_one**2
         np.testing.assert_allclose([a[n], std[n]], [mean, np.sqrt(variance)], rtol=1e-12)
         checked += len(stops) > 2
     assert checked > 3
-    np.testing.assert_array_equal(np.stack([a, std])[:, table.r == table.s], [[1.0], [0.0]] * np.ones((table.r == table.s).sum()))
+    np.testing.assert_array_equal(
+        np.stack([a, std])[:, table.r == table.s], [[1.0], [0.0]] * np.ones((table.r == table.s).sum())
+    )
 
 
 def test_slices_keep_what_a_resumed_walk_needs():
@@ -216,8 +234,18 @@ def test_uniform_and_quadratic():
     np.testing.assert_allclose(unfold(timetables.quadratic(LINEAR, 4, top=0.8)), [800, 450, 200, 50, 0])
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, schedules.discrete(schedules.cosine_betas(1000)), schedules.VP(), schedules.VE(),
-                                      schedules.EDM(), schedules.RectifiedFlow()], ids=["linear", "cosine", "VP", "VE", "EDM", "flow"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        LINEAR,
+        schedules.discrete(schedules.cosine_betas(1000)),
+        schedules.VP(),
+        schedules.VE(),
+        schedules.EDM(),
+        schedules.RectifiedFlow(),
+    ],
+    ids=["linear", "cosine", "VP", "VE", "EDM", "flow"],
+)
 def test_log_snr_steps_are_equal(schedule):
     table = timetables.log_snr(schedule, 30)
     assert len(table) == 30 and table.t[0] == schedule.T and table.r[-1] == 0
@@ -243,32 +271,35 @@ def test_karras():
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: timetables.from_rows([]), r"give at least one \(t, s, r\)"),
-    (lambda: timetables.from_rows([(3, 2, 2), (1, 0, 0)]), "row 1 starts at t = 1, but row 0 ended at 2"),
-    (lambda: timetables.from_rows([(3, 2, 1), (1, 0, 0)]), r"row 0 jumps down from 2 to 1: a jump climbs"),
-    (lambda: timetables.from_rows([(3, -1, -1)]), "negative or non-finite"),
-    (lambda: timetables.from_rows([(np.nan, 1, 1)]), "negative or non-finite"),
-    (lambda: timetables.from_times([5]), r"at least two times, for example \[1000, 500, 0\]"),
-    (lambda: timetables.from_walk([1]), "at least two times"),
-    (lambda: timetables.from_walk([1, 2, 0]), "starts by climbing from 1 to 2: start with a step down"),
-    (lambda: timetables.respaced(LINEAR, 1001), "1001 is out of range: choose a whole number from 1 to 1000"),
-    (lambda: timetables.respaced(LINEAR, "600,500"), "600 is out of range: choose a whole number from 1 to 500"),
-    (lambda: timetables.respaced(LINEAR, 0), "0 is out of range"),
-    (lambda: timetables.respaced(LINEAR, "ddim300"), "no whole stride gives 300 of 1000 steps: the nearest is ddim334"),
-    (lambda: timetables.respaced(LINEAR, "many"), "steps 'many' is not understood: give a number"),
-    (lambda: timetables.uniform(LINEAR, 1001), "steps 1001 is out of range: choose a whole number from 1 to 1000"),
-    (lambda: timetables.uniform(LINEAR, 2.5), "steps 2.5 is out of range"),
-    (lambda: timetables.log_snr(LINEAR, 0), "steps 0 is out of range"),
-    (lambda: timetables.log_snr(LINEAR, 1001), "steps 1001 is out of range: choose a whole number from 1 to 1000"),
-    (lambda: timetables.repaint(LINEAR, 20, jump=0), "jump 0 is out of range: choose a whole number >= 1"),
-    (lambda: timetables.repaint(LINEAR, 20, times=0.5), "times 0.5 is out of range"),
-    (lambda: timetables.repaint(LINEAR, grid=timetables.from_walk([3, 2, 3, 0])), "grid must descend without jumps"),
-    (lambda: timetables.travel(timetables.from_walk([3, 2, 3, 0])), "grid must descend without jumps"),
-    (lambda: timetables.space_rounded(10, 0), "steps 0 is out of range"),
-    (lambda: timetables.start_at(timetables.from_times([4, 2, 0]), 5), r"t = 5 lies outside the table's \(0, 4\]"),
-    (lambda: timetables.start_at(timetables.from_walk([3, 2, 3, 0]), 2), "takes a table without jumps"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: timetables.from_rows([]), r"give at least one \(t, s, r\)"),
+        (lambda: timetables.from_rows([(3, 2, 2), (1, 0, 0)]), "row 1 starts at t = 1, but row 0 ended at 2"),
+        (lambda: timetables.from_rows([(3, 2, 1), (1, 0, 0)]), r"row 0 jumps down from 2 to 1: a jump climbs"),
+        (lambda: timetables.from_rows([(3, -1, -1)]), "negative or non-finite"),
+        (lambda: timetables.from_rows([(np.nan, 1, 1)]), "negative or non-finite"),
+        (lambda: timetables.from_times([5]), r"at least two times, for example \[1000, 500, 0\]"),
+        (lambda: timetables.from_walk([1]), "at least two times"),
+        (lambda: timetables.from_walk([1, 2, 0]), "starts by climbing from 1 to 2: start with a step down"),
+        (lambda: timetables.respaced(LINEAR, 1001), "1001 is out of range: choose a whole number from 1 to 1000"),
+        (lambda: timetables.respaced(LINEAR, "600,500"), "600 is out of range: choose a whole number from 1 to 500"),
+        (lambda: timetables.respaced(LINEAR, 0), "0 is out of range"),
+        (lambda: timetables.respaced(LINEAR, "ddim300"), "no whole stride gives 300 of 1000 steps: the nearest is ddim334"),
+        (lambda: timetables.respaced(LINEAR, "many"), "steps 'many' is not understood: give a number"),
+        (lambda: timetables.uniform(LINEAR, 1001), "steps 1001 is out of range: choose a whole number from 1 to 1000"),
+        (lambda: timetables.uniform(LINEAR, 2.5), "steps 2.5 is out of range"),
+        (lambda: timetables.log_snr(LINEAR, 0), "steps 0 is out of range"),
+        (lambda: timetables.log_snr(LINEAR, 1001), "steps 1001 is out of range: choose a whole number from 1 to 1000"),
+        (lambda: timetables.repaint(LINEAR, 20, jump=0), "jump 0 is out of range: choose a whole number >= 1"),
+        (lambda: timetables.repaint(LINEAR, 20, times=0.5), "times 0.5 is out of range"),
+        (lambda: timetables.repaint(LINEAR, grid=timetables.from_walk([3, 2, 3, 0])), "grid must descend without jumps"),
+        (lambda: timetables.travel(timetables.from_walk([3, 2, 3, 0])), "grid must descend without jumps"),
+        (lambda: timetables.space_rounded(10, 0), "steps 0 is out of range"),
+        (lambda: timetables.start_at(timetables.from_times([4, 2, 0]), 5), r"t = 5 lies outside the table's \(0, 4\]"),
+        (lambda: timetables.start_at(timetables.from_walk([3, 2, 3, 0]), 2), "takes a table without jumps"),
+    ],
+)
 def test_errors_name_value_and_remedy(make, message):
     with pytest.raises(ValueError, match=message) as caught:
         make()
@@ -278,5 +309,11 @@ def test_errors_name_value_and_remedy(make, message):
 def test_a_table_beyond_the_schedule_is_refused():
     short = schedules.discrete(schedules.linear_betas(100))
     with pytest.raises(ValueError, match=r"reaches t = 1000, beyond the schedule's 100"):
-        dj.sample(None, lambda x, t: None, dj.kernels.DDPM(short), timetables.uniform(LINEAR, 5), np.zeros((2, 2, 1), np.float32),
-                  recorded=dj.Draws())
+        dj.sample(
+            None,
+            lambda x, t: None,
+            dj.kernels.DDPM(short),
+            timetables.uniform(LINEAR, 5),
+            np.zeros((2, 2, 1), np.float32),
+            recorded=dj.Draws(),
+        )

@@ -70,19 +70,30 @@ def _part(part, name):
     if part.kind in ("down", "up"):
         return module([at, "conv"], f"{name}.{'op' if part.kind == 'down' else 'conv'}", "conv")
     if part.kind == "attention":
-        return [*norm([at, "norm"], f"{name}.norm"), *module([at, "qkv"], f"{name}.qkv", "dense1"),
-                *module([at, "proj"], f"{name}.proj_out", "dense1")]
-    return [*norm([at, "norm_1"], f"{name}.in_layers.0"), *module([at, "conv_1"], f"{name}.in_layers.2", "conv"),
-            *module([at, "embedding"], f"{name}.emb_layers.1", "dense"), *norm([at, "norm_2"], f"{name}.out_layers.0"),
-            *module([at, "conv_2"], f"{name}.out_layers.3", "conv"),
-            *module([at, "skip"], f"{name}.skip_connection", "dense2")]
+        return [
+            *norm([at, "norm"], f"{name}.norm"),
+            *module([at, "qkv"], f"{name}.qkv", "dense1"),
+            *module([at, "proj"], f"{name}.proj_out", "dense1"),
+        ]
+    return [
+        *norm([at, "norm_1"], f"{name}.in_layers.0"),
+        *module([at, "conv_1"], f"{name}.in_layers.2", "conv"),
+        *module([at, "embedding"], f"{name}.emb_layers.1", "dense"),
+        *norm([at, "norm_2"], f"{name}.out_layers.0"),
+        *module([at, "conv_2"], f"{name}.out_layers.3", "conv"),
+        *module([at, "skip"], f"{name}.skip_connection", "dense2"),
+    ]
 
 
 def _head(pool):
     if pool == "attention":
         position = Entry(("pool", "position"), ("out.2.positional_embedding",), "matrix")
-        return [*norm(["norm_out"], "out.0"), position, *module(["pool", "qkv"], "out.2.qkv_proj", "dense1"),
-                *module(["pool", "proj"], "out.2.c_proj", "dense1")]
+        return [
+            *norm(["norm_out"], "out.0"),
+            position,
+            *module(["pool", "qkv"], "out.2.qkv_proj", "dense1"),
+            *module(["pool", "proj"], "out.2.c_proj", "dense1"),
+        ]
     if pool == "adaptive":
         return [*norm(["norm_out"], "out.0"), *module(["logits"], "out.3", "dense2")]
     dense = module(["dense_out"], "out.0", "dense")
@@ -119,8 +130,11 @@ def _resampling(down):
 def _blocks_per_level(state, down, up):
     """Residual blocks per level, from where the path changes size: downs, gaps, ups, or the pattern of widths."""
     strided, gaps = _resampling(down)
-    doubled = [i for i, entry in up.items() if any(j != "0" and names & {"conv.weight", "in_layers.0.weight"}
-                                                   for j, names in entry.items())]
+    doubled = [
+        i
+        for i, entry in up.items()
+        if any(j != "0" and names & {"conv.weight", "in_layers.0.weight"} for j, names in entry.items())
+    ]
     last = max(down, default=0)
     if strided or gaps:
         return min(strided or gaps) - 1

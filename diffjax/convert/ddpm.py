@@ -126,11 +126,17 @@ def modern(state):
 def table(net):
     """Entries of every array the family can have; `strict.used` keeps those of this network."""
     levels = len(net.multipliers)
-    entries = [*module(["time_0"], "time_embedding.linear_1", "dense"), *module(["conv_in"], "conv_in", "conv"),
-               *module(["time_1"], "time_embedding.linear_2", "dense"), *norm(["norm_out"], "conv_norm_out"),
-               *module(["conv_out"], "conv_out", "conv"), Entry(("label",), ("class_embedding.weight",), "plain"),
-               *_res("middle_0", "mid_block.resnets.0"), *_res("middle_1", "mid_block.resnets.1"),
-               *_attention("middle_attention", "mid_block.attentions.0")]
+    entries = [
+        *module(["time_0"], "time_embedding.linear_1", "dense"),
+        *module(["conv_in"], "conv_in", "conv"),
+        *module(["time_1"], "time_embedding.linear_2", "dense"),
+        *norm(["norm_out"], "conv_norm_out"),
+        *module(["conv_out"], "conv_out", "conv"),
+        Entry(("label",), ("class_embedding.weight",), "plain"),
+        *_res("middle_0", "mid_block.resnets.0"),
+        *_res("middle_1", "mid_block.resnets.1"),
+        *_attention("middle_attention", "mid_block.attentions.0"),
+    ]
     for way in ("down", "up"):
         for level in range(levels):
             theirs = f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
@@ -143,15 +149,23 @@ def table(net):
 
 
 def _res(at, name):
-    return [*norm([at, "norm_1"], f"{name}.norm1"), *module([at, "conv_1"], f"{name}.conv1", "conv"),
-            *module([at, "embedding"], f"{name}.time_emb_proj", "dense"), *norm([at, "norm_2"], f"{name}.norm2"),
-            *module([at, "conv_2"], f"{name}.conv2", "conv"), *module([at, "skip"], f"{name}.conv_shortcut", "dense2")]
+    return [
+        *norm([at, "norm_1"], f"{name}.norm1"),
+        *module([at, "conv_1"], f"{name}.conv1", "conv"),
+        *module([at, "embedding"], f"{name}.time_emb_proj", "dense"),
+        *norm([at, "norm_2"], f"{name}.norm2"),
+        *module([at, "conv_2"], f"{name}.conv2", "conv"),
+        *module([at, "skip"], f"{name}.conv_shortcut", "dense2"),
+    ]
 
 
 def _attention(at, name):
     joined = [f"{name}.to_{part}" for part in "qkv"]
-    return [*norm([at, "norm"], f"{name}.group_norm"), *module([at, "qkv"], joined, "dense"),
-            *module([at, "proj"], f"{name}.to_out.0", "dense")]
+    return [
+        *norm([at, "norm"], f"{name}.group_norm"),
+        *module([at, "qkv"], joined, "dense"),
+        *module([at, "proj"], f"{name}.to_out.0", "dense"),
+    ]
 
 
 # --- conversion -----------------------------------------------------------------------------------------------------

@@ -92,8 +92,11 @@ def mismatches(state, wanted):
     """(missing names, names left over, "name: shape, wanted shape")."""
     missing = [name for name in wanted if name not in state]
     left_over = [name for name in state if name not in wanted]
-    wrong = [f"{name} {tuple(state[name].shape)} (wanted {shape})" for name, shape in wanted.items()
-             if name in state and tuple(state[name].shape) != shape]
+    wrong = [
+        f"{name} {tuple(state[name].shape)} (wanted {shape})"
+        for name, shape in wanted.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
     return missing, left_over, wrong
 
 
@@ -111,8 +114,11 @@ def describe(net):
 def check(state, wanted, net):
     """Raise one ValueError that lists all mismatches and the configuration assumed, if there are any."""
     missing, left_over, wrong = mismatches(state, wanted)
-    found = [f"{label}: {_some(names)}" for label, names in
-             (("missing", missing), ("left over", left_over), ("of another shape", wrong)) if names]
+    found = [
+        f"{label}: {_some(names)}"
+        for label, names in (("missing", missing), ("left over", left_over), ("of another shape", wrong))
+        if names
+    ]
     if found:
         raise ValueError(f"the state dict does not fit {describe(net)}: {'; '.join(found)}")
 

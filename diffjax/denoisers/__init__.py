@@ -8,5 +8,15 @@ from .adapters import Denoiser, from_edm, from_eps, from_previous, from_score, f
 from .clipping import clipped
 from .guidance import classifier, classifier_free
 
-__all__ = ["Denoiser", "from_edm", "from_eps", "from_previous", "from_score", "from_v", "from_x0", "clipped",
-           "classifier", "classifier_free"]
+__all__ = [
+    "Denoiser",
+    "classifier",
+    "classifier_free",
+    "clipped",
+    "from_edm",
+    "from_eps",
+    "from_previous",
+    "from_score",
+    "from_v",
+    "from_x0",
+]

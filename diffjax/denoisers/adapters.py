@@ -60,8 +60,7 @@ class Denoiser:
         elif self.learned_variance:
             out, mix = jnp.split(out, 2, axis=-1)
         if out.shape != x.shape:
-            hint = (" (twice the channels: pass learned_variance=True)"
-                    if out.shape == (*x.shape[:-1], 2 * x.shape[-1]) else "")
+            hint = " (twice the channels: pass learned_variance=True)" if out.shape == (*x.shape[:-1], 2 * x.shape[-1]) else ""
             raise ValueError(f"the network returned shape {out.shape} for a state of shape {x.shape}{hint}")
         cast = lambda a: None if a is None else a.astype(x.dtype)
         return cast(out), cast(mix)

@@ -6,4 +6,4 @@ from .ddpm import DDPM
 from .guidance import Guided, guided
 from .ode import DPMSolverPP2M, Euler, Heun
 
-__all__ = ["Kernel", "DDPM", "DDIM", "Guided", "guided", "Euler", "Heun", "DPMSolverPP2M"]
+__all__ = ["DDIM", "DDPM", "DPMSolverPP2M", "Euler", "Guided", "Heun", "Kernel", "guided"]

@@ -39,8 +39,9 @@ class Kernel:
 
     def plan(self, table) -> Plan:
         if is_concrete(table) and not self.ascends and (table.s > table.t).any():
-            raise ValueError(f"{type(self).__name__} cannot move up in time (a row has s > t): use DDIM(schedule), "
-                             "or jumps (r > s)")
+            raise ValueError(
+                f"{type(self).__name__} cannot move up in time (a row has s > t): use DDIM(schedule), or jumps (r > s)"
+            )
         return Plan(self.coefficients(table), transition(self.schedule, table.r, table.s))
 
     def coefficients(self, table):

@@ -63,8 +63,10 @@ class DDPM(Kernel):
         if self.variance in ("small", "large"):
             return expand(getattr(k, self.variance), x)
         if p.mix is None:
-            raise ValueError(f"variance={self.variance!r} needs the network's variance output: build the denoiser with "
-                             "learned_variance=True, or use variance='small'")
+            raise ValueError(
+                f"variance={self.variance!r} needs the network's variance output: build the denoiser with "
+                "learned_variance=True, or use variance='small'"
+            )
         if self.variance == "learned":
             return p.mix
         f = 0.5 * (p.mix + 1)

@@ -38,6 +38,8 @@ class Guided(Kernel):
 def guided(kernel, gradient, scale=1.0) -> Guided:
     """``kernel`` with its mean guided by ``gradient(x, t)``. Raises ValueError for kernels without a transition."""
     if not hasattr(kernel, "transition"):
-        raise ValueError(f"{type(kernel).__name__} has no Gaussian transition to guide: use DDPM or DDIM, or guide the "
-                         "score with denoisers.classifier")
+        raise ValueError(
+            f"{type(kernel).__name__} has no Gaussian transition to guide: use DDPM or DDIM, or guide the "
+            "score with denoisers.classifier"
+        )
     return Guided(kernel.schedule, kernel, as_gradient(gradient), scale)

@@ -113,8 +113,10 @@ def bound(key, denoise, kernel, table, x_0, *, recorded=None) -> Bound:
     Raises ValueError for a table that jumps or does not end at 0.
     """
     if table.jumps or (is_concrete(table) and table.s[-1] != 0):
-        raise ValueError("the bound is a sum over a plain descent to 0: use a table without jumps that ends there, "
-                         "for example timetables.respaced(schedule, 250)")
+        raise ValueError(
+            "the bound is a sum over a plain descent to 0: use a table without jumps that ends there, "
+            "for example timetables.respaced(schedule, 250)"
+        )
     schedule, predict = kernel.schedule, as_method(denoise).predict
 
     def one(inputs):

@@ -2,14 +2,15 @@
 
     minimise  |A(x0_hat(x)) - y|^2 + reg |x - x_t|^2   over x, a few gradient steps from x = x_t,  then one DDIM step from x
 
-x0_hat is the one-step estimate, clamped to [-1, 1] with the gradient through the clamp, or ``estimate_steps`` deterministic DDIM
-steps down. Rate and weight grow with the level of the walk; a step that does not lower the objective is shortened by 0.8.
-CoPaint-Fast, CoPaint and CoPaint-TT differ in their numbers and timetable only: :func:`published`.
+x0_hat is the one-step estimate, clamped to [-1, 1] with the gradient through the clamp, or ``estimate_steps``
+deterministic DDIM steps down. Rate and weight grow with the level of the walk; a step that does not lower the objective
+is shortened by 0.8. CoPaint-Fast, CoPaint and CoPaint-TT differ in their numbers and timetable only: :func:`published`.
 
-Official code and paper differ: the code penalises the distance to the drawn x_t at every level (the paper's prior on x_T is
-|x_T|^2); its step search has no cap and loops for ever on NaN, and in float32 shortens steps that differ from the old objective by
-rounding (ours is capped and has ``tolerance``); one search serves its whole batch (ours: each image; hand the batch over as one
-array for theirs); it optimises once more before time travel, a row (s, s, r) here; it never pastes y (``exact=False``).
+Official code and paper differ: the code penalises the distance to the drawn x_t at every level (the paper's prior on
+x_T is |x_T|^2); its step search has no cap and loops for ever on NaN, and in float32 shortens steps that differ from the
+old objective by rounding (ours is capped and has ``tolerance``); one search serves its whole batch (ours: each image;
+hand the batch over as one array for theirs); it optimises once more before time travel, a row (s, s, r) here; it never
+pastes y (``exact=False``).
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     minimise  |A(G(x_T)) - y|^2 + reg |x_T|^2
 
-The prototype that CoPaint's paper (Zhang et al. 2023, section 3) sets out from and finds too costly; D-Flow (Ben-Hamu et al. 2024,
-reg = 0, few flow steps) and DMPlug (Wang et al. 2024, three DDIM steps, Adam) are the same program with other numbers. The gradient is
-exact and its memory bounded by ``remat``. A maximum-a-posteriori estimate, not a posterior sample: its spread means nothing.
+The prototype that CoPaint's paper (Zhang et al. 2023, section 3) sets out from and finds too costly; D-Flow (Ben-Hamu et
+al. 2024, reg = 0, few flow steps) and DMPlug (Wang et al. 2024, three DDIM steps, Adam) are the same program with other
+numbers. The gradient is exact and its memory bounded by ``remat``. A maximum-a-posteriori estimate, not a posterior
+sample: its spread means nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +29,20 @@ class Optimised:
     loss: Any
 
 
-def optimise_start(key, denoise, measurement, table, shape_or_start, *, iterations=100, lr=0.05, reg=1e-4, betas=(0.9, 0.999), kernel=None,
-                   remat="sqrt") -> Optimised:  # fmt: skip
+def optimise_start(
+    key,
+    denoise,
+    measurement,
+    table,
+    shape_or_start,
+    *,
+    iterations=100,
+    lr=0.05,
+    reg=1e-4,
+    betas=(0.9, 0.999),
+    kernel=None,
+    remat="sqrt",
+) -> Optimised:
     """Adam on the start of one image's deterministic sampler.
 
     table:     few rows keep it affordable; one iteration costs about three walks (four with ``remat``)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Measurement, Method, expand, namespace, nearest, pytree, replace, safe_sqrt, static
+from ..base import Measurement, Method, expand, namespace, nearest, pytree, safe_sqrt, static
 from ..operators import Mask
 
 ORDERS = ("official", "paper")
@@ -49,8 +49,11 @@ class RePaint(Method):
     def __post_init__(self):
         if self.order not in ORDERS:
             raise ValueError(f"unknown order {self.order!r}: {nearest(self.order, ORDERS)}")
-        if isinstance(self.measurement, Measurement) and isinstance(self.measurement.y, jax.Array | type(None)) \
-                and not isinstance(self.measurement.A, Mask):
+        if (
+            isinstance(self.measurement, Measurement)
+            and isinstance(self.measurement.y, jax.Array | type(None))
+            and not isinstance(self.measurement.A, Mask)
+        ):
             raise ValueError(f"RePaint needs a Mask, not {type(self.measurement.A).__name__}: it pastes known pixels")
 
     def plan(self, kernel, table) -> Plan:

@@ -139,8 +139,7 @@ class ADM(nn.Module):
 
     def embed(self, t, y, dtype):
         """Embedding (..., 4 width) of the time and the label, activated (every block begins with that)."""
-        e = sinusoid(jnp.asarray(t).astype(dtype), self.width, sin_first=self.sin_first,
-                     shift=self.frequency_shift)
+        e = sinusoid(jnp.asarray(t).astype(dtype), self.width, sin_first=self.sin_first, shift=self.frequency_shift)
         e = nn.Dense(4 * self.width, name="time_0")(e)
         e = nn.Dense(4 * self.width, name="time_1")(jax.nn.silu(e))
         if self.classes:
@@ -243,6 +242,8 @@ def init(net, key, shape):
         y = [jnp.zeros((), jnp.int32)] if net.classes else []
         return net.init(key, x, jnp.zeros(()), *given, *y)
 
+    if isinstance(key, jax.core.Tracer):  # options are the outermost program's to give
+        return flax.core.freeze(start(key))
     # it runs once, and optimising the many small random draws takes eight times longer than everything else
     options = {"xla_backend_optimization_level": 0}
     return flax.core.freeze(jax.jit(start, compiler_options=options)(key))

@@ -4,4 +4,4 @@ from .base import Operator, from_function
 from .downsample import Downsample
 from .mask import Mask
 
-__all__ = ["Operator", "Mask", "Downsample", "from_function"]
+__all__ = ["Downsample", "Mask", "Operator", "from_function"]

@@ -60,7 +60,9 @@ CASES = [
     Case("repaint-paper", K.DDPM, with_mask(M.RePaint, order="paper"), jumping),
     Case("repaint-heun", K.Heun, with_mask(M.RePaint), jumping, calls=2),
     Case("copaint", K.DDIM, with_mask(M.CoPaint, lr=0.5), calls=None, stochastic=False),
-    Case("copaint-travel", lambda s: K.DDIM(s, eta=0.3), with_mask(M.CoPaint, iterations=1, adaptive=False), travelling, calls=2),
+    Case(
+        "copaint-travel", lambda s: K.DDIM(s, eta=0.3), with_mask(M.CoPaint, iterations=1, adaptive=False), travelling, calls=2
+    ),
 ]
 
 

@@ -1,7 +1,7 @@
 """What every kernel and method promises (the plan's contract table). Entries: cases.py."""
 
 import dataclasses
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import cases
 import jax
@@ -49,14 +49,14 @@ def test_image_alone_equals_image_in_a_batch_on_four_devices(case):
     assert np.abs(alone[0] - alone[1]).max() > 1e-3 * scale
 
 
-@lru_cache(maxsize=None)
+@cache
 def replayed(case):
     """(draws, params, y) -> x, compiled once"""
     table, kernel = case.table(SCHEDULE), case.kernel(SCHEDULE)
     return jax.jit(lambda noise, params, y: dj.sample(None, build(case, params, y), kernel, table, SHAPE, recorded=noise).x)
 
 
-@lru_cache(maxsize=None)
+@cache
 def drawn(case, seed):
     return dj.draws(jax.random.key(seed), build(case, *arguments()), case.kernel(SCHEDULE), case.table(SCHEDULE), SHAPE)
 
@@ -85,7 +85,9 @@ def test_walk_in_two_parts_equals_one(case):
         head = dj.sample(key, method, kernel, table[:n], SHAPE)
         return dj.sample(key, method, kernel, table[n:], SHAPE, state=head.state)
 
-    np.testing.assert_allclose(two_parts(jax.random.key(0), *arguments()).x, run(case).x, atol=1e-5 * np.abs(run(case).x).max())
+    np.testing.assert_allclose(
+        two_parts(jax.random.key(0), *arguments()).x, run(case).x, atol=1e-5 * np.abs(run(case).x).max()
+    )
 
 
 def test_network_calls_are_as_declared(case):
@@ -180,6 +182,8 @@ def test_remat_options_agree(remat):
     for rows in (8, 13):  # 13: prime, so that "sqrt" has a remainder
         case = next(c for c in CASES if c.name == "ddim-eta")
         table = dj.timetables.log_snr(SCHEDULE, rows)
-        grad = lambda remat: jax.jit(jax.grad(lambda p, y: program(case, remat=remat, table=table)(jax.random.key(0), p, y).x.sum()))
+        grad = lambda remat: jax.jit(
+            jax.grad(lambda p, y: program(case, remat=remat, table=table)(jax.random.key(0), p, y).x.sum())
+        )
         for a, b in zip(jax.tree.leaves(grad(remat)(*arguments())), jax.tree.leaves(grad("none")(*arguments()))):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

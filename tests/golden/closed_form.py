@@ -20,7 +20,12 @@ def network(params, x, i):
     mean = (r * (mu[:, None] + jnp.sqrt(A) * var[:, None] / tot * d)).sum(0)
     eps = (x - jnp.sqrt(A) * mean) / jnp.sqrt(1 - A)
     u = i / S
-    channels = [jnp.tanh(0.7 * x + 0.5 * jnp.cos(jnp.pi * u)), -jnp.ones_like(x), jnp.ones_like(x), -4 + 2 * u + 0.3 * jnp.tanh(x)]
+    channels = [
+        jnp.tanh(0.7 * x + 0.5 * jnp.cos(jnp.pi * u)),
+        -jnp.ones_like(x),
+        jnp.ones_like(x),
+        -4 + 2 * u + 0.3 * jnp.tanh(x),
+    ]
     return eps, sum(k * c for k, c in zip(kind, channels))
 
 
@@ -43,7 +48,7 @@ def draw(run, n, shape):
     size = size[size > 0]
     if run["draw_start"][n] < 0:
         return np.zeros(shape)
-    flat = run["draw_data"][run["draw_start"][n]:][:int(np.prod(size))]
+    flat = run["draw_data"][run["draw_start"][n] :][: int(np.prod(size))]
     return np.broadcast_to(flat.reshape(size), shape).astype(np.float64)
 
 

@@ -11,12 +11,17 @@ import numpy as np
 
 import diffjax as dj
 
+FLOAT64, FLOAT32 = 1e-9, 1e-4  # relative to max |x|
 SCHEDULES = {"linear": dj.schedules.linear_betas, "cosine": dj.schedules.cosine_betas}
 VARIANCES = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED": "learned", "LEARNED_RANGE": "learned_range"}
 
 
 # these programs run once: compile them in a quarter of the time
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def in_dtype(tree, dtype):
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
 
 
 def channels_last(a):
@@ -91,16 +96,23 @@ def rebuild(run, meta, mean, variance, dtype, batch=False):
     unit = 1000 / T if rescaled else 1.0
     bar = np.cumprod(1 - betas)
     before = np.append(1.0, bar[:-1])
-    params = {"mu": channels_last(run["gmm_mu"]), "var": channels_last(run["gmm_var"]), "log_w": run["gmm_logw"],
-              "tables": np.stack([bar, 1 - bar, before, 1 - before, betas]), "unit": np.float64(unit)}
+    params = {
+        "mu": channels_last(run["gmm_mu"]),
+        "var": channels_last(run["gmm_var"]),
+        "log_w": run["gmm_logw"],
+        "tables": np.stack([bar, 1 - bar, before, 1 - before, betas]),
+        "unit": np.float64(unit),
+    }
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
     schedule, time = base, lambda t: (t - 1) * unit
     if mean == "PREVIOUS_X" and "timestep_map" in run:
         kept = np.asarray(run["timestep_map"])
         schedule = dj.schedules.from_alphas_cumprod(base.alphas[kept + 1] ** 2)
-        time = lambda t: jnp.asarray(kept)[jnp.asarray(t).astype(int) - 1] * unit  # noqa: E731
+        time = lambda t: jnp.asarray(kept)[jnp.asarray(t).astype(int) - 1] * unit
     build = {"EPSILON": dj.denoisers.from_eps, "START_X": dj.denoisers.from_x0, "PREVIOUS_X": dj.denoisers.from_previous}[mean]
-    denoise = build(network(mean, variance, batch), params, schedule, time=time, learned_variance=variance.startswith("LEARNED"))
+    denoise = build(
+        network(mean, variance, batch), params, schedule, time=time, learned_variance=variance.startswith("LEARNED")
+    )
     return schedule, denoise, params, time
 
 

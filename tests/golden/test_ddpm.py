@@ -9,22 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gd_closed_form import SCHEDULES, VARIANCES, channels_last, gradient_of_class, levels, quick_jit, rebuild
+from gd_closed_form import (
+    FLOAT32,
+    FLOAT64,
+    SCHEDULES,
+    VARIANCES,
+    channels_last,
+    in_dtype,
+    levels,
+    quick_jit,
+    rebuild,
+)
 from golden_files import check, load
 from official_quirks import clipped_mean
 
 import diffjax as dj
 from diffjax.base import expand
 from diffjax.denoisers import clipped
-from diffjax.kernels import DDIM, DDPM, guided
+from diffjax.kernels import DDPM
 from diffjax.likelihood import variational
 from diffjax.training import losses, resamplers
-
-FLOAT64, FLOAT32 = 1e-9, 1e-4
-
-
-def in_dtype(tree, dtype):
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
 
 
 def rows_at(kernel, index, dtype):
@@ -45,10 +49,18 @@ def derived(schedule):
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     kernel = DDPM(schedule)
     log_small = kernel.coefficients(dj.timetables.from_times(np.append(t[::-1], 0))).small[::-1]
-    return {"alphas_cumprod": alpha**2, "alphas_cumprod_prev": schedule.alpha(t - 1) ** 2, "posterior_variance": std**2,
-            "alphas_cumprod_next": np.append(schedule.alpha(t[1:]) ** 2, 0), "posterior_log_variance_clipped": log_small,
-            "posterior_mean_coef1": c_0, "posterior_mean_coef2": c_t, "sqrt_recip_alphas_cumprod": 1 / alpha,
-            "sqrt_recipm1_alphas_cumprod": sigma / alpha, "log_one_minus_alphas_cumprod": 2 * np.log(sigma)}
+    return {
+        "alphas_cumprod": alpha**2,
+        "alphas_cumprod_prev": schedule.alpha(t - 1) ** 2,
+        "posterior_variance": std**2,
+        "alphas_cumprod_next": np.append(schedule.alpha(t[1:]) ** 2, 0),
+        "posterior_log_variance_clipped": log_small,
+        "posterior_mean_coef1": c_0,
+        "posterior_mean_coef2": c_t,
+        "sqrt_recip_alphas_cumprod": 1 / alpha,
+        "sqrt_recipm1_alphas_cumprod": sigma / alpha,
+        "log_one_minus_alphas_cumprod": 2 * np.log(sigma),
+    }
 
 
 def check_entries(name, got, expected):
@@ -83,15 +95,21 @@ def test_schedules(golden_file):
             schedule = dj.schedules.discrete(SCHEDULES[sched](int(T)))
             kept = dj.timetables.space(int(T), spec.replace("-", ","))
             table = dj.timetables.respaced(schedule, spec.replace("-", ","))
-            got = {"map": kept, "betas": dj.process.transition(schedule, table.t, table.s)[1][::-1] ** 2,
-                   "logvar": DDPM(schedule).coefficients(table).small[::-1]}[what]
+            got = {
+                "map": kept,
+                "betas": dj.process.transition(schedule, table.t, table.s)[1][::-1] ** 2,
+                "logvar": DDPM(schedule).coefficients(table).small[::-1],
+            }[what]
             check_entries(label, got, run[name])
         else:
             assert kind == "ho", name
             T, low, high = len(run[name]), run["ho_linear"][0], run["ho_linear"][-1]
-            got = {"quad": lambda: dj.schedules.scaled_linear_betas(T, low, high), "jsd": lambda: dj.schedules.harmonic_betas(T),
-                   "linear": lambda: dj.schedules.linear_betas(T, low, high, rescale=False),
-                   "const": lambda: dj.schedules.warmup_betas(T, 0.0, low, high)}
+            got = {
+                "quad": lambda: dj.schedules.scaled_linear_betas(T, low, high),
+                "jsd": lambda: dj.schedules.harmonic_betas(T),
+                "linear": lambda: dj.schedules.linear_betas(T, low, high, rescale=False),
+                "const": lambda: dj.schedules.warmup_betas(T, 0.0, low, high),
+            }
             fraction = float(rest.removeprefix("warmup") if rest not in got else 0) / 100
             check_entries(label, got.get(rest, lambda: dj.schedules.warmup_betas(T, fraction, low, high))(), run[name])
         unused.remove(name)
@@ -123,10 +141,15 @@ def test_mean_and_variance(golden_file):
             alpha, sigma = dj.process.marginal(schedule, t)
             _, _, std = dj.process.posterior(schedule, t, t - 1)
             c = rows_at(DDPM(schedule), run["t"], dtype).k.move
-            got = {"x_t": dj.process.q_sample(schedule, x_0, t, noise), "q_mean": expand(alpha, x_0) * x_0,
-                   "q_variance": full(sigma**2), "q_log_variance": full(2 * np.log(sigma)), "qpost_variance": full(std**2),
-                   "qpost_mean": expand(c.c_0, x_0) * x_0 + expand(c.c_t, x_0) * channels_last(run["x_t"]).astype(dtype),
-                   "qpost_log_variance": full(c.small)}
+            got = {
+                "x_t": dj.process.q_sample(schedule, x_0, t, noise),
+                "q_mean": expand(alpha, x_0) * x_0,
+                "q_variance": full(sigma**2),
+                "q_log_variance": full(2 * np.log(sigma)),
+                "qpost_variance": full(std**2),
+                "qpost_mean": expand(c.c_0, x_0) * x_0 + expand(c.c_t, x_0) * channels_last(run["x_t"]).astype(dtype),
+                "qpost_log_variance": full(c.small),
+            }
             for name, value in got.items():
                 check(f"{golden_file.stem} {name} {dtype.__name__}", value, channels_last(run[name]), tolerance)
 
@@ -136,8 +159,12 @@ def test_mean_and_variance(golden_file):
                 for field, expected in fields.items():
                     if field == "pred_xstart" and dtype is jnp.float32:
                         continue  # x0 = (x - sigma eps) / alpha magnifies rounding by 1 / alpha, 2e4 and more
-                    check(f"{golden_file.stem} {mean} {variance} {clip} {field} {dtype.__name__}", step[field],
-                          channels_last(expected), tolerance)
+                    check(
+                        f"{golden_file.stem} {mean} {variance} {clip} {field} {dtype.__name__}",
+                        step[field],
+                        channels_last(expected),
+                        tolerance,
+                    )
 
 
 def one_step(run, meta, mean, variance, clip, x_t, t):
@@ -159,8 +186,12 @@ def one_step(run, meta, mean, variance, clip, x_t, t):
     p = moved(x_t, t)
     step_mean, std = kernel.transition(p, x_t, row)
     full = lambda a: np.broadcast_to(a, x_t.shape)
-    return {"mean": step_mean, "pred_xstart": reported(x_t, t).x0, "variance": full(std**2),
-            "log_variance": full(kernel.log_variance(p, x_t, row))}
+    return {
+        "mean": step_mean,
+        "pred_xstart": reported(x_t, t).x0,
+        "variance": full(std**2),
+        "log_variance": full(kernel.log_variance(p, x_t, row)),
+    }
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
@@ -192,8 +223,11 @@ def official_terms(mean, variance, schedule, x_0, t, noise, output, rescaled):
     mse, pull_mse = jax.vjp(lambda out: jnp.mean((out[..., :C] - target) ** 2, (1, 2, 3)), output)
     (x0, mix), pull = jax.vjp(lambda out: ((p := predict(out)).x0, p.mix), output)
     vb, (to_x0, to_mix), slack = bound_terms(variance)(dj.replace(predict(output), x0=x0, mix=mix), x_0, row)
-    return {"mse": (mse, pull_mse(jnp.ones_like(mse))[0]), "vb": (vb, pull((to_x0, to_mix))[0]),
-            "held": (vb, pull((jnp.zeros_like(to_x0), to_mix))[0])}, slack
+    return {
+        "mse": (mse, pull_mse(jnp.ones_like(mse))[0]),
+        "vb": (vb, pull((to_x0, to_mix))[0]),
+        "held": (vb, pull((jnp.zeros_like(to_x0), to_mix))[0]),
+    }, slack
 
 
 def rounding(kernel, p, x_0, row):
@@ -232,7 +266,9 @@ def test_losses(golden_file):
             x_0, noise, output = in_dtype([channels_last(run[n]) for n in ("x0", "noise", "model_out")], dtype)
             for mean, variance, *rescaled in cases:
                 given = output if variance.startswith("LEARNED") else output[..., :C]
-                got[mean, variance, *rescaled] = official_terms(mean, variance, schedule, x_0, run["t"] + 1, noise, given, rescaled)
+                got[mean, variance, *rescaled] = official_terms(
+                    mean, variance, schedule, x_0, run["t"] + 1, noise, given, rescaled
+                )
         for name in names:
             kind, *case = name.split("__")
             label = f"{golden_file.stem} {name} {dtype.__name__}"
@@ -241,7 +277,11 @@ def test_losses(golden_file):
             factor = {"RESCALED_MSE": T / 1000, "RESCALED_KL": T}.get(kind, 1.0)
             weights = {"vb": factor} if kind.endswith("KL") else {"mse": 1.0, "held": factor * learned}
             recorded = {field: run[f"loss/{name}/{field}"] for field in ("loss", "mse", "vb") if f"loss/{name}/{field}" in run}
-            mine = {"loss": sum(w * terms[k][0] for k, w in weights.items()), "mse": terms["mse"][0], "vb": factor * terms["held"][0]}
+            mine = {
+                "loss": sum(w * terms[k][0] for k, w in weights.items()),
+                "mse": terms["mse"][0],
+                "vb": factor * terms["held"][0],
+            }
             assert ("vb" in recorded) == (learned and not kind.endswith("KL"))
             for field, expected in recorded.items():
                 unit = factor if kind.endswith("KL") else 1.0  # judge RESCALED_KL in bits
@@ -267,7 +307,8 @@ def test_hybrid_loss_of_training(golden_file):
                 return losses.hybrid_loss(lambda x, i: out, schedule, x_0, t, noise, vb_weight=weight)
 
             loss, grad = quick_jit(jax.vmap(jax.value_and_grad(one, argnums=3, has_aux=True)))(
-                x_0, jnp.asarray(run["t"]) + 1, noise, output)
+                x_0, jnp.asarray(run["t"]) + 1, noise, output
+            )
             check_bits(f"{golden_file.stem} hybrid_loss {kind}", loss[0], run[f"loss/{name}/loss"], jnp.float64)
             check(f"{golden_file.stem} hybrid_loss {kind} gradient", grad, channels_last(run[f"grad/{name}"]), 2e-6)
 
@@ -285,7 +326,12 @@ def test_primitives(golden_file):
                 got = np.asarray(variational.discretised_log_likelihood(x, mean, log_std))
             if dtype is jnp.float64:  # the recorded difference of cdfs has an error of 2^-52
                 got = np.where(np.abs(got - run["dgl_out"]) <= 2.0**-52 * np.exp(-run["dgl_out"]), run["dgl_out"], got)
-            check(f"{golden_file.stem} decoder {dtype.__name__}", got, run["dgl_out"], FLOAT64 if dtype is jnp.float64 else FLOAT32)
+            check(
+                f"{golden_file.stem} decoder {dtype.__name__}",
+                got,
+                run["dgl_out"],
+                FLOAT64 if dtype is jnp.float64 else FLOAT32,
+            )
 
 
 @pytest.mark.golden("ddpm", "gd_resampler")
@@ -293,7 +339,9 @@ def test_resampler(golden_file):
     run, meta = load(golden_file)
     with jax.enable_x64(True):
         empty = resamplers.loss_second_moment(meta["T"], meta["history_per_term"], meta["uniform_prob"], jnp.float64)
-        check(f"{golden_file.stem} before", empty.probabilities(), run["weights_before"] / run["weights_before"].sum(), FLOAT64)
+        check(
+            f"{golden_file.stem} before", empty.probabilities(), run["weights_before"] / run["weights_before"].sum(), FLOAT64
+        )
         seen = quick_jit(lambda s, t, loss: s.update(t, loss))(empty, run["ts"] + 1, run["losses"])
         check(f"{golden_file.stem} weights", seen.probabilities(), run["weights"] / run["weights"].sum(), FLOAT64)
         check(f"{golden_file.stem} importance", seen.weights(run["indices"] + 1), run["importance"], 1e-6)
@@ -327,53 +375,3 @@ def test_bits_per_dimension(golden_file):
             tolerance = FLOAT64 if dtype is jnp.float64 else FLOAT32
             check_bits(f"{golden_file.stem} xstart_mse {dtype.__name__}", bound.x0_error, run["xstart_mse"], dtype)
             check(f"{golden_file.stem} mse {dtype.__name__}", bound.eps_error, run["mse"], tolerance)
-
-
-# --- sampling loops -------------------------------------------------------------------------------------------------
-
-
-@dj.base.pytree
-class Watched(dj.Method):
-    """Plain sampling that also reports the prediction each move was made from."""
-
-    def step(self, kernel, x, state, row, noise):
-        p = self.predict(x, row.t)
-        x, state = kernel.step(self.predict, x, state, row, noise, first=p)
-        return x, state, {"x0": p.x0}
-
-
-@pytest.mark.golden("ddpm", "gd_loop_")
-def test_sampling_loops(golden_file):
-    run, meta = load(golden_file)
-    kind, mean = meta["kind"], meta["mean"]
-    assert kind in ("ancestral", "ddim", "reverse")
-    for dtype, tolerance in ((jnp.float64, FLOAT64), (jnp.float32, FLOAT32)):
-        with jax.enable_x64(dtype is jnp.float64):
-            schedule, denoise, params, time = rebuild(run, meta, mean, meta["var"], dtype)
-            if meta["clip_denoised"]:
-                denoise = clipped_mean(denoise, mean) if kind == "ancestral" else clipped(denoise)
-            kernel = DDPM(schedule, variance=VARIANCES[meta["var"]]) if kind == "ancestral" else DDIM(schedule, eta=meta["eta"])
-            up = levels(run, meta, mean)
-            table = dj.timetables.from_times(up if kind == "reverse" else np.append(up[::-1], 0))
-            start = in_dtype(channels_last(run["x0" if kind == "reverse" else "draw0"]), dtype)
-            draws = in_dtype(channels_last(run["draws"]), dtype) if "draws" in run else jnp.zeros((len(table), *start.shape), dtype)
-
-            def one(x, noise, y):
-                method, move = Watched(denoise), kernel
-                if meta["cond_scale"]:
-                    gradient = jax.tree_util.Partial(lambda params, y, x, t: gradient_of_class(params, x, time(t), y), params, y)
-                    if kind == "ancestral":
-                        move = guided(kernel, gradient, meta["cond_scale"])
-                    else:
-                        method = Watched(dj.denoisers.classifier(denoise, gradient, meta["cond_scale"]))
-                recorded = dj.Draws(None, noise, None)
-                result = dj.sample(None, method, move, table, x, recorded=recorded, trace=lambda x, row, info: (x, info["x0"]))
-                return result.x, result.trace
-
-            end, (states, x0) = quick_jit(jax.vmap(one, (0, 1, 0), (0, 1)))(start, draws, jnp.asarray(run["y"]))
-            assert end.dtype == dtype and len(table) == meta["n_steps"] - (kind == "reverse")
-            label = f"{golden_file.stem} {dtype.__name__}"
-            check(f"{label} end", end, channels_last(run["end"]), tolerance)
-            check(f"{label} states", states[run["state_steps"]], channels_last(run["states"]), tolerance)
-            if dtype is jnp.float64 and not (mean == "PREVIOUS_X" and meta["clip_denoised"] and kind == "ancestral"):
-                check(f"{label} x0", x0[run["state_steps"]], channels_last(run["pred_xstart"]), tolerance)

@@ -35,7 +35,7 @@ def replay(run, meta, dtype):
     for row, (first, last) in enumerate(zip(down, ends)):
         if last > first:
             noises = [get(n, "undo_noise")[0] for n in range(first + 1, last + 1)]
-            jumps[row] = compose_climb(schedule, level[np.append(pairs[first, 1], pairs[first + 1:last + 1, 1]) + 1], noises)
+            jumps[row] = compose_climb(schedule, level[np.append(pairs[first, 1], pairs[first + 1 : last + 1, 1]) + 1], noises)
 
     injected = meta.get("inject_known", True)
     rows = {"move": move, "known": known} if injected else move

@@ -42,7 +42,7 @@ def replay(run, meta, dtype):
             jumps.append(np.zeros(shape))
             row_ends.append(last)
         if climbs:
-            times = level[np.append(pairs[first, 1], pairs[first + 1:last + 1, 1])]
+            times = level[np.append(pairs[first, 1], pairs[first + 1 : last + 1, 1])]
             jumps.append(compose_climb(schedule, times, [get(n, "undo_noise", 0) for n in range(first + 1, last + 1)]))
         else:
             jumps.append(np.zeros(shape))
@@ -55,14 +55,29 @@ def replay(run, meta, dtype):
         A, y = dj.operators.Mask(jnp.asarray(run["mask"], dtype)), jnp.asarray(run["gt"], dtype)
     candidates = 20 if settings["filter_xT"] else 1
     method = dj.methods.CoPaint(
-        denoise, dj.Measurement(y, A), lr=settings["lr_xt"], lr_decay=settings["lr_xt_decay"], reg=settings["coef_xt_reg"],
-        reg_decay=settings["coef_xt_reg_decay"], iterations=settings["num_iteration_optimize_xt"],
-        smart=settings["use_smart_lr_xt_decay"], adaptive=settings["use_adaptive_lr_xt"], tolerance=0.0 if dtype == jnp.float64 else None,
-        estimate_steps=settings["mid_interval_num"], candidates=candidates, keep=shape[0] if candidates > 1 else 1, exact=False)  # fmt: skip
-    starts = [run["draw_data"][run["draw_start"][n]:][:int(np.prod([s for s in run["draw_shape"][n] if s]))]
-              for n in found[(-1, "x_T")]]  # fmt: skip
+        denoise,
+        dj.Measurement(y, A),
+        lr=settings["lr_xt"],
+        lr_decay=settings["lr_xt_decay"],
+        reg=settings["coef_xt_reg"],
+        reg_decay=settings["coef_xt_reg_decay"],
+        iterations=settings["num_iteration_optimize_xt"],
+        smart=settings["use_smart_lr_xt_decay"],
+        adaptive=settings["use_adaptive_lr_xt"],
+        tolerance=0.0 if dtype == jnp.float64 else None,
+        estimate_steps=settings["mid_interval_num"],
+        candidates=candidates,
+        keep=shape[0] if candidates > 1 else 1,
+        exact=False,
+    )
+    starts = [
+        run["draw_data"][run["draw_start"][n] :][: int(np.prod([s for s in run["draw_shape"][n] if s]))]
+        for n in found[(-1, "x_T")]
+    ]
     start = starts[0].reshape(shape) if candidates == 1 else np.stack(starts).reshape(candidates, 1, *shape[1:])
-    recorded = jax.tree.map(lambda a: jnp.asarray(a, dtype), dj.Draws(start, np.stack(moves), np.stack(jumps) if table.jumps else None))
+    recorded = jax.tree.map(
+        lambda a: jnp.asarray(a, dtype), dj.Draws(start, np.stack(moves), np.stack(jumps) if table.jumps else None)
+    )
 
     def go(recorded):
         return dj.sample(None, method, kernel, table, shape, recorded=recorded, dtype=dtype, trace=lambda x, row, info: x)
@@ -79,7 +94,12 @@ def test_copaint_replays(golden_file):
         result, ends = replay(run, meta, jnp.float64)
         check(f"{name} final float64", result.x, run["final"], 1e-8)
         seen = np.isin(run["x_idx"], ends)
-        check(f"{name} states float64", np.asarray(result.trace)[np.searchsorted(ends, run["x_idx"][seen])], run["x_traj"][seen], 1e-8)
+        check(
+            f"{name} states float64",
+            np.asarray(result.trace)[np.searchsorted(ends, run["x_idx"][seen])],
+            run["x_traj"][seen],
+            1e-8,
+        )
         np.testing.assert_array_equal(result.info.rows["reductions"], run["opt_iter_backtracks"][main])
         if meta["config"]["optimize_xt"]["mid_interval_num"] == 1:
             check(f"{name} losses", result.info.rows["loss"], run["opt_loss_after"][main], 1e-8)
