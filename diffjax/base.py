@@ -165,8 +165,9 @@ class Measurement:
             raise ValueError(f"noise_std {self.noise_std} is negative: give a standard deviation >= 0")
         if not isinstance(self.y, (np.ndarray, jax.Array)) or not is_concrete(self.y, self.noise_std) or self.y.size == 0:
             return
-        y_min, y_max = float(np.min(self.y)), float(np.max(self.y))
-        slack = 0.5 * (high - low) + 6 * float(np.max(self.noise_std))
+        y = np.asarray(self.y)  # within a trace, reducing a JAX array would be traced
+        y_min, y_max = float(y.min()), float(y.max())
+        slack = 0.5 * (high - low) + 6 * float(np.max(np.asarray(self.noise_std)))
         if not (np.isfinite(y_min) and np.isfinite(y_max)):
             raise ValueError("y has non-finite values: check how it was loaded")
         if y_min < low - slack or y_max > high + slack:

@@ -1,8 +1,8 @@
 """How close a restoration is to the truth, and one set of images to another.
 
 `psnr`, `psnr_hole`, `ssim` and `lpips` compare two images (H, W, C) and are pure JAX: batches are `vmap`,
-gradients exist. `frechet_distance` and `kernel_distance` compare two sets of feature vectors on the host, in
-float64 numpy. Images are in [-1, 1] unless `peak` (largest value minus smallest) says otherwise.
+gradients exist. `frechet_distance`, `kernel_distance` and `nearest` compare two sets of vectors on the
+host, in float64 numpy. Images are in [-1, 1] unless `peak` (largest value minus smallest) says otherwise.
 """
 
 from __future__ import annotations
@@ -82,6 +82,12 @@ _ALEXNET = ((4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, Fal
 
 
 def _alexnet_features(x: jax.Array, weights: dict[str, jax.Array]) -> list[jax.Array]:
+    """Images (N, H, W, 1 or 3) in [-1, 1] -> what the five ReLUs give, (N, h, w, c) each."""
+    times = -(-LPIPS_MIN_SIZE // min(x.shape[1:3]))
+    if times > 1:
+        x = jnp.repeat(jnp.repeat(x, times, axis=1), times, axis=2)
+    x = jnp.broadcast_to(x, (*x.shape[:3], 3))
+    x = (x - jnp.array([-0.030, -0.088, -0.188], x.dtype)) / jnp.array([0.458, 0.448, 0.450], x.dtype)
     features = []
     for n, (stride, pad, pool) in enumerate(_ALEXNET):
         if pool:
@@ -116,25 +122,29 @@ def lpips(x: jax.Array, y: jax.Array, weights: dict[str, jax.Array]) -> jax.Arra
     if x.ndim != 3 or x.shape[-1] not in (1, 3):
         raise ValueError(f"lpips compares one image (H, W, 1) or (H, W, 3), batches by vmap: got shape {x.shape}")
     pair = jnp.stack([x, y])
-    times = -(-LPIPS_MIN_SIZE // min(x.shape[:2]))
-    if times > 1:
-        pair = jnp.repeat(jnp.repeat(pair, times, axis=1), times, axis=2)
-    pair = jnp.broadcast_to(pair, (*pair.shape[:3], 3))
-    mean = jnp.array([-0.030, -0.088, -0.188], pair.dtype)
-    std = jnp.array([0.458, 0.448, 0.450], pair.dtype)
     total = jnp.zeros((), pair.dtype)
-    for n, f in enumerate(_alexnet_features((pair - mean) / std, weights)):
+    for n, f in enumerate(_alexnet_features(pair, weights)):
         u = _unit_channels(f)
         head = weights[f"lin.{n}.weight"].astype(f.dtype)
         total += jnp.mean(jnp.sum((u[0] - u[1]) ** 2 * head, axis=-1))
     return total
 
 
-def _features(name: str, a, b) -> tuple[np.ndarray, np.ndarray]:
+def alexnet_features(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+    """Feature vector (1152,) of one image, for `kernel_distance`: what AlexNet's five ReLUs give, each averaged over
+    its positions (64 + 192 + 384 + 256 + 256 channels). x and weights as in `lpips`, small images enlarged likewise.
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 3 or x.shape[-1] not in (1, 3):
+        raise ValueError(f"alexnet_features needs one image (H, W, 1) or (H, W, 3), batches by vmap: got shape {x.shape}")
+    return jnp.concatenate([jnp.mean(f[0], axis=(0, 1)) for f in _alexnet_features(x[None], weights)])
+
+
+def _vectors(name: str, a, b, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
         raise ValueError(
-            f"{name} compares two sets of at least 2 feature vectors, (n, d) and (m, d): got {a.shape} and {b.shape}"
+            f"{name} compares two sets of at least {least} feature vectors, (n, d) and (m, d): got {a.shape} and {b.shape}"
         )
     return a, b
 
@@ -147,7 +157,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     values of equal n only. tr (S_a S_b)^(1/2) is the sum of the roots of the eigenvalues of S_a^(1/2) S_b
     S_a^(1/2), which is symmetric. Raises ValueError for other shapes.
     """
-    a, b = _features("frechet_distance", a, b)
+    a, b = _vectors("frechet_distance", a, b)
     cov_a, cov_b = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (a, b))
     values, vectors = np.linalg.eigh(cov_a)
     root_a = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
@@ -164,7 +174,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     distribution. All pairs are used, not random subsets, in blocks of 1024 rows. Raises ValueError for other
     shapes.
     """
-    a, b = _features("kernel_distance", a, b)
+    a, b = _vectors("kernel_distance", a, b)
 
     def total(u, v):
         return sum(float(np.sum((u[i : i + 1024] @ v.T / u.shape[1] + 1) ** 3)) for i in range(0, len(u), 1024))
@@ -174,3 +184,23 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
         return (total(u, u) - diagonal) / (len(u) * (len(u) - 1))
 
     return off_diagonal_mean(a) + off_diagonal_mean(b) - 2 * total(a, b) / (len(a) * len(b))
+
+
+def nearest(a: np.ndarray, b: np.ndarray, *, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(root-mean-square difference of each row of ``a`` to the nearest row of ``b``, which row that is): (n,) each.
+
+    a: (n, d), b: (m, d), for example flattened images; the distance is in their units. A sample much nearer to a
+    training image than unseen images are was copied. same: b is a, and no row counts as its own neighbour. Raises
+    ValueError for other shapes.
+    """
+    a, b = _vectors("nearest", a, b, least=1 + same)
+    squares = np.sum(b * b, axis=1)
+    found = np.empty(len(a), np.int64)
+    for start in range(0, len(a), 1024):
+        part = a[start : start + 1024]
+        square = squares - 2 * part @ b.T  # plus |part|^2, the same along a row
+        if same:
+            rows = np.arange(len(part))
+            square[rows, start + rows] = np.inf
+        found[start : start + 1024] = square.argmin(1)
+    return np.sqrt(np.mean((a - b[found]) ** 2, axis=1)), found

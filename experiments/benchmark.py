@@ -18,9 +18,9 @@ import numpy as np
 import diffjax as dj
 
 from . import record
-from .configs import fashion32
+from .configs.fashion32 import config
 from .errors import run
-from .train import build
+from .training_run import build
 
 SHAPE = (32, 32, 1)
 
@@ -29,7 +29,7 @@ def network():
     """(denoiser parameters -> denoiser, params, schedule) of fashion32's architecture; its weights do not matter here."""
     from diffjax.nets import init
 
-    net, schedule = build(fashion32.config)
+    net, schedule = build(config)
     params = init(net, jax.random.key(0), SHAPE)
     return net, params, schedule
 

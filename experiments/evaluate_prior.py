@@ -1,12 +1,18 @@
 """Measure a prior and write the result into its card: ``python -m experiments.evaluate_prior fashion32``.
 
-For priors of Fashion-MNIST, padded to 32x32 (the padding is cropped before anything is measured):
+Of every prior
+  held_out   loss on test images at eight noise levels
+  grid       a picture of samples by class, and at guidance scales 1, 2, 4
+
+Of priors of Fashion-MNIST, padded to 32x32 (the padding is cropped before anything is measured)
   frechet    distance of the samples to the 10,000 test images, in the features of a small classifier
   accuracy   how often the classifier agrees with the label, at guidance scales 1, 2, 4
-  held_out   loss on test images at eight noise levels
-  grid       a picture of samples, one class per row
 
-Samples are rounded to 8 bits like the images they are compared with. Two real halves of the test set are the yardstick.
+Of colour priors, for which there is no classifier
+  kernel distance  of the samples to the test images, in AlexNet's features, beside that of the training images
+  memorisation     distance of each sample to its nearest training image, beside that of the test images
+
+Samples are rounded to 8 bits like the images they are compared with.
 """
 
 from __future__ import annotations
@@ -23,19 +29,19 @@ from experiments.errors import UserError
 from experiments.progress import Progress
 
 KERNELS = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "dpm": "DPMSolverPP2M"}
-DATA = "/usr/share/datasets/fashion-mnist"
 SCALES = (1.0, 2.0, 4.0)
 LEVELS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
+QUANTILES = (0.01, 0.1, 0.9, 0.99)
 MOST_CALLS = 50
 
 
 def parser() -> options.Parser:
     p = options.Parser("experiments.evaluate_prior", __doc__)
     p.add_argument("prior", metavar="PRIOR", help="a name of the zoo, a folder with a card, or of a training run")
-    p.add_argument("--data", default=DATA, help=f"folder with Fashion-MNIST's idx files (default: {DATA})")
-    p.add_argument("--samples", type=options.whole(100), default=5000, help="for the distance (default: 5000)")
+    p.add_argument("--data", help="the data set it was trained on (default: the path in its card)")
+    p.add_argument("--samples", type=options.whole(100), help="for the distance (default: 5000, for the kernel distance 1000)")
     p.add_argument(
-        "--guided", type=options.whole(0), default=1000, help="for the accuracy at each scale; 0: not measured (default: 1000)"
+        "--guided", type=options.whole(0), default=1000, help="samples at each guidance scale; 0: not measured (default: 1000)"
     )
     p.add_argument("--kernel", default="dpm", help=f"{', '.join(KERNELS)} (default: dpm)")
     p.add_argument("--steps", type=options.whole(1), default=25, help="on a grid equal in log-SNR (default: 25)")
@@ -55,18 +61,15 @@ def _main(argv) -> int:
     options.use_cores(o.devices)
     if o.kernel not in KERNELS:
         raise errors.unknown("kernel", o.kernel, KERNELS)
-    from diffjax import kernels, metrics, timetables, zoo
+    from diffjax import kernels, timetables, zoo
     from diffjax.training import data
 
     with errors.library_errors():
         prior = zoo.load(o.prior)
         folder = Path(zoo.__file__).parent / o.prior if o.prior in zoo.names() else Path(o.prior)
-        if prior.shape != (32, 32, 1) or prior.classes != 10:
-            raise UserError(
-                f"prior {prior.name} has images {prior.shape} and {prior.classes} classes: only priors of Fashion-MNIST, "
-                "(32, 32, 1) and 10, can be measured"
-            )
-        test = data.load(o.data, size=32, channels=1, classes=10)
+        measure, default = block(prior)
+        o.samples = o.samples or default
+        images = data.load(source(prior, o.data), size=prior.shape[0], channels=prior.shape[-1], classes=prior.classes)
         kernel = getattr(kernels, KERNELS[o.kernel])(prior.schedule)
         table = timetables.log_snr(prior.schedule, o.steps)
     calls = kernel.calls * len(table)
@@ -77,33 +80,13 @@ def _main(argv) -> int:
         )
 
     started = time.time()
-    classify = classifier()
-    truth, _ = classify(test.test)
-    order = np.random.default_rng(0).permutation(len(truth))
-    halves = metrics.frechet_distance(truth[order[::2]], truth[order[1::2]])
-    labels = np.arange(o.samples) % 10
-    samples = sampler(prior, kernel, table, o, guided=False)(labels)
-    features, said = classify(samples)
-    distance = metrics.frechet_distance(features, truth)
-    print(f"frechet {distance:.2f} ({o.samples} samples, {len(truth)} test images; two real halves {halves:.2f})", flush=True)
-    first = slice(0, min(o.guided, o.samples))
-    accuracy = {1.0: float(np.mean(said[first] == labels[first]))} if o.guided else {}
-    draw = sampler(prior, kernel, table, o, guided=True)
-    for scale in SCALES[1:] if o.guided else ():
-        wanted = np.arange(o.guided) % 10
-        _, said = classify(draw(wanted, scale))
-        accuracy[scale] = float(np.mean(said == wanted))
-    held_out = held_out_loss(prior, test)
-    quality = {
-        "frechet": round(distance, 3),
-        "frechet_is": f"Frechet distance of {o.samples} samples to the {len(truth)} test images, 28x28, 8 bits, in the 64 "
-                      "fc1 features of zoo.fashion_classifier; lower is better, not comparable with FID",
-        "frechet_real_halves": round(halves, 3),
-        "accuracy": {f"scale {k:g}": v for k, v in accuracy.items()},
-        "accuracy_is": f"share of {o.guided} samples, labels uniform, that the classifier gives their label "
-                       "(real test images: 0.914)",
+    plain, guided = (sampler(prior, kernel, table, o, guided=choice) for choice in (False, True))
+    draw = lambda labels, scale=1.0: (plain if scale == 1 else guided)(labels, scale)
+    quality, pictures = measure(prior, images, draw, o)
+    held_out, count = held_out_loss(prior, images)
+    quality |= {
         "held_out_loss": dict(zip((f"t/T {level:g}" for level in LEVELS), held_out)),
-        "held_out_is": f"{prior.loss} loss per pixel on 1,000 test images with their labels",
+        "held_out_is": f"{prior.loss} loss per pixel on {count:,} test images with their labels",
         "sampler": {"kernel": KERNELS[o.kernel], "grid": "log_snr", "steps": o.steps, "network_calls": calls,
                     "x0": "clipped to [-1, 1]", "seed": o.seed},
         "command": "python -m experiments.evaluate_prior " + " ".join(argv),
@@ -111,12 +94,130 @@ def _main(argv) -> int:
     }  # fmt: skip
     print(json.dumps(quality, indent=1))
     if not o.no_write:
-        print(f"wrote {record(folder, quality, samples, labels, zoo)}")
+        print(f"wrote {record(folder, quality, pictures, zoo)}")
     return 0
 
 
+def block(prior):
+    """-> (what measures it, its number of samples): a classifier where there is one, else AlexNet, which wants colour."""
+    if prior.shape == (32, 32, 1) and prior.classes == 10:
+        return by_classifier, 5000
+    if prior.shape[-1] == 3 and prior.classes:
+        return by_neighbours, 1000
+    raise UserError(
+        f"prior {prior.name} has images {prior.shape} and {prior.classes} classes: only priors of Fashion-MNIST, "
+        "(32, 32, 1) and 10, and colour priors with classes can be measured"
+    )
+
+
+def source(prior, given) -> str:
+    path = given or prior.card["config"].get("data", "")
+    if "fruits" in path and not Path(path).exists():
+        raise UserError(f"data {path} does not exist: build it by python -m experiments.fruits, or give --data")
+    return path
+
+
+# --- the blocks: (prior, images, draw(labels, scale), options) -> (entries of the card, {file: write(path)}) ---------
+
+
+def by_classifier(prior, images, draw, o):
+    from diffjax import metrics
+
+    classify = classifier()
+    truth, _ = classify(images.test)
+    order = np.random.default_rng(0).permutation(len(truth))
+    halves = metrics.frechet_distance(truth[order[::2]], truth[order[1::2]])  # the yardstick: two real halves
+    labels = np.arange(o.samples) % 10
+    samples = draw(labels)
+    features, said = classify(samples)
+    distance = metrics.frechet_distance(features, truth)
+    print(f"frechet {distance:.2f} ({o.samples} samples, {len(truth)} test images; two real halves {halves:.2f})", flush=True)
+    first = slice(0, min(o.guided, o.samples))
+    accuracy = {1.0: float(np.mean(said[first] == labels[first]))} if o.guided else {}
+    for scale in SCALES[1:] if o.guided else ():
+        wanted = np.arange(o.guided) % 10
+        _, said = classify(draw(wanted, scale))
+        accuracy[scale] = float(np.mean(said == wanted))
+    rows = [samples[np.flatnonzero(labels == k)[:10]] for k in range(10)]
+    grid = lambda path: figures.sample_grid([to_float(x) for row in rows for x in row], path, columns=10)
+    return {
+        "frechet": round(distance, 3),
+        "frechet_is": f"Frechet distance of {o.samples} samples to the {len(truth)} test images, 28x28, 8 bits, in the 64 "
+                      "fc1 features of zoo.fashion_classifier; lower is better, not comparable with FID",
+        "frechet_real_halves": round(halves, 3),
+        "accuracy": {f"scale {k:g}": v for k, v in accuracy.items()},
+        "accuracy_is": f"share of {o.guided} samples, labels uniform, that the classifier gives their label "
+                       "(real test images: 0.914)",
+    }, {"samples.png": grid}  # fmt: skip
+
+
+def by_neighbours(prior, images, draw, o):
+    from diffjax import metrics
+
+    if 0 < o.guided < 100:
+        raise UserError(f"--guided {o.guided} is too few for a kernel distance: give 100 or more, or 0 for none")
+    features = alexnet()
+    test, train = features(images.test), features(images.train)
+    order = np.random.default_rng(0).permutation(len(images.test))
+    wanted = lambda count: images.test_labels[order[np.arange(count) % len(order)]]  # the classes as often as in the test
+    samples = {1.0: draw(wanted(o.samples))}
+    for scale in SCALES[1:] if o.guided else ():
+        samples[scale] = draw(wanted(o.guided), scale)
+    kid = {scale: metrics.kernel_distance(features(x), test) for scale, x in samples.items()}
+    kid_train = metrics.kernel_distance(train, test)
+    print(f"kernel distance {kid[1.0]:.3f} ({o.samples} samples, {len(test)} test images; training images {kid_train:.3f})")
+
+    flat = lambda x: x.reshape(len(x), -1)
+    known = np.concatenate([images.train, images.train[:, :, ::-1]])
+    distance, neighbour = metrics.nearest(flat(samples[1.0]), flat(known))
+    near = {
+        "samples": distance,
+        "test images": metrics.nearest(flat(images.test), flat(known))[0],
+        "training images, to another one": metrics.nearest(flat(images.train), flat(images.train), same=True)[0],
+    }
+
+    def grid(path):
+        names = prior.class_names or range(prior.classes)
+        columns = []
+        for scale, x in samples.items():
+            labels = wanted(len(x))
+            four = [to_float(x[np.resize(np.flatnonzero(labels == k), 8)].reshape(4, 2, *prior.shape))
+                    for k in range(prior.classes)]  # fmt: skip
+            columns += [(f"scale {scale:g}", [image for x in four for image in x[c]]) for c in range(4)]
+        figures.grid(columns, path, [str(name) for name in names for _ in range(2)])
+
+    def pairs(path):
+        chosen = np.argsort(distance)[np.linspace(0, o.samples - 1, 12).round().astype(int)]
+        columns = [(f"{distance[n]:.0f} levels", [to_float(samples[1.0][n]), to_float(known[neighbour[n]])]) for n in chosen]
+        figures.grid(columns, path, ["sample", "nearest training image"])
+
+    return {
+        "kernel_distance": {f"scale {k:g}": round(v, 3) for k, v in kid.items()},
+        "kernel_distance_train": round(kid_train, 3),
+        "kernel_distance_is": f"KID (unbiased squared MMD, cubic kernel, all pairs) of {o.samples} samples"
+                              f" ({o.guided} at other guidance scales) to the {len(test)} test images, 8 bits, in the 1152"
+                              " channels after AlexNet's five ReLUs (LPIPS weights, images enlarged to 64), averaged over"
+                              " positions; train: of the training images to the test images; lower is better",
+        "nearest_training_image": {name: summary(d) for name, d in near.items()},
+        "nearest_is": f"RMSE in grey levels (0 to 255) to the nearest of the {len(images.train)} training images and their"
+                      " mirror images, guidance scale 1; nearest.png shows samples from the nearest to the farthest",
+    }, {"samples.png": grid, "nearest.png": pairs}  # fmt: skip
+
+
+def summary(distances) -> dict:
+    return {"median": round(float(np.median(distances)), 2),
+            **{f"quantile {q:g}": round(float(np.quantile(distances, q)), 2) for q in QUANTILES}}  # fmt: skip
+
+
+def to_float(x):
+    return x.astype(np.float32) / 127.5 - 1
+
+
+# --- what they need -----------------------------------------------------------------------------------------------
+
+
 def sampler(prior, kernel, table, o, guided):
-    """-> f(labels (N,), scale=1) -> uint8 (N, 32, 32, 1), one sample per label; compiled once for all scales."""
+    """-> f(labels (N,), scale=1) -> uint8 (N, H, W, C), one sample per label; compiled once for all scales."""
     import jax
     import jax.numpy as jnp
 
@@ -163,21 +264,38 @@ def classifier():
     return classify
 
 
-def held_out_loss(prior, test, count=1000):
-    """The training loss at LEVELS, of ``count`` test images."""
+def alexnet():
+    """-> f(uint8 (N, H, W, 3)) -> features (N, 1152)."""
+    import jax
+
+    from diffjax import metrics, zoo
+
+    weights = zoo.lpips_weights()
+    network = jax.jit(jax.vmap(metrics.alexnet_features, (0, None)))
+
+    def features(x):
+        at = np.arange(-(-len(x) // 128) * 128).reshape(-1, 128) % len(x)  # the last batch is filled up: one compile
+        return np.concatenate([np.asarray(network(to_float(x[rows]), weights)) for rows in at])[: len(x)]
+
+    return features
+
+
+def held_out_loss(prior, images, most=1000):
+    """The training loss at LEVELS, of at most so many test images, and their number."""
     from diffjax.training import step
 
     _, split = step.shardings()
     example = step.example_loss(prior.net, prior.schedule, step.LOSSES[prior.loss])
     run = step.held_out(example, prior.schedule, levels=LEVELS, sharded=split)
+    count = min(most, len(images.test))
     count -= count % len(split.device_set)
-    return [round(float(v), 5) for v in run(prior.params, test.test[:count], test.test_labels[:count])["loss"]]
+    return [round(float(v), 5) for v in run(prior.params, images.test[:count], images.test_labels[:count])["loss"]], count
 
 
-def record(folder, quality, samples, labels, zoo):
-    """Put the quality into the card (or, for a training run, into quality.json) and a grid of samples beside it."""
-    rows = [samples[np.flatnonzero(labels == k)[:10]] for k in range(10)]
-    figures.sample_grid([x.astype(np.float32) / 127.5 - 1 for row in rows for x in row], folder / "samples.png", columns=10)
+def record(folder, quality, pictures, zoo):
+    """Put the quality into the card (or, for a training run, into quality.json) and the pictures beside it."""
+    for name, write in pictures.items():
+        write(folder / name)
     card = folder / zoo.prior.CARD
     if card.is_file():
         zoo.prior.write_card(folder, {**json.loads(card.read_text(encoding="utf-8")), "quality": quality})

@@ -151,13 +151,13 @@ def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: i
     """Images for a prior of `size` x `size` x `channels` (size None: each keeps its own shape).
 
     source: an image file, a folder of images of any sizes (sub-folders and hidden files are left out), or the
-    name of a bundled set ("bundled" is Fashion-MNIST, "bundled:fashion" the same). limit: take the first so
-    many. Raises UserError for whatever cannot be read; no image is skipped without a word.
+    name of a bundled set ("bundled:fashion", "bundled:fruits"; "bundled" is the one with as many channels).
+    limit: take the first so many. Raises UserError for whatever cannot be read; no image is skipped without a word.
     """
     if limit is not None and limit < 1:
         raise UserError(f"number of images {limit}: must be at least 1")
     if str(source).partition(":")[0] == "bundled":
-        return _bundled(str(source).partition(":")[2] or "fashion", size, channels, limit)
+        return _bundled(str(source).partition(":")[2], size, channels, limit)
     source = Path(source)
     if not source.exists():
         raise UserError(f"images {source} does not exist: give an image file, a folder of images, or 'bundled'")
@@ -175,6 +175,7 @@ def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: i
 def _bundled(name: str, size: int | None, channels: int, limit: int | None) -> Pictures:
     from diffjax.zoo import bundled
 
+    name = name or bundled.for_channels(channels)
     if name not in bundled.NAMES:
         from experiments.errors import unknown
 

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 class Entry(NamedTuple):
     """build(denoise, measurement, schedule, steps) -> (method, kernel, table); steps: the default; about: one line;
-    tasks: what it can restore."""
+    tasks: what it can restore; clip: whether ``denoise`` comes with x0 clamped to [-1, 1] (False: the method does it)."""
 
     build: Callable
     steps: int
     about: str
     tasks: tuple = ("inpainting",)
+    clip: bool = True
 
 
 def repaint(denoise, measurement, schedule, steps):
@@ -24,8 +25,28 @@ def repaint(denoise, measurement, schedule, steps):
     return methods.RePaint(denoise, measurement), kernels.DDPM(schedule), table
 
 
+def copaint(name):
+    """A row of the paper's table (its CelebA-HQ settings): hyper-parameters and timetable."""
+
+    def build(denoise, measurement, schedule, steps):
+        from diffjax import kernels, methods
+
+        settings, table = methods.copaint.published(name, schedule, steps)
+        return methods.CoPaint(denoise, measurement, **settings), kernels.DDIM(schedule), table
+
+    return build
+
+
 METHODS = {
     "repaint": Entry(
         repaint, 60, "RePaint (Lugmayr et al. 2022): pastes the known pixels at each level, walks back and forth"
     ),
+    "copaint-fast": Entry(
+        copaint("copaint-fast"),
+        100,
+        "CoPaint (Zhang et al. 2023): fits x_t to the known pixels before each step, 1 gradient step each",
+        clip=False,
+    ),
+    "copaint": Entry(copaint("copaint"), 250, "CoPaint, 2 gradient steps at each of 250 levels", clip=False),
+    "copaint-tt": Entry(copaint("copaint-tt"), 250, "CoPaint with time travel: every stretch of 10 walked twice", clip=False),
 }

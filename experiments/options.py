@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import sys
 
@@ -48,6 +49,17 @@ def whole(low: int, high: int | None = None):
         return value
 
     return convert
+
+
+def setting(text: str) -> tuple:
+    """An argparse type: KEY=VALUE, the value a number, a list, true, false or a word."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def use_cores(count: int | None = None) -> None:

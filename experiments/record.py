@@ -36,19 +36,23 @@ def read(name: str, folder=FOLDER) -> dict:
     return json.loads((pathlib.Path(folder) / f"{name}.json").read_text())
 
 
-def tables_in(text: str) -> list[str]:
-    """Names of the result tables that a README has room for."""
-    return re.findall(r"<!-- table: (\w+) -->", text)
+TABLE = re.compile(r"(<!-- table: (\w+)(?: of ([^>]*?))? -->).*?<!-- end table -->", re.S)
 
 
 def refresh(text: str, folder=FOLDER) -> str:
-    """The README with every table rendered anew from its result file, the command above it."""
-    for name in tables_in(text):
+    """The text of a README with every table rendered anew from its result file, the command that made it above.
+
+    A table stands between ``<!-- table: NAME -->``, or ``<!-- table: NAME of COLUMN, COLUMN -->``, and
+    ``<!-- end table -->``.
+    """
+
+    def table(match):
+        marker, name, columns = match.groups()
         found = read(name, folder)
-        body = f"`{found['command']}`\n\n{render(found['rows'])}"
-        text = re.sub(rf"<!-- table: {name} -->.*?<!-- end table -->",
-                      lambda _, n=name, b=body: f"<!-- table: {n} -->\n{b}\n<!-- end table -->", text, flags=re.S)  # fmt: skip
-    return text
+        body = render(found["rows"], columns and [c.strip() for c in columns.split(",")])
+        return f"{marker}\n`{found['command']}`\n\n{body}\n<!-- end table -->"
+
+    return TABLE.sub(table, text)
 
 
 if __name__ == "__main__":  # python -m experiments.record: write the tables into README.md

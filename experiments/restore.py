@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   python -m experiments.restore --images photos/ --mask hole.png   a folder, and your own mask (white = known)
   python -m experiments.restore --label sneaker --cfg 2            say what it should become, and insist
   python -m experiments.restore --prior runs/mine --steps 30       a prior you trained, half the steps
+  python -m experiments.restore --prior hf:google/ddpm-celebahq-256 --images face.jpg    a public one
 
 Images of another size are cropped to a square and resized to the prior's, and it is said. The same seed gives the same
 picture whatever --batch and the number of devices. Errors are one line, exit code 2, and leave no half-written output."""
@@ -57,12 +59,27 @@ def parser() -> options.Parser:
     how.add_argument(
         "--prior",
         default="fashion32",
-        help="a name (see --list), a folder with a card, or of a training run (default: fashion32)",
+        help="a name (see --list), a folder with a card or of a training run, a public checkpoint (file, folder, "
+        "hf:owner/name) (default: fashion32)",
+    )
+    how.add_argument(
+        "--prior-config",
+        metavar="KEY=VALUE",
+        type=options.setting,
+        nargs="+",
+        default=[],
+        help="what a public checkpoint does not say: size=64 heads=4 schedule=cosine sha256=... (a wrong key lists all)",
     )
     how.add_argument("--method", default="repaint", help="see --list (default: repaint)")
     how.add_argument(
         "--label",
-        help="class name or number, or true: each bundled image's own (default: no label, the prior is told nothing)",
+        help="class name or number, true: each bundled image's own, or random: drawn for each image (default: none is told)",
+    )
+    how.add_argument(
+        "--classifier", metavar="PATH", help="guide towards --label by guided-diffusion's classifier of noisy images in this file"
+    )
+    how.add_argument(
+        "--classifier-scale", metavar="SCALE", type=float, help="how much (default: 1, as in RePaint's ImageNet runs)"
     )
     how.add_argument(
         "--cfg", metavar="SCALE", type=float, default=1.0, help="classifier-free guidance towards the label (default: 1, none)"
@@ -111,16 +128,13 @@ def _main(argv) -> int:
     if not _is_bundled(o.images) and not Path(o.images).exists():
         images.load(o.images, size=None, channels=1)  # says what is wrong, before jax is started
 
-    from diffjax import zoo
-
-    with errors.library_errors():
-        prior = zoo.load(o.prior)
+    prior, classifier = networks(o)
     height, width, channels = prior.shape
     pictures = load(o, prior.shape)
     for note in pictures.notes:
         print(f"note: {note}")
     held = [mask_of(o, is_file, (height, width), n) for n in range(len(pictures))]
-    labels = labels_of(o, prior, pictures)
+    labels = labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
 
     from experiments import report, solve
 
@@ -130,9 +144,12 @@ def _main(argv) -> int:
         flush=True,
     )
     options_of_run = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
+    options_of_run |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
     ys, names = np.stack(pictures.images), pictures.names
     done = solve.inpaint(prior, METHODS[o.method], ys, np.stack(held), labels=labels, names=names, **options_of_run)
     content = report.measure(o, prior, pictures, held, labels, done)
+    if classifier is not None:
+        content |= {"classifier": classifier.name, "classifier_scale": options_of_run["classifier_scale"]}
     with outputs.output_folder(out) as folder:
         report.write(folder, pictures, held, done.x, content)
     print(report.table(content))
@@ -185,9 +202,30 @@ def mask_of(o, is_file, shape, number):
     return 1 - mask if o.invert_mask else mask
 
 
+def networks(o):
+    """(prior, classifier or None) of the options; what had to be assumed about them is said."""
+    from diffjax import zoo
+
+    if o.classifier_scale is not None and not (o.classifier and math.isfinite(o.classifier_scale)):
+        raise UserError(f"--classifier-scale {o.classifier_scale} needs --classifier and a finite number")
+    with errors.library_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", zoo.Assumed)  # said below
+        prior = zoo.load(o.prior, dict(o.prior_config)) if o.prior_config else zoo.load(o.prior)
+        classifier = zoo.load_classifier(o.classifier) if o.classifier else None
+        if classifier is not None:
+            classifier.check(prior)
+    if prior.card.get("assumed"):
+        print(f"note: {prior.card['assumed']}")
+    return prior, classifier
+
+
 def labels_of(o, prior, pictures):
     if o.label is None:
         return None
+    if o.label == "random":
+        if not prior.classes:
+            prior_label(prior, o.label)  # says that there are no labels
+        return [int(np.random.default_rng([o.seed, n]).integers(prior.classes)) for n in range(len(pictures))]
     if o.label == "true":
         if None in pictures.labels:
             raise UserError("--label true needs images with labels, as the bundled ones: give a class name or number")

@@ -14,12 +14,13 @@ from experiments.progress import Progress
 
 @dataclass(frozen=True)
 class Restored:
-    """x: (images, samples, H, W, C) in about [-1, 1]; table: the timetable walked; network_calls: per restoration;
+    """x: (images, samples, H, W, C) in about [-1, 1]; table: the timetable walked; network_calls: forward calls per
+    restoration, their mean where the method's number varies (an int where it is whole);
     seconds_compile, seconds_run; devices, batch: how many, and how many restorations at a time."""
 
     x: np.ndarray
     table: object
-    network_calls: int
+    network_calls: float
     seconds_compile: float
     seconds_run: float
     devices: int
@@ -27,7 +28,7 @@ class Restored:
 
 
 def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, steps=None, seed=0, batch=16, devices=None,
-            names=None, stream=None) -> Restored:  # fmt: skip
+            names=None, stream=None, classifier=None, classifier_scale=1.0) -> Restored:  # fmt: skip
     """Restore images with one method.
 
     ys:      (N, H, W, C) in [-1, 1]; what the masks hide is never looked at
@@ -37,6 +38,8 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
              so it does not depend on ``batch`` (restorations at a time) or ``devices`` (default: all of jax)
     steps:   levels of the method's timetable (default: the method's)
     names:   of the images, for messages; stream: where the progress bar goes (default: stderr)
+    classifier: a ``zoo.public.Classifier`` to guide towards the labels: the kernel's mean as in RePaint's ImageNet runs
+             where the kernel is DDPM, else the score; classifier_scale: how much
     Raises UserError for what the library refuses, before anything is compiled, and for a result that is not finite.
     """
     import jax
@@ -52,16 +55,28 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
     guided = cfg != 1
 
     def problem(params, y, mask, label):
-        denoise = dj.replace(prior, params=params).denoiser(label, cfg)
-        return entry.build(denoise, dj.Measurement(y, dj.operators.Mask(mask)), prior.schedule, steps)
+        params, guide = params
+        denoise = dj.replace(prior, params=params).denoiser(label if prior.classes else None, cfg, clip=entry.clip)
+        measurement = dj.Measurement(y, dj.operators.Mask(mask))
+        method, kernel, table = entry.build(denoise, measurement, prior.schedule, steps)
+        if guide is None:
+            return method, kernel, table
+        gradient = guide.gradient(label, prior.schedule)
+        if isinstance(kernel, dj.kernels.DDPM):
+            return method, dj.kernels.guided(kernel, gradient, classifier_scale), table
+        return entry.build(dj.denoisers.classifier(denoise, gradient, classifier_scale), measurement, prior.schedule, steps)
 
     with library_errors():
-        indices = np.array([prior.label(label) for label in labels or [None] * len(ys)], np.int32)
-        if guided and (labels is None or None in labels):
-            raise UserError(f"--cfg {cfg:g} guides towards a label: give one with --label")
+        labelled = labels is not None and None not in labels
+        if (guided or classifier is not None) and not labelled:
+            raise UserError(f"{f'--cfg {cfg:g}' if guided else '--classifier'} guides towards a label: give one with --label")
+        if classifier is not None:
+            classifier.check(prior)
+        who = prior if prior.classes or classifier is None else classifier
+        indices = np.array([who.label(label) for label in labels or [None] * len(ys)], np.int32)
         for name, y, mask in zip(names, ys, masks):
             with library_errors(f"{name}: "):
-                method, kernel, table = problem(prior.params, y, mask, int(indices[0]) if guided else None)
+                method, kernel, table = problem((prior.params, classifier), y, mask, int(indices[0]) if labelled else None)
         method = as_method(method)
         method.check(kernel, table)
 
@@ -85,16 +100,17 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
             progress.update(done)
 
     def one(params, key, y, mask, label):
-        method, kernel, table = problem(params, y, mask, label if prior.classes else None)
+        method, kernel, table = problem(params, y, mask, label)
         # the row's number is the same for the whole batch, so vmap leaves one callback per row and device
         trace = lambda x, row, info: jax.debug.callback(tick, row.i)
         result = dj.sample(key, method, kernel, table, y.shape, remat="none", trace=trace)
-        return result.x, result.info.finite
+        calls = result.info.rows["calls"].sum() if "calls" in result.info.rows else method.calls(kernel) * len(table)
+        return result.x, result.info.finite, jnp.int32(calls * (2 if guided else 1))
 
     program = dj.parallel.shard(one, mesh, in_axes=(None, 0, 0, 0, 0))
     spec = jax.sharding.PartitionSpec
     whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(mesh.axis_names)))
-    params = jax.device_put(prior.params, whole)
+    params = jax.device_put((prior.params, classifier), whole)
 
     def arguments(chunk):
         at = slice(chunk * batch, (chunk + 1) * batch)
@@ -105,18 +121,20 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
     compiled = program.lower(*arguments(0)).compile()
     seconds_compile = time.perf_counter() - start
 
-    results, start = [], time.perf_counter()
+    results, counts, start = [], [], time.perf_counter()
     with progress:
         for chunk in range(chunks):
-            x, finite = (np.asarray(a) for a in compiled(*arguments(chunk)))
+            x, finite, calls = (np.asarray(a) for a in compiled(*arguments(chunk)))
             jax.effects_barrier()
             finished[0] = (chunk + 1) * len(table)
             _check_finite(x, finite, table, [names[n] for n in image[chunk * batch :]])
             results.append(x)
+            counts.append(calls)
         progress.done = progress.total
     seconds_run = time.perf_counter() - start
     x = np.concatenate(results)[:total].reshape(len(ys), samples, *ys.shape[1:])
-    calls = method.calls(kernel) * len(table) * (2 if guided else 1)
+    calls = round(float(np.concatenate(counts)[:total].mean()), 1)
+    calls = int(calls) if calls == int(calls) else calls
     return Restored(x, table, calls, seconds_compile, seconds_run, count, batch)
 
 

@@ -99,14 +99,5 @@ def convert(name, text, kind):
         raise ValueError(f"--{name.replace('_', '-')} {text!r} is not {example}") from None
 
 
-def __getattr__(name):
-    """``build`` and ``load`` of training_run, without importing jax before it is asked for."""
-    if name in ("build", "load"):
-        from . import training_run
-
-        return getattr(training_run, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,35 +11,23 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from diffjax import schedules
 from diffjax.base import nearest
-from diffjax.nets import UNet, init
+from diffjax.nets import init
 from diffjax.training import checkpoints, data, losses, state, step
+from diffjax.zoo import prior
 
 from . import samples
 from .configs.base import CHANGEABLE, TrainConfig
 from .progress import Progress
 
-BETAS = {"cosine": schedules.cosine_betas, "linear": schedules.linear_betas, "scaled_linear": schedules.scaled_linear_betas}
 LEVELS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)  # of the held-out loss: t / T
 
 
 def build(config: TrainConfig):
     """-> (net, schedule) of a configuration. Raises ValueError for names and sizes that do not exist."""
-    if config.schedule not in BETAS:
-        raise ValueError(f"unknown schedule {config.schedule!r}: {nearest(config.schedule, BETAS)}")
-    copied = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
-    net = UNet(
-        out_channels=config.channels * (2 if config.loss == "hybrid" else 1),
-        classes=config.classes or None,
-        null_label=bool(config.classes),
-        dtype=jnp.bfloat16 if config.bfloat16 else None,
-        **{name: getattr(config, name) for name in copied},
-    )
-    return net, schedules.discrete(BETAS[config.schedule](config.T))
+    return prior.build(dataclasses.asdict(config))
 
 
 def optimiser(config):

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import freeze
@@ -163,7 +163,7 @@ def test_unsupported_diffusers_options(change, message):
 def test_torch_files(name):
     base = np.arange(24, dtype=np.float32)
     wanted = {"plain": base.reshape(2, 3, 4), "transposed": base.reshape(4, 6).T, "view": base[5:9],
-              "half": np.array([1.5, -0.25], np.float16), "brain": np.array([1.5, -0.25], ml_dtypes.bfloat16),
+              "half": np.array([1.5, -0.25], np.float16), "brain": np.array([1.5, -0.25], jnp.bfloat16),
               "long": np.array([2**40, -1]), "scalar": np.array(2.5), "empty": np.zeros((0, 3), np.float32),
               "linear.weight": np.array([[0.5, -2]], np.float32), "linear.bias": np.array([3], np.float32),
               "parameter": np.array([7], np.float32)}  # fmt: skip
@@ -175,7 +175,7 @@ def test_torch_files(name):
 
 
 def test_other_files(tmp_path):
-    state = {"a.b": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "c": np.array([1.5], ml_dtypes.bfloat16)}
+    state = {"a.b": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "c": np.array([1.5], jnp.bfloat16)}
     files.write(tmp_path / "s.safetensors", state)
     np.savez(tmp_path / "s.npz", **{"a.b": state["a.b"]})
     for path, names in (("s.safetensors", ["a.b", "c"]), ("s.npz", ["a.b"])):

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.metrics import _unit_channels, frechet_distance, kernel_distance, lpips, psnr, psnr_hole, ssim
+from diffjax.metrics import (
+    _unit_channels,
+    alexnet_features,
+    frechet_distance,
+    kernel_distance,
+    lpips,
+    nearest,
+    psnr,
+    psnr_hole,
+    ssim,
+)
 from diffjax.zoo.lpips import lpips_weights
 
 
@@ -56,24 +66,27 @@ def test_ssim_equals_scikit_image(shape):
     assert float(jax.jit(ssim)(x, x)) == pytest.approx(1.0, abs=1e-6)
 
 
-def lpips_in_numpy(x, y, weights):
-    """LPIPS from its definition, float64, without JAX: x, y (H, W, 3)."""
+def alexnet_in_numpy(image, weights):
+    """What the five ReLUs give, from the layers' definition, float64, without JAX: image (H, W, 3)."""
     w = {k: np.asarray(v, np.float64) for k, v in weights.items()}
     windows = np.lib.stride_tricks.sliding_window_view
+    a = (image.astype(np.float64) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+    for n, (stride, pad) in enumerate([(4, 2), (1, 2), (1, 1), (1, 1), (1, 1)]):
+        if n in (1, 2):
+            a = windows(a, (3, 3), axis=(0, 1))[::2, ::2].max((-2, -1))
+        kernel = w[f"features.{n}.kernel"]
+        a = np.pad(a, ((pad, pad), (pad, pad), (0, 0)))
+        patches = windows(a, kernel.shape[:2], axis=(0, 1))[::stride, ::stride]
+        a = np.maximum(np.tensordot(patches, kernel, ([2, 3, 4], [2, 0, 1])) + w[f"features.{n}.bias"], 0)
+        yield a
 
-    def features(image):
-        a = (image.astype(np.float64) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
-        for n, (stride, pad) in enumerate([(4, 2), (1, 2), (1, 1), (1, 1), (1, 1)]):
-            if n in (1, 2):
-                a = windows(a, (3, 3), axis=(0, 1))[::2, ::2].max((-2, -1))
-            kernel = w[f"features.{n}.kernel"]
-            a = np.pad(a, ((pad, pad), (pad, pad), (0, 0)))
-            patches = windows(a, kernel.shape[:2], axis=(0, 1))[::stride, ::stride]
-            a = np.maximum(np.tensordot(patches, kernel, ([2, 3, 4], [2, 0, 1])) + w[f"features.{n}.bias"], 0)
-            yield a / (np.sqrt(np.sum(a**2, axis=-1, keepdims=True)) + 1e-10)
 
-    layers = zip(features(x), features(y), strict=True)
-    return sum(np.mean((p - q) ** 2 @ w[f"lin.{n}.weight"]) for n, (p, q) in enumerate(layers))
+def lpips_in_numpy(x, y, weights):
+    """LPIPS from its definition: x, y (H, W, 3)."""
+    unit = lambda a: a / (np.sqrt(np.sum(a**2, axis=-1, keepdims=True)) + 1e-10)
+    layers = enumerate(zip(alexnet_in_numpy(x, weights), alexnet_in_numpy(y, weights), strict=True))
+    heads = [np.asarray(weights[f"lin.{n}.weight"], np.float64) for n in range(5)]
+    return sum(np.mean((unit(p) - unit(q)) ** 2 @ heads[n]) for n, (p, q) in layers)
 
 
 def test_lpips_equals_its_definition(weights):
@@ -85,6 +98,14 @@ def test_lpips_of_a_small_grey_image_is_that_of_its_enlargement(weights):
     x, y = pair((25, 32, 1))  # the shorter side needs three repetitions: 75 x 96
     enlarged = [np.repeat(np.kron(a[..., 0], np.ones((3, 3)))[..., None], 3, axis=-1) for a in (x, y)]
     assert float(jax.jit(lpips)(x, y, weights)) == pytest.approx(lpips_in_numpy(*enlarged, weights), rel=1e-5)
+
+
+def test_alexnet_features_are_means_of_the_layers(weights):
+    x, _ = pair((32, 32, 3))  # the enlargement to 64 x 64 is a part of it
+    expected = np.concatenate([f.mean((0, 1)) for f in alexnet_in_numpy(x.repeat(2, 0).repeat(2, 1), weights)])
+    found = jax.jit(alexnet_features)(x, weights)
+    assert found.shape == (1152,) and found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 def test_lpips_is_a_dissimilarity_and_vmaps_with_finite_gradients(weights):
@@ -156,6 +177,31 @@ def test_kernel_distance_is_unbiased():
     assert np.min(values) < 0
 
 
+def test_kernel_distance_of_two_distributions():
+    """Its value, not only its zero: in one dimension k(u, v) = (u v + 1)^3 expands into moments."""
+    rng = np.random.default_rng(4)
+    moments = lambda mean: np.array([1, mean, 1 + mean**2, mean**3 + 3 * mean])  # of N(mean, 1), order 0 to 3
+    binomial = np.array([1, 3, 3, 1])
+    expected = float(np.sum(binomial * (moments(0.0) - moments(0.7)) ** 2))
+    values = [kernel_distance(rng.standard_normal((30, 1)), rng.standard_normal((25, 1)) + 0.7) for _ in range(400)]
+    assert abs(np.mean(values) - expected) < 4 * np.std(values) / np.sqrt(len(values))
+
+
+def test_nearest_equals_a_double_loop():
+    rng = np.random.default_rng(5)
+    a, b = rng.uniform(0, 255, (1030, 3)).round(), rng.uniform(0, 255, (40, 3)).round()  # more than one block of rows
+    a[1027] = b[13]
+    each = np.array([[np.sqrt(np.mean((p - q) ** 2)) for q in b] for p in a])
+    distance, which = nearest(a, b)
+    np.testing.assert_allclose(distance, each.min(1), rtol=1e-12)
+    np.testing.assert_array_equal(each[np.arange(len(a)), which], each.min(1))
+    assert (distance[1027], which[1027]) == (0, 13)
+    distance, which = nearest(b, b, same=True)
+    others = [[np.sqrt(np.mean((p - q) ** 2)) if i != j else np.inf for j, q in enumerate(b)] for i, p in enumerate(b)]
+    np.testing.assert_allclose(distance, np.min(others, 1), rtol=1e-12)
+    assert not np.any(which == np.arange(len(b)))
+
+
 def test_wrong_shapes_are_named(weights):
     x = jnp.zeros((16, 16, 3))
     for call in (lambda: psnr(x, x[:8]), lambda: ssim(x, x[:8]), lambda: lpips(x, x[:8], weights)):
@@ -167,3 +213,9 @@ def test_wrong_shapes_are_named(weights):
         lpips(x[None], x[None], weights)
     with pytest.raises(ValueError, match="frechet_distance"):
         frechet_distance(np.zeros((5, 3)), np.zeros((5, 4)))
+    with pytest.raises(ValueError, match=r"kernel_distance.*at least 2"):
+        kernel_distance(np.zeros((1, 3)), np.zeros((5, 3)))
+    with pytest.raises(ValueError, match="nearest"):
+        nearest(np.zeros((5, 3)), np.zeros((5, 4)))
+    with pytest.raises(ValueError, match="vmap"):
+        alexnet_features(x[None], weights)

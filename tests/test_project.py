@@ -102,3 +102,14 @@ def test_lint_and_format():
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], capture_output=True, text=True, cwd=ROOT)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-500:]
+
+
+def test_readme_shows_the_result_files():
+    from experiments import record
+
+    text = (ROOT / "README.md").read_text()
+    assert record.refresh(text) == text, "run python -m experiments.record"
+    shown = {match[1] for match in record.TABLE.findall(text)}
+    assert {"inpainting_fashion32", "benchmark", "repaint_mixtures"} <= shown
+    for name in shown:
+        assert record.read(name)["command"].startswith("python -m experiments.")

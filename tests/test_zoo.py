@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import tiny_prior
 from safetensors.numpy import load_file, save_file
 
 from diffjax import schedules, zoo
-from diffjax.training import checkpoints, state
+from diffjax.training import checkpoints, data, state
 from experiments import evaluate_prior, export
 from experiments.configs.debug import config as debug
 
@@ -215,7 +216,21 @@ def test_a_run_is_a_prior_and_is_exported(run, tmp_path, capsys):
     assert card["training"]["command"] == "python -m experiments.train debug --steps 90 --lr 0.5"
     assert (card["training"]["images_seen"], card["training"]["seconds"], card["training"]["checkpoint"]) == (640, 8.0, 40)
     assert card["training"]["parameters"] == sum(a.size for a in jax.tree.leaves(want))
-    assert card["class_names"][9] == "ankle boot" and "MIT" in card["data"]["licence"]
+    assert card["class_names"][9] == "ankle boot" and "MIT" in card["data"]["licence"] and "Apache" in card["licence"]
+
+
+def test_a_card_names_the_data_and_its_licence(run, tmp_path, monkeypatch):
+    config = dataclasses.replace(debug, data="data/fruits32.npz", classes=3, channels=3)
+    monkeypatch.setattr("experiments.training_run.read_config", lambda file: config)
+    monkeypatch.setattr("diffjax.zoo.prior.read_run", lambda *_: (tiny_prior.params(config=COLOUR), 40))
+    assert export.main([str(run), str(tmp_path / "fruits")]) == 0
+    card = zoo.load(tmp_path / "fruits").card
+    assert card["class_names"] == ["apple", "cherry", "tomato"] and card["training"]["images_seen"] == 640
+    assert (
+        "Mihai Oltean" in card["data"]["origin"]
+        and "CC BY-SA 4.0" in card["licence"]
+        and "experiments.fruits" in card["data"]["name"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,8 +269,88 @@ def test_cards_say_what_they_must(name):
     assert card["name"] == name and len(prior.class_names) == prior.classes
     assert card["data"]["licence"] and card["training"]["command"] and card["training"]["seconds"] > 0
     quality = card["quality"]
-    assert quality["sampler"]["network_calls"] <= 50 and quality["frechet"] < 20
-    assert len(quality["held_out_loss"]) == 8 and set(quality["accuracy"]) == {"scale 1", "scale 2", "scale 4"}
+    assert quality["sampler"]["network_calls"] <= 50 and len(quality["held_out_loss"]) == 8
+    scales = {"scale 1", "scale 2", "scale 4"}
+    if prior.shape[-1] == 1:
+        assert quality["frechet"] < 20 and set(quality["accuracy"]) == scales
+    else:
+        assert set(quality["kernel_distance"]) == scales and quality["kernel_distance_train"]
+        near = quality["nearest_training_image"]
+        assert near["samples"]["median"] > 0 and near["test images"]["median"] > 0
+
+
+COLOUR = tiny_prior.CONFIG | {"channels": 3, "classes": 3, "data": "fruits.npz", "name": "tiny"}
+
+
+def fruits(count=12, seed=0):
+    """Discs of three colours on white, uint8, and their labels: as training or test data."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    inside = np.hypot(x[None] - rng.uniform(12, 20, (count, 1, 1)), y[None] - 16) < rng.uniform(8, 12, (count, 1, 1))
+    labels = np.arange(count, dtype=np.uint8) % 3
+    colours = np.array([[80, 160, 40], [140, 20, 60], [220, 50, 30]])[labels][:, None, None]
+    return np.where(inside[..., None], colours + rng.integers(0, 30, colours.shape), 255).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    """A colour prior with random weights beside its data set."""
+    folder = tiny_prior.write(
+        tmp_path_factory.mktemp("colour") / "tiny", config=COLOUR, class_names=zoo.bundled.FRUITS_CLASSES
+    )
+    (x, y), (x_test, y_test) = fruits(24), fruits(12, seed=1)
+    np.savez(folder.parent / "fruits.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return folder
+
+
+def test_a_colour_prior_is_measured(colour, monkeypatch, capsys):
+    monkeypatch.chdir(colour.parent)
+    assert evaluate_prior.main("tiny --samples 100 --guided 0 --steps 1".split()) == 0
+    card = zoo.load("tiny").card
+    quality = card["quality"]
+    assert (
+        card["config"] == json.loads(json.dumps(COLOUR)) and quality["sampler"]["network_calls"] == 1
+    )  # the rest of the card is kept
+    assert set(quality["kernel_distance"]) == {"scale 1"} and "frechet" not in quality
+    assert quality["kernel_distance"]["scale 1"] > quality["kernel_distance_train"]  # random weights against real images
+    assert quality["held_out_is"].startswith("v loss per pixel on 8 test images")  # of 12, an even share for 8 devices
+    assert {p.name for p in colour.iterdir()} == {"card.json", "weights.safetensors", "samples.png", "nearest.png"}
+
+
+def test_copies_of_training_images_are_found(colour):
+    """Samples that are mirrored training images lie at 0; the test images where a double loop finds them."""
+    prior, (x, y), (x_test, y_test) = zoo.load(colour), fruits(24), fruits(12, seed=1)
+    images = data.Images(x, y.astype(np.int32), x_test, y_test.astype(np.int32))
+    options = SimpleNamespace(samples=100, guided=100)
+    measured = lambda draw: evaluate_prior.by_neighbours(prior, images, draw, options)[0]
+    said = measured(lambda labels, scale=1: np.stack([x[y == k][0, :, ::-1] // scale for k in labels]).astype(np.uint8))
+    assert list(said["kernel_distance"]) == ["scale 1", "scale 2", "scale 4"]
+    assert said["kernel_distance"]["scale 1"] < said["kernel_distance"]["scale 4"]  # these are a quarter as bright
+    near = said["nearest_training_image"]
+    assert near["samples"]["median"] == near["samples"]["quantile 0.99"] == 0
+    rmse = lambda a, b: np.sqrt(np.mean((a.astype(float) - b.astype(float)) ** 2))
+    expected = [min(min(rmse(a, b), rmse(a, b[:, ::-1])) for b in x) for a in x_test]
+    assert near["test images"]["median"] == pytest.approx(np.median(expected), abs=0.006)  # the card has two digits
+    options.guided = 0
+    real = measured(lambda labels: fruits(300, seed=2)[0][np.arange(len(labels)) * 3 + labels])
+    assert real["nearest_training_image"]["samples"]["quantile 0.01"] > 0
+    assert real["kernel_distance"]["scale 1"] < said["kernel_distance"]["scale 1"]  # two copies are no distribution
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("tiny --data fruits-elsewhere.npz", "build it by python -m experiments.fruits"),
+        ("tiny --guided 5", "100 or more"),
+        ("tiny --kernel ddpm --steps 51", "51 network calls"),
+    ],
+)
+def test_evaluation_of_a_colour_prior_says_what_is_wrong(line, said, colour, monkeypatch, capsys):
+    monkeypatch.chdir(colour.parent)
+    before = (colour / "card.json").read_bytes()
+    assert evaluate_prior.main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and (colour / "card.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from experiments.configs.debug import config as debug
 CONFIG = dataclasses.asdict(debug)
 
 
-def params(seed=0):
+def params(seed=0, config=CONFIG):
     """Drawn with numpy, so that nothing is compiled: a fresh network would predict 0 whatever it sees anyway."""
-    net, _ = build(CONFIG)
+    net, _ = build(config)
     rng = np.random.default_rng(seed)
 
     def draw(path, shape):
@@ -25,13 +25,11 @@ def params(seed=0):
             return 1 + 0.1 * noise
         return 0.1 * noise if len(shape) == 1 else noise / np.sqrt(np.prod(shape[:-1]))
 
-    flat = {
-        path: jnp.asarray(draw(path, shape)) for path, shape in strict.shapes(net, *strict.image_inputs(net, 32, 1)).items()
-    }
+    shapes = strict.shapes(net, *strict.image_inputs(net, config["size"], config["channels"]))
+    flat = {path: jnp.asarray(draw(path, shape)) for path, shape in shapes.items()}
     return flax.core.freeze({"params": flax.traverse_util.unflatten_dict(flat)})
 
 
-def write(folder, seed=0):
-    card = {"name": "tiny", "config": CONFIG, "class_names": list(zoo.bundled.FASHION_CLASSES)}
-    zoo.save(folder, params(seed), card)
+def write(folder, seed=0, config=CONFIG, class_names=zoo.bundled.FASHION_CLASSES):
+    zoo.save(folder, params(seed, config), {"name": "tiny", "config": config, "class_names": list(class_names)})
     return folder

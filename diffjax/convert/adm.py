@@ -105,12 +105,6 @@ def _head(pool):
 # --- configuration --------------------------------------------------------------------------------------------------
 
 
-def _shape(state, name):
-    if name not in state:
-        raise ValueError(f"this is no checkpoint of the ADM family: it has no {name}")
-    return state[name].shape
-
-
 def _entries(state, prefix):
     """{i: {j: names below}} of PREFIX.i.j.*"""
     found = {}
@@ -123,7 +117,7 @@ def _entries(state, prefix):
 
 def _resampling(down):
     """(entries of strided convolutions, numbers without any parameter: plain pooling)."""
-    strided = [i for i, entry in down.items() if entry.get("0", set()) & {"op.weight", "op.bias"}]
+    strided = [i for i, entry in down.items() if any(name.startswith("op.") for name in entry.get("0", ()))]
     return strided, [i for i in range(1, max(down, default=0)) if i not in down]
 
 
@@ -133,7 +127,7 @@ def _blocks_per_level(state, down, up):
     doubled = [
         i
         for i, entry in up.items()
-        if any(j != "0" and names & {"conv.weight", "in_layers.0.weight"} for j, names in entry.items())
+        if any(j != "0" and any(n.startswith(("conv.", "in_layers.")) for n in names) for j, names in entry.items())
     ]
     last = max(down, default=0)
     if strided or gaps:
@@ -156,52 +150,64 @@ def _blocks_per_level(state, down, up):
     return fitting[0]
 
 
-def _width(state, i):
-    for name in (f"input_blocks.{i}.0.out_layers.3.weight", f"input_blocks.{i}.0.op.weight", f"input_blocks.{i}.0.weight"):
-        if name in state:
-            return state[name].shape[0]
-    return None
+def _width(state, *entries):
+    """Channels that these entries of the way down give (they are of one level)."""
+    arrays = ("in_layers.2.weight", "in_layers.2.bias", "out_layers.0.weight", "out_layers.0.bias", "out_layers.3.weight",
+              "out_layers.3.bias", "op.weight", "op.bias", "weight", "bias")  # fmt: skip
+    return strict.vote(state, *((f"input_blocks.{i}.0.{name}", 0) for i in entries for name in arrays))
 
 
 def _pool(state):
-    if "out.2.positional_embedding" in state:
+    if "out.2.positional_embedding" in state or "out.2.qkv_proj.weight" in state:
         return "attention"
-    if "out.3.weight" in state:
-        return "adaptive" if state["out.3.weight"].ndim == 4 else "spatial_v2"
+    if "out.3.weight" in state or "out.3.bias" in state:
+        spatial = strict.vote(state, ("out.0.weight", 0), ("out.0.bias", 0)) == 2048
+        return "spatial_v2" if spatial else "adaptive"
     return "spatial"
 
 
 def config_from_state(state, **hints):
     """(network class, its fields) that a state dict has; `hints` are fields that win over what is read.
 
-    Raises ValueError where the fields cannot be read, and if neither `heads` nor `head_channels` is given (the middle
-    always has attention).
+    Every fact is read from several arrays where it can be: one that is renamed, missing or of another shape does not
+    change the rest. Raises ValueError where the fields cannot be read, and if neither `heads` nor `head_channels` is
+    given (the middle always has attention).
     """
-    width = _shape(state, "time_embed.0.weight")[1]
-    channels = _shape(state, "input_blocks.0.0.weight")[1]
     down, up = _entries(state, "input_blocks"), _entries(state, "output_blocks")
+    linear = [(f"time_embed.{i}.{name}", 0) for i in (0, 2) for name in ("weight", "bias")]
+    embedding = strict.vote(state, *linear, ("label_emb.weight", 1))
+    if not down or not embedding:
+        lacking = "input_blocks" if embedding else "time_embed"
+        raise ValueError(f"this is no checkpoint of the ADM family: it has no {lacking}.*")
+    width = embedding // 4
     blocks = hints.get("blocks") or _blocks_per_level(state, down, up)
     levels = max(1, math.ceil((max(down) + 1) / (blocks + 1)))
-    first = [level * (blocks + 1) + 1 for level in range(levels)]
-    widths = [_width(state, i) or width for i in first]
+    level_blocks = [range(level * (blocks + 1) + 1, (level + 1) * (blocks + 1)) for level in range(levels)]
+    widths = [_width(state, *entries) or width for entries in level_blocks]
     strided, gaps = _resampling(down)
     found = {"width": width, "blocks": blocks, "multipliers": tuple(multiplier(w, width) for w in widths)}
     found |= {"conv_resample": not gaps, "resblock_updown": levels > 1 and not strided and not gaps}
-    attends = [any("1" in down.get(i, {}) for i in range(start, start + blocks)) for start in first]
+    attends = [any("1" in down.get(i, {}) for i in entries) for entries in level_blocks]
     found["attention"] = tuple(2**level for level, yes in enumerate(attends) if yes)
-    embedding = f"input_blocks.{first[0]}.0.emb_layers.1.weight"
-    found["scale_shift"] = embedding in state and state[embedding].shape[0] == 2 * widths[0]
+    told = [f"{part}.0.emb_layers.1." for part in (*(f"input_blocks.{i}" for i in level_blocks[-1]), "middle_block")]
+    found["scale_shift"] = strict.vote(state, *((n + a, 0) for n in told for a in ("weight", "bias"))) == 2 * widths[-1]
     if "label_emb.weight" in state:
         found["classes"] = state["label_emb.weight"].shape[0]
+    channels = strict.vote(state, ("input_blocks.0.0.weight", 1))
     if up:
-        out = _shape(state, "out.2.weight")[0]
-        network = SuperRes if channels > out or channels == out == 6 else UNet
-        found["out_channels"] = out
+        last, network = "out.2", UNet
     else:
-        network, pool = Encoder, hints.get("pool") or _pool(state)
-        last = {"attention": "out.2.c_proj.weight", "spatial": "out.2.weight"}.get(pool, "out.3.weight")
-        found |= {"pool": pool, "out_channels": _shape(state, last)[0]}
-    found |= hints
+        pool, network = hints.get("pool") or _pool(state), Encoder
+        found["pool"] = pool
+        last = {"attention": "out.2.c_proj", "spatial": "out.2"}.get(pool, "out.3")
+    out = [state[f"{last}.{name}"].shape[0] for name in ("weight", "bias") if f"{last}.{name}" in state]
+    if not out:
+        raise ValueError(f"the state dict ends without {last}.weight and {last}.bias: it is cut short or of another family")
+    likely = [channels, 2 * channels, channels // 2] if up and channels else []
+    out = next((n for n in out if n in likely), out[0])
+    if up and channels and (channels == 2 * out or channels == out == 6):
+        network = SuperRes
+    found |= {"out_channels": out} | hints
     if "heads" not in hints and "head_channels" not in hints:
         raise ValueError("a state dict does not show its number of heads: give heads=... or head_channels=...")
     return network, found
@@ -220,7 +226,7 @@ def multiplier(width, base):
 
 def inputs(net, state):
     """Shapes of an image and what goes with it, with the input channels (and the pooled size) that the state dict has."""
-    channels = state["input_blocks.0.0.weight"].shape[1] if "input_blocks.0.0.weight" in state else 3
+    channels = strict.vote(state, ("input_blocks.0.0.weight", 1)) or 3 * (1 + isinstance(net, SuperRes))
     size, extra = 2 ** (len(net.multipliers) - 1), ()
     if isinstance(net, Encoder) and net.pool == "attention" and "out.2.positional_embedding" in state:
         size *= math.isqrt(state["out.2.positional_embedding"].shape[1] - 1)

@@ -73,9 +73,9 @@ def config_from_state(state, **hints):
     `hints` are fields that win; give `heads` or `head_channels`, `epsilon`, `sin_first`, `groups` ... where they differ.
     """
     state = modern(state)
-    for name in ("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.time_emb_proj.weight"):
-        if name not in state:
-            raise ValueError(f"this is no checkpoint of a UNet2DModel: it has no {name}")
+    for lacking in ("conv_in.", "down_blocks.0.resnets.", "time_embedding."):
+        if not any(name.startswith(lacking) for name in state):
+            raise ValueError(f"this is no checkpoint of a UNet2DModel: it has no {lacking}*")
 
     def number(prefix):
         rest = [name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)]
@@ -84,17 +84,21 @@ def config_from_state(state, **hints):
     def has(prefix):
         return any(name.startswith(prefix) for name in state)
 
-    levels = number("down_blocks.")
-    widths = []
-    for level in range(levels):
-        name = f"down_blocks.{level}.resnets.0.conv2.weight"
-        widths.append(state[name].shape[0] if name in state else widths[-1] if widths else state["conv_in.weight"].shape[0])
+    def length(prefix, *names):  # several arrays are asked, so that one wrong array is named and not believed
+        return strict.vote(state, *((f"{prefix}{name}", 0) for name in names))
+
+    levels, blocks = number("down_blocks."), number("down_blocks.0.resnets.")
+    arrays = ("conv2.weight", "conv2.bias", "norm2.weight", "conv1.bias")
+    each = [f"resnets.{i}.{name}" for i in range(blocks) for name in arrays]
+    widths = [length(f"down_blocks.{level}.", *each) or 1 for level in range(levels)]
     up = [levels - 1 - level for level in range(levels)]  # their number of the block of each level
-    first = state["down_blocks.0.resnets.0.time_emb_proj.weight"].shape[0]
+    told = length("down_blocks.0.", *(f"resnets.{i}.time_emb_proj.{n}" for i in range(blocks) for n in ("weight", "bias")))
     how = {True: "res", False: "conv"}
+    out = [state[f"conv_out.{n}"].shape[0] for n in ("weight", "bias") if f"conv_out.{n}" in state] or [3]
+    channels = strict.vote(state, ("conv_in.weight", 1)) or 3
     found = {
-        "out_channels": state["conv_out.weight"].shape[0], "width": widths[0], "multipliers": _multipliers(widths),
-        "blocks": number("down_blocks.0.resnets."), "scale_shift": first == 2 * widths[0],
+        "out_channels": next((n for n in out if n in (channels, 2 * channels)), out[-1]), "width": widths[0],
+        "multipliers": _multipliers(widths), "blocks": blocks, "scale_shift": told == 2 * widths[0],
         "attention_down": tuple(has(f"down_blocks.{i}.attentions.") for i in range(levels)),
         "attention_up": tuple(has(f"up_blocks.{i}.attentions.") for i in up),
         "resample_down": tuple(how[has(f"down_blocks.{i}.downsamplers.0.conv1")] for i in range(levels - 1)),
@@ -171,10 +175,13 @@ def _attention(at, name):
 # --- conversion -----------------------------------------------------------------------------------------------------
 
 
-def params_from_state(net, state, dtype=np.float32):
-    """Parameters of `net` from a state dict; a ValueError lists everything that does not fit."""
+def params_from_state(net, state, dtype=np.float32, channels=None):
+    """Parameters of `net` from a state dict, for images of so many channels (default: as many as the state dict takes).
+
+    A ValueError lists everything that does not fit.
+    """
     state = modern(state)
-    channels = state["conv_in.weight"].shape[1] if "conv_in.weight" in state else 3
+    channels = channels or strict.vote(state, ("conv_in.weight", 1)) or 3
     shapes = strict.shapes(net, *strict.image_inputs(net, 2 ** (len(net.multipliers) - 1), channels))
     return strict.to_params(state, table(net), shapes, net, dtype)
 
@@ -183,7 +190,7 @@ def convert(state, config=None, dtype=np.float32, **hints):
     """(net, params) of a state dict {name: array} and, if there is one, its config.json as a dict; hints are fields."""
     fields = config_from_state(state, **hints) if config is None else from_config(config) | hints
     net = DDPMUNet(**fields)
-    return net, params_from_state(net, state, dtype)
+    return net, params_from_state(net, state, dtype, (config or {}).get("in_channels"))
 
 
 def to_state(net, params):

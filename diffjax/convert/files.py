@@ -12,14 +12,14 @@ import struct
 import zipfile
 from pathlib import Path
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 STORAGES = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16, "LongStorage": np.int64,
-    "BFloat16Storage": ml_dtypes.bfloat16, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8,
+    "BFloat16Storage": jnp.bfloat16, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8,
     "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of files older than torch 1.6
@@ -74,7 +74,8 @@ class _Tensor:
         if self.offset < 0 or min((*self.size, *self.stride), default=0) < 0 or last >= data.size:
             raise ValueError(f"a tensor of shape {self.size} lies outside its storage of {data.size} numbers")
         strides = [s * data.itemsize for s in self.stride]
-        return np.lib.stride_tricks.as_strided(data[self.offset :], self.size, strides).copy()
+        view = np.lib.stride_tricks.as_strided(data[self.offset :], self.size, strides)
+        return np.asarray(view, order="C")  # no copy of a tensor that fills its storage: checkpoints have gigabytes
 
 
 class _Rebuild:

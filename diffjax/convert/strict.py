@@ -100,6 +100,15 @@ def mismatches(state, wanted):
     return missing, left_over, wrong
 
 
+def vote(state, *where):
+    """The commonest length among axes [(name, axis), ...] of the arrays that are there, the first of equals; None if none is.
+
+    A fact of the configuration is read from several arrays, so that one wrong array is named and not believed.
+    """
+    sizes = [state[name].shape[axis] for name, axis in where if name in state and np.ndim(state[name]) > axis]
+    return max(sizes, key=sizes.count, default=None)
+
+
 def _some(names, most=8):
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -129,7 +138,7 @@ def to_params(state, table, shape_of, net, dtype=np.float32):
     check(state, expected(table, shape_of), net)
     flat = {}
     for entry in table:
-        parts = [ours(entry.layout, np.asarray(state[name]).astype(dtype)) for name in entry.names]
+        parts = [ours(entry.layout, np.asarray(state[name]).astype(dtype, copy=False)) for name in entry.names]
         flat[entry.path] = jnp.asarray(np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0])
     return flax.core.freeze({"params": flax.traverse_util.unflatten_dict(flat)})
 

@@ -2,7 +2,7 @@
 
     minimise  |A(x0_hat(x)) - y|^2 + reg |x - x_t|^2   over x, a few gradient steps from x = x_t,  then one DDIM step from x
 
-x0_hat is the one-step estimate, clamped to [-1, 1] with the gradient through the clamp, or ``estimate_steps``
+x0_hat is the one-step estimate, clamped to ``bounds`` with the gradient through the clamp, or ``estimate_steps``
 deterministic DDIM steps down. Rate and weight grow with the level of the walk; a step that does not lower the objective
 is shortened by 0.8. CoPaint-Fast, CoPaint and CoPaint-TT differ in their numbers and timetable only: :func:`published`.
 
@@ -50,8 +50,10 @@ class CoPaint(Method):
     estimate_steps:  1, or the number of DDIM steps of the multi-step estimate (M)
     candidates:      starts that are tried, the one with the lowest data loss after optimising is kept (``filter_xT``)
     keep:            starts that are kept (more than one only to replay a recorded batch)
-    exact:           known pixels of the result equal y
-    Network calls per row: 1 + iterations (1 + trials), counted in ``info["calls"]``. Run it with ``kernels.DDIM``.
+    exact:           known pixels of the result equal y (where ``noise_std`` is 0)
+    bounds:          what x0 and the result are clamped to; widen them for a prior that is not confined to [-1, 1]
+    Forward calls of the network per row: 1 + iterations (1 + trials), counted in ``info["calls"]`` (candidates, tried before
+    the first row, are not); backward: iterations. Run it with ``kernels.DDIM``.
     """
 
     measurement: Measurement = None
@@ -60,6 +62,7 @@ class CoPaint(Method):
     reg: Any = 1e-4
     reg_decay: Any = 1.01
     tolerance: Any = None
+    bounds: Any = (-1.0, 1.0)
     iterations: int = static(default=2)
     smart: bool = static(default=True)
     adaptive: bool = static(default=True)
@@ -124,7 +127,7 @@ class CoPaint(Method):
     def predict(self, x, t) -> Prediction:
         """x0 clamped, eps the network's own."""
         p = self.denoise(x, t)
-        return p.with_x0(clip(p.x0, -1.0, 1.0), keep_eps=True)
+        return p.with_x0(clip(p.x0, *self.bounds), keep_eps=True)
 
     def estimate(self, x, row):
         """x0_hat at the row's time."""
@@ -140,7 +143,7 @@ class CoPaint(Method):
 
         times = row.m.down.astype(row.t.dtype)
         x, _ = jax.lax.scan(jax.checkpoint(down, prevent_cse=False), x, (times[:-1], times[1:]))
-        return clip(x, -1.0, 1.0)
+        return clip(x, *self.bounds)
 
     def _objective(self, x, x_t, row):
         data = (self.measurement.A.residual(self.estimate(x, row), self.measurement.y.astype(x.dtype)) ** 2).sum()
@@ -189,7 +192,7 @@ class CoPaint(Method):
         return x, state, {"calls": jnp.int32(calls), "reductions": reductions, "lr": lr, "loss": data}
 
     def finish(self, kernel, x, state):
-        x = clip(x, -1.0, 1.0)
+        x = clip(x, *self.bounds)
         if not self.exact or not isinstance(self.measurement.A, Mask):
             return x, {}
         m = self.measurement.A.weights(x) * jnp.asarray(self.measurement.noise_std == 0).astype(x.dtype)
@@ -210,14 +213,18 @@ _PUBLISHED = {
 }
 
 
-def published(name: str, schedule):
+def published(name: str, schedule, steps: int | None = None):
     """(hyper-parameters of :class:`CoPaint`, timetable) as run in the paper: 250 respaced levels, DDIM with eta 0, the result
-    taken at t = 1; "copaint-fast" 100 steps of them, "copaint-tt" with travel over 10 steps, once; "-imagenet" for that data.
-    Raises ValueError for another name."""
+    taken at t = 1; "copaint-fast" 100 of them, "copaint-tt" with travel over 10 steps, once; "-imagenet" for that data.
+    ``steps``: another number of levels (of the 250 for "copaint-fast"). Raises ValueError for another name, or steps out of
+    range."""
     if name not in _PUBLISHED:
         raise ValueError(f"unknown CoPaint {name!r}: {nearest(name, _PUBLISHED)}")
-    levels = timetables.space(schedule.T, 250) + 1
-    if "fast" in name:
-        levels = levels[timetables.space_rounded(250, 100)]
+    fast, most = "fast" in name, 250 if "fast" in name else schedule.T
+    steps = (100 if fast else 250) if steps is None else steps
+    if not isinstance(steps, int) or not 2 <= steps <= most:
+        raise ValueError(f"steps {steps!r} of {name} is out of range: choose a whole number from 2 to {most}")
+    levels = timetables.space(schedule.T, 250 if fast else steps) + 1
+    levels = levels[timetables.space_rounded(250, steps)] if fast else levels
     grid = timetables.from_times(levels[::-1])
     return _PUBLISHED[name], timetables.travel(grid, 10, 2, before_jump=True) if "tt" in name else grid

@@ -49,20 +49,16 @@ class RePaint(Method):
     def __post_init__(self):
         if self.order not in ORDERS:
             raise ValueError(f"unknown order {self.order!r}: {nearest(self.order, ORDERS)}")
-        if (
-            isinstance(self.measurement, Measurement)
-            and isinstance(self.measurement.y, jax.Array | type(None))
-            and not isinstance(self.measurement.A, Mask)
-        ):
-            raise ValueError(f"RePaint needs a Mask, not {type(self.measurement.A).__name__}: it pastes known pixels")
+        A = getattr(self.measurement, "A", None)
+        if callable(A) and not isinstance(A, Mask):
+            raise ValueError(f"RePaint needs a Mask, not {type(A).__name__}: it pastes known pixels")
 
     def plan(self, kernel, table) -> Plan:
         at = table.t if self.order == "official" else table.s
         alpha, sigma = kernel.schedule.alpha(at), kernel.schedule.sigma(at)
         noise_std = self.measurement.noise_std
         sigma = safe_sqrt(sigma**2 - (alpha * noise_std) ** 2)
-        xp = namespace(table.i)
-        merge = xp.where(table.i == 0, 0.0, 1.0) if self.order == "official" else xp.ones_like(sigma)
+        merge = namespace(table.i).where((table.i == 0) & (self.order == "official"), 0.0, 1.0)
         return Plan(alpha, sigma, merge)
 
     def draw(self, kernel, key, x):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..base import is_concrete, pytree, safe_divide
@@ -20,8 +21,9 @@ class Mask(Operator):
     mask: Any
 
     def __post_init__(self):
-        if isinstance(self.mask, np.ndarray) or (hasattr(self.mask, "dtype") and is_concrete(self.mask)):
-            low, high = float(np.min(self.mask)), float(np.max(self.mask))
+        if isinstance(self.mask, (np.ndarray, jax.Array)) and is_concrete(self.mask):
+            values = np.asarray(self.mask)  # within a trace, reducing a JAX array would be traced
+            low, high = float(values.min()), float(values.max())
             if low < 0 or high > 1:
                 raise ValueError(f"mask values span [{low:g}, {high:g}]: give 0 (hidden) to 1 (known), for example mask / 255")
 

@@ -3,6 +3,14 @@
 from . import bundled
 from .classifier import fashion_classifier
 from .lpips import lpips_weights
-from .prior import Prior, load, names, save
+from .prior import Assumed, Prior, load, names, save
 
-__all__ = ["Prior", "bundled", "fashion_classifier", "load", "lpips_weights", "names", "save"]
+
+def load_classifier(source, config=None):
+    """A classifier of noisy images of guided-diffusion, see ``zoo.public.load_classifier``."""
+    from . import public
+
+    return public.load_classifier(source, config)
+
+
+__all__ = ["Assumed", "Prior", "bundled", "fashion_classifier", "load", "load_classifier", "lpips_weights", "names", "save"]

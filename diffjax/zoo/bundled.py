@@ -1,4 +1,4 @@
-"""Real test images that ship with the library (licence and credits lie beside them in `images/`)."""
+"""Real test images that ship with the library (licences and credits lie beside them in `images/`)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ from pathlib import Path
 import numpy as np
 
 _FOLDER = Path(__file__).parent / "images"
-NAMES = ("fashion",)
+NAMES = ("fashion", "fruits")
 FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
 )  # fmt: skip
+FRUITS_CLASSES = ("apple", "cherry", "tomato")
 
 
 def images(name: str = "fashion") -> tuple[np.ndarray, np.ndarray]:
-    """A bundled set: (images float32 (N, 32, 32, 1) in [-1, 1], labels int64 (N,)).
+    """A bundled set: (images float32 (N, 32, 32, C) in [-1, 1], labels int64 (N,)). No shipped prior has seen them.
 
-    "fashion": 32 images of the Fashion-MNIST test split, which no shipped prior was trained on. Image j is
-    the (j // 10)-th test image of class j % 10, so the first four are a T-shirt, trousers, a pullover and a
-    dress. Stored as 28x28 bytes; padded here with black to 32x32, as for training. Raises ValueError for
-    another name.
+    "fashion": 32 grey images of the Fashion-MNIST test split. Image j is the (j // 10)-th test image of class
+    j % 10, so the first four are a T-shirt, trousers, a pullover and a dress. Stored as 28x28 bytes; padded
+    here with black to 32x32, as for training.
+    "fruits": 16 colour images of Fruits-360, one of each variety kept apart for testing, on white: apple, cherry,
+    tomato, apple, ...
+    Raises ValueError for another name.
     """
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
         raise ValueError(f"unknown bundled image set {name!r}: the nearest is {close[0]!r} (valid: {', '.join(NAMES)})")
     with np.load(_FOLDER / f"{name}.npz", allow_pickle=False) as file:
         pixels, labels = file["images"], file["labels"]
-    padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[..., None]
-    return (padded.astype(np.float32) / 127.5 - 1).astype(np.float32), labels.astype(np.int64)
+    if pixels.ndim == 3:
+        pixels = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[..., None]
+    return (pixels.astype(np.float32) / 127.5 - 1).astype(np.float32), labels.astype(np.int64)
+
+
+def for_channels(channels: int) -> str:
+    """The set that fits a prior by its number of channels: "fruits" for colour, "fashion" for grey."""
+    return "fruits" if channels == 3 else "fashion"

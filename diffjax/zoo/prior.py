@@ -5,6 +5,7 @@ Reading is strict: weights that do not fit the card's network exactly are refuse
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -23,6 +24,10 @@ NETWORK = "width multipliers blocks attention heads groups patch scale_shift res
 _HERE = Path(__file__).parent
 
 
+class Assumed(UserWarning):
+    """What a checkpoint does not say and was assumed, in one line."""
+
+
 @pytree
 class Prior:
     """What a denoiser needs, and where it came from.
@@ -30,9 +35,10 @@ class Prior:
     params:       of ``net``, float32 (leaves); schedule: the one it was trained on (leaves)
     name, net:    its name; the Flax module, ``net.apply(params, x, i, label)`` with i = t - 1
     shape:        (H, W, C) of its images, in [-1, 1]
-    loss:         what it was trained with: "v", "eps" or "hybrid" (eps and a learned variance)
-    classes:      number of labels, 0 for an unconditional prior; the index ``classes`` is the null label
+    loss:         what it predicts: "v", "x0", "eps" or "hybrid" (eps and a learned variance)
+    classes:      number of labels, 0 for an unconditional prior; the index ``classes`` is the null label if ``net`` has one
     class_names:  a tuple of ``classes`` strings, or ()
+    time_scale:   the network is told time_scale * i
     card:         the card as a dict (a copy)
     """
 
@@ -45,6 +51,7 @@ class Prior:
     classes: int = static(default=0)
     class_names: tuple = static(default=())
     text: str = static(default="{}")  # the card as JSON: static fields must be hashable
+    time_scale: float = static(default=1.0)
 
     @property
     def card(self) -> dict:
@@ -53,9 +60,12 @@ class Prior:
     def label(self, label=None):
         """The index of a label given by number or class name; the null label for None.
 
-        Traced labels pass unchecked. Raises ValueError for a label that does not exist, or of an unconditional prior.
+        Traced labels pass unchecked. Raises ValueError for a label that does not exist, for one of an unconditional prior,
+        and for None where there is no null label.
         """
         if label is None:
+            if self.classes and not self.net.null_label:
+                raise ValueError(f"prior {self.name!r} was trained with labels only: give one, 0 to {self.classes - 1}")
             return self.classes
         if not self.classes:
             raise ValueError(f"prior {self.name!r} knows no labels, got {label!r}: leave the label out")
@@ -84,13 +94,27 @@ class Prior:
         guided = not (isinstance(scale, (int, float)) and scale == 1)
         if guided and label is None:
             raise ValueError(f"scale {scale} needs a label to guide towards: pass label=, or scale=1")
+        if guided and not self.net.null_label:
+            raise ValueError(f"prior {self.name!r} has no null label to guide away from: use scale=1, or a classifier")
         index = self.label(label)
         args, null = ((jnp.asarray(n, jnp.int32),) if self.classes else () for n in (index, self.classes))
-        make = denoisers.from_v if self.loss == "v" else denoisers.from_eps
-        denoise = make(self.net.apply, self.params, self.schedule, args=args, learned_variance=self.loss == "hybrid")
+        make = {"v": denoisers.from_v, "x0": denoisers.from_x0}.get(self.loss, denoisers.from_eps)
+        apply = self.net.apply if self.time_scale == 1 else _Rescaled(self.net, self.time_scale)
+        denoise = make(apply, self.params, self.schedule, args=args, learned_variance=self.loss == "hybrid")
         if guided:
             denoise = denoisers.classifier_free(denoise, args, null, scale)
         return denoisers.clipped(denoise) if clip else denoise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rescaled:
+    """A network that is told time_scale * i; compared by value, so that building it again costs no retrace."""
+
+    net: Any
+    time_scale: float
+
+    def __call__(self, params, x, i, *args):
+        return self.net.apply(params, x, i * self.time_scale, *args)
 
 
 def build(config: Mapping):
@@ -118,22 +142,31 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in _HERE.glob(f"*/{CARD}"))
 
 
-def load(name: str | os.PathLike) -> Prior:
+def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
     """A prior by name (:func:`names`), or from a folder with a card and weights, or of a run of ``experiments.train``
-    (its averaged weights of the checkpoint with the lowest held-out loss).
+    (its averaged weights of the checkpoint with the lowest held-out loss), or a public checkpoint: a file, a folder laid
+    out like the hub's, or "hf:owner/name[@revision]". ``config``: of public checkpoints, see :func:`zoo.public.load`.
 
     Raises ValueError, one line, for an unknown name, a missing or damaged file, or weights of another network.
     """
     folder = _HERE / str(name) if str(name) in names() else Path(name)
+    if str(name).startswith("hf:") or folder.is_file() or (folder.is_dir() and not (folder / CARD).is_file()):
+        from . import public
+
+        if str(name).startswith("hf:") or folder.is_file() or public.is_public(folder):
+            return public.load(name, config)
+    if config:
+        raise ValueError(f"{name} has its own configuration, {', '.join(config)} cannot be given: leave that out")
     if not folder.is_dir():
         close = f"{nearest(name, names())} Or give" if names() else "give"
-        raise ValueError(f"unknown prior {str(name)!r}: {close} the folder of a training run, or one with {CARD}")
+        raise ValueError(f"unknown prior {str(name)!r}: {close} the folder of a training run, one with {CARD}, "
+                         "a public checkpoint's file or folder, or hf:owner/name")  # fmt: skip
     if (folder / CARD).is_file():
-        card = _json(folder / CARD)
+        card = read_json(folder / CARD)
         net, schedule = _built(card.get("config", {}), folder / CARD)
         params = _read_weights(folder / WEIGHTS, net, card["config"])
     elif (folder / "config.json").is_file():
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
         net, schedule = _built(config, folder / "config.json")
         params, step = read_run(folder, net, config)
         card = {"name": config.get("name", folder.name), "config": config, "training": {"checkpoint": step}}
@@ -184,13 +217,14 @@ def _flat(params) -> dict:
     return flax.traverse_util.flatten_dict(flax.core.unfreeze(params)["params"])
 
 
-def _json(file) -> dict:
+def read_json(file) -> dict:
+    """The object in a JSON file; ValueError, one line, if there is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}): export the prior again") from None
+        raise ValueError(f"{file} cannot be read ({error}): copy it again") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no JSON object: export the prior again")
+        raise ValueError(f"{file} holds no JSON object: copy it again")
     return value
 
 

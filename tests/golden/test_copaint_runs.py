@@ -9,6 +9,8 @@ from golden_files import check, load
 
 import diffjax as dj
 
+QUICK = {"xla_backend_optimization_level": 1}  # these programs take longer to compile than to run
+
 
 def average_pool(x, scale):
     """Block means of an (N, C, H, W) batch."""
@@ -82,7 +84,7 @@ def replay(run, meta, dtype):
     def go(recorded):
         return dj.sample(None, method, kernel, table, shape, recorded=recorded, dtype=dtype, trace=lambda x, row, info: x)
 
-    return jax.jit(go)(recorded), np.array(row_ends)
+    return jax.jit(go, compiler_options=QUICK)(recorded), np.array(row_ends)
 
 
 @pytest.mark.golden("inpainting", "copaint_")

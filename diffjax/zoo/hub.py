@@ -1,0 +1,66 @@
+"""Repositories of the Hugging Face hub: ``hf:owner/name`` or ``hf:owner/name@revision`` to a local folder.
+
+Only what a ``UNet2DModel`` needs is fetched, safe formats first; a ``.bin`` is read by our restricted unpickler.
+Needs the ``huggingface_hub`` package (``pip install "diffjax[hub]"``). What was fetched once is found without a network.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+SMALL = ("config.json", "unet/config.json", "model_index.json", "scheduler_config.json", "scheduler/scheduler_config.json",
+         "README.md")  # fmt: skip
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def download(repository, revision, patterns) -> str:
+    """The local folder of a snapshot."""
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
+
+
+def fetch(name: str) -> tuple[Path, dict]:
+    """(folder, facts for the card) of "hf:owner/name[@revision]".
+
+    Raises ValueError, one line: a malformed name, no package, no network, no such repository.
+    """
+    found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    if not found:
+        raise ValueError(f"{name!r} is no name on the hub: write hf:owner/name or hf:owner/name@revision")
+    repository, revision = found.groups()
+    try:
+        folder = Path(download(repository, revision, [*SMALL, *_places(WEIGHTS[0])]))
+        if not any((folder / place).is_file() for place in _places(WEIGHTS[0])):
+            folder = Path(download(repository, revision, [*SMALL, *_places(WEIGHTS[1])]))
+    except ImportError:
+        raise ValueError(
+            f'{name} needs the huggingface_hub package: pip install "diffjax[hub]", or give the folder of a copy'
+        ) from None
+    except Exception as error:  # its kinds differ between versions: network, proxy, unknown name, access
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{name} cannot be fetched ({type(error).__name__}: {text}): check name and network, or give the folder of a copy"
+        ) from error
+    facts = {"source": f"https://huggingface.co/{repository}", "revision": revision or folder.name}
+    licence = _licence(folder / "README.md")
+    return folder, {"name": repository.split("/")[1], **facts, "licence": licence or "not stated on the hub"}
+
+
+def recorded_sha256(file: Path) -> str | None:
+    """The hash that the hub's cache keeps as the name of the file behind a link; None where there is none."""
+    name = file.resolve().name
+    return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
+
+
+def _places(name):
+    return name, f"unet/{name}"
+
+
+def _licence(readme: Path) -> str | None:
+    """The licence in the block between --- lines that a repository's README begins with."""
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    head = re.match(r"---\n(.*?)\n---", text, re.S)
+    found = re.search(r"^license:\s*(\S+)", head.group(1), re.M) if head else None
+    return found.group(1) if found else None

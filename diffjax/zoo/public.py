@@ -1,0 +1,359 @@
+"""Public checkpoints as priors and classifiers: a file, a folder laid out like the hub's, or ``hf:owner/name``.
+
+    prior = load("256x256_diffusion_uncond.pt")
+    guide = load_classifier("256x256_classifier.pt")
+    prior = load("mine.pt", {"size": 64, "heads": 4})
+
+Networks are those of ``diffjax.convert``: ADM, improved-diffusion, DDPM and diffusers' `UNet2DModel`. What a file does
+not say is taken from the published model it looks like, is written into the card ("assumed") and can be given: in
+``config``, or in a JSON file beside the checkpoint (mine.json for mine.pt).
+
+Published values: the READMEs of openai/guided-diffusion and openai/improved-diffusion; Ho et al. 2020.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import schedules
+from ..base import nearest, pytree, static, time_dtype
+from ..convert import adm, ddpm, files, strict
+from ..nets import DDPMUNet, Encoder, UNet
+from . import hub
+from .prior import Assumed, Prior, read_json
+
+# settings of `config` that are no fields of the network
+SETTINGS = ("name", "size", "schedule", "T", "beta_min", "beta_max", "loss", "time_scale", "sha256")
+SUFFIXES = (".safetensors", ".npz", *files.TORCH)
+BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names: ours
+LOSSES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+_WIDE = {"multipliers": (1, 1, 2, 2, 4, 4), "resblock_updown": True}
+_PLAIN = {"width": 128, "blocks": 3, "resblock_updown": False}
+_COSINE = {"heads": 4, "schedule": "cosine", "T": 4000}
+# name, what the state dict shows, what it does not show
+PUBLISHED = (
+    ("ADM 64x64", {"width": 192, "multipliers": (1, 2, 3, 4), "resblock_updown": True},
+     {"size": 64, "head_channels": 64, "qkv_order": "new", "schedule": "cosine"}),
+    ("ADM 128x128", {"width": 256, "multipliers": (1, 1, 2, 3, 4), "resblock_updown": True}, {"size": 128, "heads": 4}),
+    ("ADM 256x256", {"width": 256, **_WIDE}, {"size": 256, "head_channels": 64}),
+    ("ADM 512x512", {"width": 256, **_WIDE, "multipliers": (0.5, 1, 1, 2, 2, 4, 4)}, {"size": 512, "head_channels": 64}),
+    ("improved-diffusion 64x64", {**_PLAIN, "multipliers": (1, 2, 3, 4)}, {"size": 64, **_COSINE, "time_scale": 0.25}),
+    ("improved-diffusion CIFAR-10", {**_PLAIN, "multipliers": (1, 2, 2, 2)}, {"size": 32, **_COSINE, "time_scale": 0.25}),
+    ("improved-diffusion 64x64 with classes", {**_PLAIN, "width": 192, "multipliers": (1, 2, 3, 4)}, {"size": 64, **_COSINE}),
+    ("improved-diffusion LSUN", {"width": 128, "multipliers": (1, 1, 2, 2, 4, 4), "resblock_updown": False},
+     {"size": 256, "heads": 1}),
+)  # fmt: skip
+USUAL = {"schedule": "linear", "T": 1000}
+OTHERS = {"all_modules.": "score-SDE", "model.diffusion_model.": "latent diffusion", "denoise_fn.": "SR3 or a port of DDPM",
+          "model.map_layer0.": "EDM", "unet.": "a pipeline of several networks"}  # fmt: skip
+
+
+def is_public(path: Path) -> bool:
+    """Whether a path is a checkpoint's file, or a folder with a `UNet2DModel`."""
+    if path.is_file():
+        return path.suffix in SUFFIXES
+    if (path / "unet").is_dir() or (path / "model_index.json").is_file():
+        return True
+    return (path / "config.json").is_file() and "_class_name" in read_json(path / "config.json")
+
+
+def load(source, config: Mapping | None = None) -> Prior:
+    """The prior of a public checkpoint.
+
+    source:  a .safetensors, .npz, .pt, .pth, .ckpt or .bin file; a folder with config.json (or unet/config.json),
+             diffusion_pytorch_model.safetensors (or .bin) and, if there is one, scheduler_config.json; or
+             "hf:owner/name[@revision]"
+    config:  name, size (side of the images), schedule ("linear", "cosine", "scaled_linear"), T, beta_min, beta_max,
+             loss ("eps", "hybrid", "v", "x0"), time_scale (the network is told time_scale (t - 1)), sha256 (of the
+             file, checked), and fields of the network (heads, head_channels, qkv_order, groups, dtype ...)
+    What had to be assumed is a warning, in one line. Raises ValueError, one line, for whatever does not fit.
+    """
+    facts = {}
+    if str(source).startswith("hf:"):
+        source, facts = hub.fetch(str(source))
+    file, given, unet, scheduler = _locate(Path(source), config)
+    state = _read(file, given)
+    family = family_of(state, file)
+    given = _checked(given, DDPMUNet if family is ddpm else UNet)
+    hints = {k: v for k, v in given.items() if k not in SETTINGS}
+    try:
+        if family is adm:
+            network, fields, usual, whose = _adm(state, hints)
+            if network is not UNet:
+                what = "a classifier: give it as the classifier" if network is Encoder else "no prior: it enlarges images"
+                raise ValueError(f"this is {what}, and another file as the prior")
+        else:
+            network, (fields, usual, whose) = DDPMUNet, _ddpm(state, unet, hints)
+        told = _scheduler(scheduler) if scheduler else {}
+        assumed = {k: v for k, v in (USUAL | usual).items() if k not in {**given, **told}}
+        settings = USUAL | usual | told | {k: v for k, v in given.items() if k in SETTINGS}
+        net = network(**fields)
+        channels = (unet or {}).get("in_channels") or _channels(state)
+        params = family.params_from_state(net, state, *([] if family is adm else [np.float32, channels]))
+        loss = _loss(net.out_channels, channels, settings.get("loss"))
+        schedule = _schedule(settings)
+        settings["size"] = settings.get("size") or (unet or {}).get("sample_size") or _size(net, assumed)
+        _check_size(settings["size"], net)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    name = str(settings.get("name") or facts.get("name") or (file.parent.name if unet else file.stem))
+    line = ""
+    if assumed:
+        values = ", ".join(f"{k}={v}" for k, v in assumed.items())
+        line = f"{file.name} does not say {values}: assumed as in {whose}; say otherwise with --prior-config KEY=VALUE"
+        warnings.warn(line, Assumed, stacklevel=3)
+    shown = {"size": settings["size"], "channels": channels, "classes": net.classes or 0, "loss": loss,
+             "schedule": settings["schedule"], "T": schedule.T, "network": strict.describe(net)}  # fmt: skip
+    card = {"name": name, "source": str(file), **{k: v for k, v in facts.items() if k != "name"}, "config": shown,
+            "assumed": line}  # fmt: skip
+    shape = (settings["size"], settings["size"], channels)
+    return Prior(params, schedule, name, net, shape, loss, net.classes or 0, (), json.dumps(card),
+                 float(settings.get("time_scale", 1)))  # fmt: skip
+
+
+# --- classifiers ----------------------------------------------------------------------------------------------------
+
+
+@pytree
+class Classifier:
+    """p(label | x_t) of a noisy image. params: leaves; net: ``net.apply(params, x, i)`` gives logits (classes,);
+    size: side of its images, None if any; time_scale: as of a prior."""
+
+    params: Any
+    name: str = static(default="")
+    net: Any = static(default=None)
+    size: int | None = static(default=None)
+    classes: int = static(default=0)
+    time_scale: float = static(default=1.0)
+
+    def check(self, prior) -> None:
+        """Raises ValueError if it is not for this prior's images and classes."""
+        if self.size not in (None, prior.shape[0]):
+            raise ValueError(f"classifier {self.name} takes {self.size}x{self.size} images, prior {prior.name} has "
+                             f"{prior.shape[0]}x{prior.shape[1]}: use the classifier of that size")  # fmt: skip
+        if prior.classes not in (0, self.classes):
+            raise ValueError(f"classifier {self.name} has {self.classes} classes, prior {prior.name} {prior.classes}")
+
+    def label(self, label) -> int:
+        """The index of a label given as a number. Raises ValueError for one that does not exist."""
+        text = str(label)
+        if not text.isdecimal() or int(text) >= self.classes:
+            raise ValueError(f"label {label!r} is none of classifier {self.name}: choose a number, 0 to {self.classes - 1}")
+        return int(text)
+
+    def gradient(self, label, schedule):
+        """(x, t) -> d log p(label | x_t) / d x_t (H, W, C), a pytree for ``kernels.guided`` and ``denoisers.classifier``.
+
+        label may be traced; schedule: the prior's."""
+        return jax.tree_util.Partial(_gradient, self, schedule, jnp.asarray(label, jnp.int32))
+
+
+def _gradient(classifier, schedule, label, x, t):
+    i = jnp.asarray(schedule.network_time(t)).astype(time_dtype(x.dtype)) * classifier.time_scale
+    log_p = lambda x: jax.nn.log_softmax(classifier.net.apply(classifier.params, x, i))[label]
+    return jax.grad(log_p)(x)
+
+
+def load_classifier(source, config: Mapping | None = None) -> Classifier:
+    """A classifier of noisy images of guided-diffusion (64x64_classifier.pt ... 512x512_classifier.pt) from a file.
+
+    config: as of :func:`load`; heads have 64 channels as in the released ones unless it says otherwise. Raises ValueError.
+    """
+    file, given, _, _ = _locate(Path(source), config)
+    state = _read(file, given)
+    if family_of(state, file) is not adm:
+        raise ValueError(f"{file} is no classifier of guided-diffusion: it is a UNet2DModel")
+    given = _checked(given, Encoder)
+    try:
+        network, fields, *_ = _adm(state, {k: v for k, v in given.items() if k not in SETTINGS})
+        if network is not Encoder:
+            raise ValueError("this is no classifier but a network that makes images: give it as the prior")
+        net = network(**fields)
+        params = adm.params_from_state(net, state)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    size = adm.inputs(net, state)[0].shape[0] if net.pool == "attention" else None
+    return Classifier(params, file.stem, net, size, net.out_channels, float(given.get("time_scale", 1)))
+
+
+# --- where it is, and reading ---------------------------------------------------------------------------------------
+
+
+def _locate(path, config):
+    """(file of weights, what is given of the configuration, UNet2DModel's and the scheduler's configuration or None)."""
+    given = dict(config or {})
+    if path.is_file() and path.name in hub.WEIGHTS and (path.parent / "config.json").is_file():
+        return path, given, _unet(path.parent / "config.json"), _first(path.parent, path.parent.parent)
+    if path.is_file():
+        beside = path.with_suffix(".json")
+        return path, (read_json(beside) if beside.is_file() else {}) | given, None, None
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such file or folder")
+    latent = read_json(path / "model_index.json").keys() & {"vae", "vqvae"} if (path / "model_index.json").is_file() else ()
+    if latent:
+        raise ValueError(f"{path} works in the latent space of its {min(latent)}: only networks of pixels are supported")
+    folder = path / "unet" if (path / "unet").is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"folder {folder} has no config.json of a UNet2DModel: give the file of weights itself")
+    file = next((folder / name for name in hub.WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"folder {folder} has no weights: it needs {' or '.join(hub.WEIGHTS)}")
+    return file, given, _unet(folder / "config.json"), _first(path, folder)
+
+
+def _first(*folders):
+    places = [folder / name for folder in folders for name in ("scheduler/scheduler_config.json", "scheduler_config.json")]
+    found = next((place for place in places if place.is_file()), None)
+    return read_json(found) if found else None
+
+
+def _unet(file):
+    config = read_json(file)
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise ValueError(f"{file} describes a {config['_class_name']}: only UNet2DModel is supported")
+    return config
+
+
+def _read(file, given):
+    wanted = given.pop("sha256", None) or hub.recorded_sha256(file)
+    if wanted:
+        with open(file, "rb") as stream:
+            got = hashlib.file_digest(stream, "sha256").hexdigest()
+        if got != str(wanted).lower():
+            raise ValueError(f"{file} has the sha256 {got}, not {wanted}: it is damaged or another file, fetch it again")
+    state = files.read(file)
+    if not state:
+        raise ValueError(f"{file}: there are no arrays in it")
+    if bad := [name for name, a in state.items() if a.dtype.kind not in "iub" and not np.isfinite(a).all()]:
+        raise ValueError(f"{file} is not finite in {', '.join(bad[:8])}: it is damaged, fetch it again")
+    return state
+
+
+def family_of(state, file):
+    """The converter (`convert.adm` or `convert.ddpm`) whose names most arrays have. ValueError names what it looks like."""
+    first = [name.split(".")[0] for name in state]
+    counts = {
+        adm: sum(n in ("time_embed", "label_emb", "input_blocks", "middle_block", "output_blocks", "out") for n in first),
+        ddpm: sum(n in ("time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out") for n in first),
+    }
+    best = max(counts, key=counts.get)
+    if 2 * counts[best] > len(state) and not any(".transformer_blocks." in name for name in state):
+        return best
+    guess = next((f" ({what})" for prefix, what in OTHERS.items() if any(n.startswith(prefix) for n in state)), "")
+    guess = " (a network that is told a text)" if any(".transformer_blocks." in n for n in state) else guess
+    raise ValueError(f"{file} is of another family{guess}, its arrays are {', '.join(list(state)[:3])} ...: supported are "
+                     "ADM and improved-diffusion (input_blocks.*) and UNet2DModel (down_blocks.*)")  # fmt: skip
+
+
+def _checked(given, network):
+    """The given configuration with lists as tuples and types by name; ValueError for what does not exist."""
+    valid = [*SETTINGS, *(f for f in network.__dataclass_fields__ if f not in ("parent", "null_label", "remat", "patch"))]
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{key}={given[key]!r} is no setting of a checkpoint: did you mean {near}? ({', '.join(valid)})")
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    if "dtype" in given:
+        if given["dtype"] not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype={given['dtype']!r}: choose float32, bfloat16 or float16")
+        given["dtype"] = jnp.dtype(given["dtype"])
+    return given
+
+
+# --- what is read, what is assumed ----------------------------------------------------------------------------------
+
+
+def _adm(state, hints):
+    """(network, fields, what was assumed, as in what)."""
+    shown = {k: v for k, v in hints.items() if k not in ("heads", "head_channels")}
+    network, fields = adm.config_from_state(state, heads=1, **shown)
+    found = (p for p in PUBLISHED if network is UNet and all(fields[k] == v for k, v in p[1].items()))
+    whose, _, usual = next(found, ("ADM's released networks", {}, {"head_channels": 64}))
+    if not usual.keys() & {"heads", "head_channels"}:
+        usual = usual | {"heads": 4}
+    if network is UNet and whose.startswith("ADM's") and not fields["resblock_updown"]:
+        whose, usual = "improved-diffusion's defaults", {"heads": 4}
+    if hints.keys() & {"heads", "head_channels"}:
+        usual = {k: v for k, v in usual.items() if k not in ("heads", "head_channels")}
+    del fields["heads"]
+    own = {k: v for k, v in usual.items() if k in network.__dataclass_fields__}
+    return network, own | fields | hints, usual, whose
+
+
+def _ddpm(state, unet, hints):
+    """(fields, what was assumed, as in what) of a UNet2DModel."""
+    if unet is not None:
+        return ddpm.from_config(unet) | hints, {}, "DDPM"
+    usual = {"heads": 1} | {k: getattr(DDPMUNet, k) for k in ("epsilon", "sin_first", "frequency_shift", "down_padding")}
+    return ddpm.config_from_state(state, **hints), usual, "DDPM (Ho et al. 2020); its config.json would say"
+
+
+def _scheduler(config):
+    """Our settings from a scheduler_config.json; ValueError for a process that is another one."""
+    c = {"beta_schedule": "linear", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
+         "prediction_type": "epsilon"} | config  # fmt: skip
+    if c["beta_schedule"] not in BETAS or c.get("trained_betas") is not None or c.get("rescale_betas_zero_snr"):
+        raise ValueError(f"the scheduler's beta_schedule={c['beta_schedule']!r} is not supported: only {', '.join(BETAS)}, "
+                         "with neither trained_betas nor rescale_betas_zero_snr")  # fmt: skip
+    if c["prediction_type"] not in LOSSES:
+        raise ValueError(f"the scheduler's prediction_type={c['prediction_type']!r}: {nearest(c['prediction_type'], LOSSES)}")
+    told = {"schedule": BETAS[c["beta_schedule"]], "T": c["num_train_timesteps"]}
+    if told["schedule"] != "cosine":
+        told |= {"beta_min": c["beta_start"], "beta_max": c["beta_end"]}
+    return told if c["prediction_type"] == "epsilon" else told | {"loss": LOSSES[c["prediction_type"]]}
+
+
+def _schedule(settings):
+    name, T = settings["schedule"], settings["T"]
+    limits = {k: settings[k] for k in ("beta_min", "beta_max") if k in settings}
+    if name == "linear":  # limits are those of diffusers' configurations, which do not scale with T
+        return schedules.discrete(schedules.linear_betas(T, **limits, rescale=not limits))
+    if name == "scaled_linear":
+        return schedules.discrete(schedules.scaled_linear_betas(T, **limits))
+    if name == "cosine":
+        return schedules.discrete(schedules.cosine_betas(T))
+    raise ValueError(f"schedule={name!r} is unknown: {nearest(name, BETAS.values())}")
+
+
+def _channels(state):
+    return strict.vote(state, ("input_blocks.0.0.weight", 1), ("conv_in.weight", 1)) or 3
+
+
+def _loss(out, channels, given):
+    if given and given not in ("eps", "hybrid", "v", "x0"):
+        raise ValueError(f"loss={given!r} is unknown: {nearest(given, ('eps', 'hybrid', 'v', 'x0'))}")
+    if out not in (channels, 2 * channels):
+        raise ValueError(f"it makes {out} channels from {channels}: wanted {channels}, or {2 * channels} (a learned variance)")
+    read = "hybrid" if out == 2 * channels else "eps"
+    if given and (given == "hybrid") != (read == "hybrid"):
+        raise ValueError(f"loss={given!r} does not fit {out} output channels for {channels}: use {read}")
+    return given or read
+
+
+def _size(net, assumed):
+    """The side of the images: published networks attend at 32, 16 and 8 pixels, or at 16 (and 8)."""
+    factors = [2**level for level in range(len(net.multipliers)) if net.attends("down", level)]
+    if not factors:
+        raise ValueError("the side of its images cannot be told: give size=...")
+    assumed["size"] = min(factors) * (32 if len(factors) == 3 else 16)
+    return assumed["size"]
+
+
+def _check_size(size, net):
+    multiple = net.patch * 2 ** (len(net.multipliers) - 1)
+    if not isinstance(size, int) or size < multiple or size % multiple:
+        raise ValueError(f"size={size!r} is not a multiple of {multiple}, which {len(net.multipliers)} levels need")
+    if math.prod((size, size)) > 2**26:
+        raise ValueError(f"size={size} is beyond any of these networks: give the side of the images in pixels")
