@@ -35,7 +35,7 @@ DATA = {
                     " python -m experiments.fruits",
             "origin": "Mihai Oltean: Fruits-360 dataset, 2017-; GitHub fruits-360/fruits-360-3-body-problem,"
                       " commit f0f029370699ac3317e66d09878cf537af67a3ae",
-            "licence": "CC BY-SA 4.0, Copyright 2017- Mihai Oltean",
+            "licence": "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), Copyright 2017- Mihai Oltean",
         },
     },
 }  # fmt: skip

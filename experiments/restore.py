@@ -76,7 +76,9 @@ def parser() -> options.Parser:
         help="class name or number, true: each bundled image's own, or random: drawn for each image (default: none is told)",
     )
     how.add_argument(
-        "--classifier", metavar="PATH", help="guide towards --label by guided-diffusion's classifier of noisy images in this file"
+        "--classifier",
+        metavar="PATH",
+        help="guide towards --label by guided-diffusion's classifier of noisy images in this file",
     )
     how.add_argument(
         "--classifier-scale", metavar="SCALE", type=float, help="how much (default: 1, as in RePaint's ImageNet runs)"

@@ -1,7 +1,7 @@
 """What was measured: y = A(x) + noise. Frozen pytrees for one image; batches are ``vmap``."""
 
-from .base import Operator, from_function
+from .base import Operator, Spectral, cg_prox, from_function, stack
 from .downsample import Downsample
 from .mask import Mask
 
-__all__ = ["Downsample", "Mask", "Operator", "from_function"]
+__all__ = ["Downsample", "Mask", "Operator", "Spectral", "cg_prox", "from_function", "stack"]

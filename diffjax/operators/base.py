@@ -1,4 +1,4 @@
-"""The protocol of an operator, and any function as one."""
+"""The protocol of an operator, its spectral form, any function as one, and how operators combine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import pytree, static
+from ..base import pytree, safe_divide, static
 
 
 class Operator:
-    """A linear measurement ``A(x)`` of one image, with the capabilities it has:
+    """A measurement ``A(x)`` of one image, with the capabilities it has:
 
     A(x)               -> y
     A.T(y)             adjoint
     A.pinv(y)          Moore-Penrose pseudo-inverse
     A.prox(z, rho, y)  argmin_x |y - A x|^2 + rho |x - z|^2 (no halves)
+    A.svd              the operator as a ``Spectral`` one
     A missing one raises ValueError that names it.
     """
 
@@ -26,22 +27,71 @@ class Operator:
 
     def residual(self, x, y):
         """A x - y. Masks weight it, so that hidden pixels of y are never looked at."""
-        return self(x) - y
+        return jax.tree.map(jnp.subtract, self(x), y)
 
     def T(self, y):
         self._lacks("T (adjoint)", "operators.from_function(f, shape), which transposes f")
 
     def pinv(self, y):
-        self._lacks("pinv", "a method that needs only A and A.T (DPS)")
+        self._lacks("pinv", "a method that needs only A (DPS)")
 
     def prox(self, z, rho, y):
-        self._lacks("prox", "a method that needs only A and A.T (DPS)")
+        self._lacks("prox", "operators.cg_prox(A, iterations), or a method that needs only A (DPS)")
+
+    def prox_info(self, z, rho, y):
+        """(prox, dict of what an iterative solve reports)."""
+        return self.prox(z, rho, y), {}
+
+    @property
+    def svd(self) -> Spectral:
+        self._lacks("svd", "DiffPIR or DPS, which do without")
 
     def _lacks(self, what, instead):
         raise ValueError(f"{type(self).__name__} has no {what}: use {instead}")
 
     def __matmul__(self, other) -> Compose:
         return Compose(self, other)
+
+
+class Spectral(Operator):
+    """An operator known by its singular value decomposition, A = U diag(s) V^T.
+
+    A subclass gives
+      s        singular values >= 0, broadcastable to the spectrum; 0 where nothing is measured
+      Vt(x)    image -> spectrum: an array with as many entries as the image (complex where V is unitary, then V(c) is real)
+      V(c)     spectrum -> image, the inverse of Vt
+      Ut(y)    measurement -> spectrum, 0 where s = 0
+      U(c)     spectrum -> measurement
+    and has all capabilities by it. Methods work on the spectrum entry by entry, whatever its shape.
+    """
+
+    s: Any
+
+    @property
+    def svd(self):
+        return self
+
+    def singular(self, c):
+        """``s`` in the (real) dtype of a spectrum ``c``."""
+        return jnp.asarray(self.s).astype(c.real.dtype)
+
+    def __call__(self, x):
+        c = self.Vt(x)
+        return self.U(self.singular(c) * c)
+
+    def T(self, y):
+        c = self.Ut(y)
+        return self.V(self.singular(c) * c)
+
+    def pinv(self, y):
+        c = self.Ut(y)
+        return self.V(safe_divide(c, self.singular(c)))
+
+    def prox(self, z, rho, y):
+        # the residual form: no cancellation in float32 where rho is small
+        c = self.Vt(z)
+        s = self.singular(c)
+        return z + self.V(s * (self.Ut(y) - s * c) / (s**2 + rho))
 
 
 @pytree
@@ -54,8 +104,87 @@ class Compose(Operator):
     def __call__(self, x):
         return self.outer(self.inner(x))
 
+    def residual(self, x, y):
+        return self.outer.residual(self.inner(x), y)
+
     def T(self, y):
         return self.inner.T(self.outer.T(y))
+
+
+@pytree
+class Stack(Operator):
+    """Several measurements of one image: y is a tuple. Adjoint; prox by ``cg_prox``."""
+
+    parts: tuple
+
+    def __call__(self, x):
+        return tuple(A(x) for A in self.parts)
+
+    def residual(self, x, y):
+        return tuple(A.residual(x, part) for A, part in zip(self.parts, y, strict=True))
+
+    def T(self, y):
+        return sum(A.T(part) for A, part in zip(self.parts, y, strict=True))
+
+
+def stack(*operators) -> Stack:
+    """One operator that measures all of them; its y is the tuple of theirs."""
+    return Stack(tuple(operators))
+
+
+@pytree
+class CGProx(Operator):
+    """``A`` with the proximal map by conjugate gradients; see :func:`cg_prox`."""
+
+    A: Any
+    iterations: int = static(default=10)
+
+    def __call__(self, x):
+        return self.A(x)
+
+    def residual(self, x, y):
+        return self.A.residual(x, y)
+
+    def T(self, y):
+        return self.A.T(y)
+
+    def pinv(self, y):
+        return self.A.pinv(y)
+
+    @property
+    def svd(self):
+        return self.A.svd
+
+    def prox(self, z, rho, y):
+        return self.prox_info(z, rho, y)[0]
+
+    def prox_info(self, z, rho, y):
+        apply = lambda d: self.A.T(self.A(d)) + rho * d
+        b = -self.A.T(self.A.residual(z, y))  # of the correction d = x - z
+        inner = lambda u, v: jnp.vdot(u, v).real
+
+        def turn(carry, _):
+            d, r, p, rr = carry
+            Ap = apply(p)
+            step = safe_divide(rr, inner(p, Ap))
+            d, r = d + step * p, r - step * Ap
+            new = inner(r, r)
+            return (d, r, r + safe_divide(new, rr) * p, new), None
+
+        start = jnp.zeros_like(b), b, b, inner(b, b)
+        (d, r, _, _), _ = jax.lax.scan(turn, start, None, length=self.iterations)
+        size = jnp.sqrt(jnp.maximum(inner(b, b), jnp.finfo(z.dtype).tiny))
+        return z + d, {"prox_residual": jnp.sqrt(inner(r, r)) / size}
+
+
+def cg_prox(A, iterations: int = 10) -> CGProx:
+    """``A``, linear and with an adjoint, with its proximal map by a fixed number of conjugate-gradient steps.
+
+    What is left of the residual, relative to the start, is in the method's info as "prox_residual".
+    """
+    if not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations {iterations!r} is not a whole number >= 1")
+    return CGProx(A, iterations)
 
 
 @pytree

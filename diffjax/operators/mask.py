@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..base import is_concrete, pytree, safe_divide
-from .base import Operator
+from ..base import is_concrete, pytree
+from .base import Spectral
 
 
 @pytree
-class Mask(Operator):
+class Mask(Spectral):
     """A(x) = mask * x. mask: 1 = known, 0 = hidden, (H, W, C), (H, W, 1) or whatever broadcasts to x; fractions allowed.
 
-    Raises ValueError for concrete values outside [0, 1].
+    Diagonal: its spectrum is the image. Raises ValueError for concrete values outside [0, 1].
     """
 
     mask: Any
@@ -31,17 +31,33 @@ class Mask(Operator):
         """The mask in the dtype of ``x``."""
         return self.mask.astype(x.dtype)
 
+    @property
+    def s(self):
+        return self.mask
+
     def __call__(self, x):
         return self.weights(x) * x
+
+    T = __call__
 
     def residual(self, x, y):
         return self.weights(x) * (x - y)
 
-    def T(self, y):
-        return self.weights(y) * y
+    def Vt(self, x):
+        return x
+
+    def V(self, c):
+        return c
+
+    def Ut(self, y):
+        return (self.mask > 0).astype(y.dtype) * y
+
+    def U(self, c):
+        return c
 
     def pinv(self, y):
-        return safe_divide(y, self.weights(y))
+        m = self.weights(y)
+        return (m > 0) * y / (m + (m == 0))
 
     def prox(self, z, rho, y):
         m = self.weights(z)

@@ -285,6 +285,8 @@ def _adm(state, hints):
         usual = usual | {"heads": 4}
     if network is UNet and whose.startswith("ADM's") and not fields["resblock_updown"]:
         whose, usual = "improved-diffusion's defaults", {"heads": 4}
+    if fields["resblock_updown"]:
+        usual = {"qkv_order": "legacy"} | usual
     if hints.keys() & {"heads", "head_channels"}:
         usual = {k: v for k, v in usual.items() if k not in ("heads", "head_channels")}
     del fields["heads"]

@@ -51,6 +51,7 @@ CASES = [
     Case("ddim", K.DDIM, stochastic=False),
     Case("ddim-eta", lambda s: K.DDIM(s, eta=0.5)),
     Case("ddim-zeta", lambda s: K.DDIM(s, zeta=0.3)),
+    Case("marginal", K.Marginal),
     Case("euler", K.Euler, stochastic=False),
     Case("heun", K.Heun, calls=2, stochastic=False),
     Case("dpmsolver++2m", K.DPMSolverPP2M, stochastic=False),
