@@ -166,6 +166,8 @@ class Measurement:
         if not isinstance(self.y, (np.ndarray, jax.Array)) or not is_concrete(self.y, self.noise_std) or self.y.size == 0:
             return
         y = np.asarray(self.y)  # within a trace, reducing a JAX array would be traced
+        if np.iscomplexobj(y):
+            y = np.stack([y.real, y.imag])
         y_min, y_max = float(y.min()), float(y.max())
         slack = 0.5 * (high - low) + 6 * float(np.max(np.asarray(self.noise_std)))
         if not (np.isfinite(y_min) and np.isfinite(y_max)):

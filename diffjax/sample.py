@@ -90,10 +90,14 @@ def draws(key, denoiser_or_method, kernel, table, shape_or_x, dtype=jnp.float32)
     equals ``sample(key, ...)``. Takes memory for all rows; for tests and for editing noise by hand."""
     method = as_method(denoiser_or_method)
     given = hasattr(shape_or_x, "shape")
-    x = jnp.asarray(shape_or_x) if given else jax.ShapeDtypeStruct(tuple(shape_or_x), dtype)
+    start = None if given else method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype)
+    if given:
+        x = jnp.asarray(shape_or_x)
+    else:  # a method's state may have another shape than its start's noise (particles, candidates)
+        first = jax.tree.map(lambda a: a[0], _plan(method, kernel, table, dtype))
+        x = jax.eval_shape(lambda noise: method.start(kernel, first, noise), start)
     x_like = jnp.zeros(x.shape, x.dtype)
     i = jnp.asarray(table.i)
-    start = None if given else method.draw_start(kernel, _fold(key, START, 0), x.shape, x.dtype)
     rows = jax.vmap(lambda n: method.draw(kernel, _fold(key, ROWS, n), x_like))(i)
     jumps = jax.vmap(lambda n: jax.random.normal(_fold(key, JUMPS, n), x.shape, x.dtype))(i) if table.jumps else None
     return Draws(start, rows, jumps)

@@ -227,6 +227,28 @@ def karras(schedule, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, 
     return from_times(np.append(times, 0.0))
 
 
+def diffpir(schedule, n: int) -> Timetable:
+    """DiffPIR's "quad": n rows at the official indices T - 1 - floor(T sqrt(k / (n - 1))), dense near 0, the last step to 0.
+
+    Needs a table, 2 <= n. Where n is large, steps that would repeat a time are left out. The official run drops the last row's
+    network call and returns its x at t = 1: ``diffpir(schedule, n)[:-1]``.
+    """
+    _check_steps(n, schedule.T)
+    if n < 2:
+        raise ValueError(f"steps {n} is out of range: choose a whole number from 2 to {schedule.T}")
+    down = np.sqrt(np.linspace(0, schedule.T**2, n)).astype(int)
+    down[-1] = schedule.T - 1
+    return from_times(np.append(schedule.T - np.unique(down), 0))
+
+
+def dpir(schedule, noise_std: float, n: int = 8, top: float = 98 / 255) -> Timetable:
+    """DPIR's n levels: sigma / alpha log-even from ``top`` (49 grey levels, in [-1, 1] units) to the data's ``noise_std``, at
+    least 0.02 (2.55 grey levels); the last row ends at 0. The paper takes 8, for super-resolution 24."""
+    _check_steps(n, 10**6)
+    ratio = np.geomspace(top, min(max(float(noise_std), 0.02), top), n)
+    return from_times(np.append(np.asarray(schedule.time(-2 * np.log(ratio)), np.float64), 0.0))
+
+
 def start_at(table: Timetable, t: float) -> Timetable:
     """The part of a plain descent at and below ``t`` (late start: CCDF, PartDiff). The walk begins at exactly t."""
     times = np.append(table.t, table.r[-1])
@@ -326,6 +348,11 @@ _PUBLISHED = {
     "ddpm": lambda schedule: respaced(schedule, schedule.T),
     "adm-250": lambda schedule: respaced(schedule, 250),
     "adm-ddim25": lambda schedule: respaced(schedule, "ddim25"),
+    "ddrm": lambda schedule: respaced(schedule, "ddim20"),
+    "ddnm": lambda schedule: respaced(schedule, "ddim100"),
+    "ddnm-travel": lambda schedule: repaint(schedule, jump=10, times=3, grid=respaced(schedule, "ddim100")),
+    "diffpir-20": lambda schedule: diffpir(schedule, 20),
+    "diffpir-100": lambda schedule: diffpir(schedule, 100),
 }
 
 

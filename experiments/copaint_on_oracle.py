@@ -1,12 +1,13 @@
 """What CoPaint's rows buy where the posterior is known: ``python -m experiments.copaint_on_oracle``.
 
 Mask problems of the oracle (tests/oracle: 16x16 images, exact denoisers, exact posteriors), 512 restorations each, by
-CoPaint-Fast, CoPaint and CoPaint-TT: the paper's timetables and weights, with its learning rate and with one ``RATE`` times
-larger, since the gradient of a 16x16 grey image is that much smaller than of the 256x256 colour images it was tuned on.
-Nothing is clamped, as the priors are Gaussian, and nothing pasted, so that the fit to the known pixels is seen. Needs a
+CoPaint-Fast, CoPaint and CoPaint-TT as published (timetable, rate, weight), and CoPaint-Fast with the rate that
+experiments.methods chose for 32x32 images. Nothing is clamped, as the priors are Gaussian, and nothing pasted, so that the fit
+to the known pixels is seen. CoPaint takes y for exact, and it has noise of std 0.05 (names ending in 01: 0.01). Needs a
 checkout: the oracle lives with the tests. Writes experiments/results/copaint_oracle.json and .md.
 
-dc          rms of (A x - y) / noise_std over its exact value: 1 = fits the known pixels as the posterior does, 0 = reproduces y
+lr          at the first and at the last level, before the factor alpha_t / alpha_1
+dc          rms of A x - y over its exact value: 1 = fits the known pixels as the posterior does, 0 = reproduces y
 hidden_err  error of the posterior mean over the hidden pixels, in posterior standard deviations (exact draws: 0.044)
 hidden_var  variance over the hidden pixels, posterior's = 1 (geometric mean over directions)
 sw2         sliced Wasserstein distance to the posterior, in pixels, 1 = exact draws
@@ -30,16 +31,17 @@ import diffjax as dj
 
 from . import record
 from .errors import UserError, run
+from .methods import COPAINT
 from .repaint_on_mixtures import GAUSSIANS, MIXTURES, load_oracle
 
-NAMES = ("copaint-fast", "copaint", "copaint-tt")
-RATE = 25.0
+PROBLEMS = (*GAUSSIANS, "g-box-01", *MIXTURES)
+CELLS = (("copaint-fast", {}), ("copaint-fast", COPAINT), ("copaint", {}), ("copaint-tt", {}))
 UNBOUNDED = (-float("inf"), float("inf"))
 
 
 @functools.lru_cache(maxsize=16)
 def sampler(shape, name, steps):
-    """(restorer of a batch of keys, schedule, settings); compiled once for all problems with equally many components."""
+    """(restorer of a batch of keys, schedule, settings, levels); one program for all problems with equally many components."""
     schedule = dj.schedules.discrete(dj.schedules.linear_betas(1000))
     settings, table = dj.methods.copaint.published(name, schedule, steps)
 
@@ -47,21 +49,21 @@ def sampler(shape, name, steps):
         result = dj.sample(key, method, dj.kernels.DDIM(schedule), table, shape)
         return result.x, result.info.rows["calls"].sum()
 
-    return jax.jit(jax.vmap(one, in_axes=(0, None))), schedule, settings
+    return jax.jit(jax.vmap(one, in_axes=(0, None))), schedule, settings, int(table.level[-1])
 
 
-def restore(problem, name, rate=1.0, samples=512, seed=0, steps=None, **more):
-    """``samples`` restorations of an oracle mask problem, (samples, d), and the mean number of forward calls."""
+def restore(problem, name, samples=512, seed=0, steps=None, **more):
+    """``samples`` restorations of an oracle mask problem, (samples, d), the mean number of forward calls, and the rates at
+    the first and last level. ``more``: hyper-parameters other than the published ones."""
     shape = (*problem.shape, 1)
     p = problem.prior
     prior = dj.priors.mixture(p.w, p.mu.reshape(-1, *shape), bases=p.Q, eigenvalues=p.lam, group=p.group)
     image = lambda flat: jnp.asarray(flat.reshape(shape), jnp.float32)
     y = dj.Measurement(image(problem.A.T @ problem.y), dj.operators.Mask(image(problem.A.sum(0))), value_range=(-4.0, 4.0))
-    many, schedule, settings = sampler(shape, name, steps)
-    settings = {**settings, "lr": rate * settings.get("lr", 0.02), **more}
-    method = dj.methods.CoPaint(prior.denoiser(schedule), y, bounds=UNBOUNDED, exact=False, **settings)
+    many, schedule, settings, last = sampler(shape, name, steps)
+    method = dj.methods.CoPaint(prior.denoiser(schedule), y, bounds=UNBOUNDED, exact=False, **{**settings, **more})
     x, calls = many(jax.random.split(jax.random.key(seed), samples), method)
-    return np.asarray(x, np.float64).reshape(samples, -1), float(calls.mean())
+    return np.asarray(x, np.float64).reshape(samples, -1), float(calls.mean()), (method.lr, method.lr * method.lr_decay**last)
 
 
 def hidden(problem, x):
@@ -73,12 +75,12 @@ def hidden(problem, x):
     return float(np.sqrt((z.mean(0) ** 2).mean())), float(np.exp(np.log(z.var(0)).mean()))
 
 
-def row(oracle, problem_name, name, rate, samples):
+def row(oracle, problem_name, name, more, samples):
     problem = oracle.load(problem_name)
-    x, calls = restore(problem, name, rate, samples)
+    x, calls, lr = restore(problem, name, samples, **more)
     s = oracle.score(problem, x)
     error, variance = hidden(problem, x)
-    out = {"problem": problem_name, "method": name, "lr": 0.02 * rate, "calls": round(calls), "dc": s["dc"],
+    out = {"problem": problem_name, "method": name, "lr": "{:.2g} to {:.2g}".format(*lr), "calls": round(calls), "dc": s["dc"],
            "hidden_err": error, "hidden_var": variance, "sw2": s["sw2"]}  # fmt: skip
     if problem.prior.K > 1:
         out |= {"w_tv": s["w_tv"], "w_prior": 0.5 * float(np.abs(problem.prior.w - problem.posterior.w).sum())}
@@ -98,11 +100,11 @@ def main(argv=None):
         raise UserError(f"output folder {args.out} cannot be written ({error.strerror}): give another with --out") from None
     oracle = load_oracle()
     rows = []
-    for problem in GAUSSIANS + MIXTURES:
-        for rate in (1.0, RATE):
-            for name in NAMES:
-                rows.append(row(oracle, problem, name, rate, args.samples))
-                print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+    for problem in PROBLEMS:
+        for name, more in CELLS:
+            rows.append(row(oracle, problem, name, more, args.samples))
+            line = rows[-1].items()
+            print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line), flush=True)
     command = "python -m experiments.copaint_on_oracle" + (f" --samples {args.samples}" if args.samples != 512 else "")
     print("\n" + record.write("copaint_oracle", command, rows, args.out))
 

@@ -69,7 +69,8 @@ def _main(argv) -> int:
         folder = Path(zoo.__file__).parent / o.prior if o.prior in zoo.names() else Path(o.prior)
         measure, default = block(prior)
         o.samples = o.samples or default
-        images = data.load(source(prior, o.data), size=prior.shape[0], channels=prior.shape[-1], classes=prior.classes)
+        o.data = source(prior, o.data)
+        images = data.load(o.data, size=prior.shape[0], channels=prior.shape[-1], classes=prior.classes)
         kernel = getattr(kernels, KERNELS[o.kernel])(prior.schedule)
         table = timetables.log_snr(prior.schedule, o.steps)
     calls = kernel.calls * len(table)
@@ -163,9 +164,11 @@ def by_neighbours(prior, images, draw, o):
     samples = {1.0: draw(wanted(o.samples))}
     for scale in SCALES[1:] if o.guided else ():
         samples[scale] = draw(wanted(o.guided), scale)
-    kid = {scale: metrics.kernel_distance(features(x), test) for scale, x in samples.items()}
-    kid_train = metrics.kernel_distance(train, test)
-    print(f"kernel distance {kid[1.0]:.3f} ({o.samples} samples, {len(test)} test images; training images {kid_train:.3f})")
+    varieties = groups(o.data, len(test))
+    kid = {f"scale {scale:g}": features(x) for scale, x in samples.items()} | {"training images": train}
+    error = {name: jackknife(lambda kept, f=f: metrics.kernel_distance(f, test[kept]), varieties) for name, f in kid.items()}
+    kid = {name: metrics.kernel_distance(f, test) for name, f in kid.items()}
+    print("kernel distance: " + ", ".join(f"{name} {kid[name]:.1f} +- {error[name]:.1f}" for name in kid), flush=True)
 
     flat = lambda x: x.reshape(len(x), -1)
     known = np.concatenate([images.train, images.train[:, :, ::-1]])
@@ -192,16 +195,34 @@ def by_neighbours(prior, images, draw, o):
         figures.grid(columns, path, ["sample", "nearest training image"])
 
     return {
-        "kernel_distance": {f"scale {k:g}": round(v, 3) for k, v in kid.items()},
-        "kernel_distance_train": round(kid_train, 3),
+        "kernel_distance": {name: round(v, 3) for name, v in kid.items()},
+        "kernel_distance_error": {name: round(v, 3) for name, v in error.items()},
         "kernel_distance_is": f"KID (unbiased squared MMD, cubic kernel, all pairs) of {o.samples} samples"
-                              f" ({o.guided} at other guidance scales) to the {len(test)} test images, 8 bits, in the 1152"
+                              f"{f' ({o.guided} at other guidance scales)' * (o.guided > 0)} to the"
+                              f" {len(test)} test images, 8 bits, in the 1152"
                               " channels after AlexNet's five ReLUs (LPIPS weights, images enlarged to 64), averaged over"
-                              " positions; train: of the training images to the test images; lower is better",
+                              f" positions; lower is better; error: one standard error, by leaving out each of the"
+                              f" {len(np.unique(varieties))} groups of test images (varieties) in turn",
         "nearest_training_image": {name: summary(d) for name, d in near.items()},
         "nearest_is": f"RMSE in grey levels (0 to 255) to the nearest of the {len(images.train)} training images and their"
-                      " mirror images, guidance scale 1; nearest.png shows samples from the nearest to the farthest",
+                      " mirror images, guidance scale 1 (of training images: to another one, not mirrored); nearest.png"
+                      " shows samples from the nearest to the farthest",
     }, {"samples.png": grid, "nearest.png": pairs}  # fmt: skip
+
+
+def groups(path, count) -> np.ndarray:
+    """Which test images belong together, (count,): those of one variety where the data says so, else each is its own."""
+    if Path(path).suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            if "variety_test" in archive.files:
+                return archive["variety_test"]
+    return np.arange(count)
+
+
+def jackknife(statistic, groups) -> float:
+    """Standard error of ``statistic(kept)``, kept: a mask over the images, when whole groups are drawn."""
+    values = np.array([statistic(groups != g) for g in np.unique(groups)])
+    return float(np.sqrt((len(values) - 1) * np.var(values)))
 
 
 def summary(distances) -> dict:

@@ -1,6 +1,6 @@
 """Restore images with a trained diffusion prior: ``python -m experiments.restore``.
 
-Without options: hides the right half of four bundled test images (garments the prior has never seen), fills it in four
+Without options: hides the right half of four bundled test images (which the prior has never seen), fills it in four
 times each, and leaves in ./restored
 
   grid.png      degraded | restorations | mean | spread | truth

@@ -17,14 +17,19 @@ def find(folder, family, *prefixes, exclude=()):
 
 
 def load(path):
-    """(arrays, metadata) of a run; metadata from the ``meta_json`` field or the .json beside it."""
+    """(arrays, metadata) of a run; metadata from the ``meta_json`` or ``meta`` field or the .json beside it. A float32 run that
+    names its float64 ``twin`` gets the fields that only the twin holds."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {k: file[k] for k in file.files}
-    if "meta_json" in arrays:
-        meta = json.loads(str(arrays.pop("meta_json")))
+    inside = next((name for name in ("meta_json", "meta") if name in arrays), None)
+    if inside:
+        meta = json.loads(str(arrays.pop(inside)))
     else:
         beside = path.with_suffix(".json")
         meta = json.loads(beside.read_text()) if beside.exists() else {}
+    if "twin" in meta:
+        twin, _ = load(path.with_name(f"{meta['twin']}.npz"))
+        arrays = {**{name: twin[name] for name in meta["fields_in_twin"] if name in twin}, **arrays}
     return arrays, meta
 
 

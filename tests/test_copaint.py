@@ -1,14 +1,19 @@
 """CoPaint beyond the recorded runs: its search, its knobs, and the optimisation of the start."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_prior
 from cases import MASK, SCHEDULE, SHAPE, arguments, gaussian
+from PIL import Image
 
 import diffjax as dj
+from diffjax import zoo
+from experiments import masks, restore
 
 TABLE = dj.timetables.log_snr(SCHEDULE, 6)
 KERNEL = dj.kernels.DDIM(SCHEDULE)
@@ -75,6 +80,48 @@ def test_hidden_pixels_of_y_are_never_looked_at():
     np.testing.assert_array_equal(run().x, run(y=junk).x)
 
 
+def test_gradients_through_the_whole_restoration():
+    """With travel, noise, and the search on and shortening steps. Its rate is piecewise constant in y and the parameters and
+    taken as a constant by the gradient, which is the derivative wherever no count of reductions switches: such a point is
+    looked at, and that it is one is checked."""
+    table = dj.timetables.travel(dj.timetables.log_snr(SCHEDULE, 5), length=2, times=2, before_jump=True)
+    rng = np.random.default_rng(0)
+
+    def network(params, x, i):
+        W, V, b = params
+        x0 = 1.2 * jnp.tanh(V @ jnp.tanh(W @ x.ravel() + b * (i / 100)))  # beyond the bounds now and then
+        return x0.reshape(x.shape), None
+
+    with jax.enable_x64(True):
+        n = int(np.prod(SHAPE))
+        params = (rng.normal(0, 0.2, (24, n)), rng.normal(0, 0.2, (n, 24)), rng.normal(0, 1, 24))
+        at = (jax.tree.map(jnp.asarray, params), jnp.asarray(rng.uniform(-0.8, 0.8, SHAPE)))
+        weights = jnp.asarray(rng.standard_normal(SHAPE))
+
+        @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def loss(at):
+            denoise = dj.denoisers.from_x0(network, at[0], SCHEDULE)
+            m = dj.methods.CoPaint(denoise, dj.Measurement(at[1], dj.operators.Mask(jnp.asarray(MASK))), lr=3.0)
+            kernel = dj.kernels.DDIM(SCHEDULE, eta=0.3)
+            result = dj.sample(jax.random.key(1), m, kernel, table, SHAPE, dtype=jnp.float64)
+            return (weights * result.x).sum(), result.info.rows["reductions"]
+
+        (_, reductions), gradient = loss(at)
+        assert len(np.unique(reductions)) > 2 and reductions.max() > 3
+        zero, h = jax.tree.map(jnp.zeros_like, at), 1e-6
+        for which in ("y", "parameters"):
+            direction = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape)), at)
+            direction = (zero[0], direction[1]) if which == "y" else (direction[0], zero[1])
+            sides = [loss(jax.tree.map(lambda a, d: a + s * h * d, at, direction))[0] for s in (1, -1)]
+            for _, there in sides:
+                np.testing.assert_array_equal(there, reductions)
+            numeric = (sides[0][0] - sides[1][0]) / (2 * h)
+            exact = sum((g * d).sum() for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+            assert abs(exact) > 1e-2
+            np.testing.assert_allclose(numeric, exact, rtol=1e-5)
+
+
 def test_candidates_keep_the_start_with_the_lowest_loss():
     key, candidates = jax.random.key(3), 4
     m = method(candidates=candidates)
@@ -128,3 +175,47 @@ def test_optimise_start_finds_the_exact_minimum():
         exact = np.linalg.solve(B.T @ np.diag(m) @ B + reg * np.eye(n), B.T @ (m * (y.ravel() - a)))
         np.testing.assert_allclose(found.start.ravel(), exact, atol=1e-3)
         assert found.loss[-1] < found.loss[0]
+
+
+# --- the programs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prior_folder(tmp_path_factory):
+    return tiny_prior.write(tmp_path_factory.mktemp("zoo") / "tiny")
+
+
+@pytest.mark.parametrize("name, steps, rows, iterations", [
+    ("copaint-fast", 6, 5, 1),
+    ("copaint", 4, 3, 2),
+    ("copaint-tt", 12, 11 + 1 + 10, 2),  # one jump point, 0: once more before it, and ten steps again
+])  # fmt: skip
+def test_restore(name, steps, rows, iterations, prior_folder, tmp_path):
+    out = tmp_path / "out"
+    argv = ["--method", name, "--steps", str(steps), "--prior", str(prior_folder), "--limit", "1", "--samples", "1",
+            "--devices", "1", "--out", str(out)]  # fmt: skip
+    assert restore.main(argv) == 0
+    report = json.loads((out / "metrics.json").read_text())
+    assert (report["method"], report["kernel_steps"]) == (name, rows)
+    # every gradient step has at least one trial; were it the bound, each would have 41
+    least = rows * (1 + 2 * iterations)
+    assert isinstance(report["network_calls"], int) and least <= report["network_calls"] < 5 * least
+    truth = zoo.bundled.images("fashion")[0][0, ..., 0]
+    restored = np.asarray(Image.open(out / "images" / "fashion-00.png"), np.float32)
+    known = masks.make("half", (32, 32), 0) == 1
+    np.testing.assert_allclose(restored[known], ((truth + 1) * 127.5)[known], atol=0.51)
+
+
+def test_restore_knows_the_three(capsys):
+    assert restore.main(["--list"]) == 0
+    listed = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| copaint")]
+    assert listed == ["copaint-fast", "copaint", "copaint-tt"]
+
+
+def test_steps_out_of_range_are_one_line(prior_folder, tmp_path, capsys):
+    for name, steps, most in (("copaint-fast", "251", 250), ("copaint", "1", 1000)):
+        argv = ["--method", name, "--steps", steps, "--prior", str(prior_folder), "--out", str(tmp_path / "out")]
+        assert restore.main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"steps {steps} of {name}" in error and f"from 2 to {most}" in error
+    assert not list(tmp_path.iterdir())

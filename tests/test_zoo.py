@@ -274,7 +274,7 @@ def test_cards_say_what_they_must(name):
     if prior.shape[-1] == 1:
         assert quality["frechet"] < 20 and set(quality["accuracy"]) == scales
     else:
-        assert set(quality["kernel_distance"]) == scales and quality["kernel_distance_train"]
+        assert set(quality["kernel_distance"]) == set(quality["kernel_distance_error"]) == scales | {"training images"}
         near = quality["nearest_training_image"]
         assert near["samples"]["median"] > 0 and near["test images"]["median"] > 0
 
@@ -311,8 +311,9 @@ def test_a_colour_prior_is_measured(colour, monkeypatch, capsys):
     assert (
         card["config"] == json.loads(json.dumps(COLOUR)) and quality["sampler"]["network_calls"] == 1
     )  # the rest of the card is kept
-    assert set(quality["kernel_distance"]) == {"scale 1"} and "frechet" not in quality
-    assert quality["kernel_distance"]["scale 1"] > quality["kernel_distance_train"]  # random weights against real images
+    kid = quality["kernel_distance"]
+    assert list(kid) == ["scale 1", "training images"] and "frechet" not in quality
+    assert kid["scale 1"] > kid["training images"] + 4 * quality["kernel_distance_error"]["scale 1"]  # random weights
     assert quality["held_out_is"].startswith("v loss per pixel on 8 test images")  # of 12, an even share for 8 devices
     assert {p.name for p in colour.iterdir()} == {"card.json", "weights.safetensors", "samples.png", "nearest.png"}
 
@@ -321,10 +322,10 @@ def test_copies_of_training_images_are_found(colour):
     """Samples that are mirrored training images lie at 0; the test images where a double loop finds them."""
     prior, (x, y), (x_test, y_test) = zoo.load(colour), fruits(24), fruits(12, seed=1)
     images = data.Images(x, y.astype(np.int32), x_test, y_test.astype(np.int32))
-    options = SimpleNamespace(samples=100, guided=100)
+    options = SimpleNamespace(samples=100, guided=100, data=colour.parent / "fruits.npz")
     measured = lambda draw: evaluate_prior.by_neighbours(prior, images, draw, options)[0]
     said = measured(lambda labels, scale=1: np.stack([x[y == k][0, :, ::-1] // scale for k in labels]).astype(np.uint8))
-    assert list(said["kernel_distance"]) == ["scale 1", "scale 2", "scale 4"]
+    assert list(said["kernel_distance"]) == ["scale 1", "scale 2", "scale 4", "training images"]
     assert said["kernel_distance"]["scale 1"] < said["kernel_distance"]["scale 4"]  # these are a quarter as bright
     near = said["nearest_training_image"]
     assert near["samples"]["median"] == near["samples"]["quantile 0.99"] == 0
@@ -335,6 +336,16 @@ def test_copies_of_training_images_are_found(colour):
     real = measured(lambda labels: fruits(300, seed=2)[0][np.arange(len(labels)) * 3 + labels])
     assert real["nearest_training_image"]["samples"]["quantile 0.01"] > 0
     assert real["kernel_distance"]["scale 1"] < said["kernel_distance"]["scale 1"]  # two copies are no distribution
+
+
+def test_the_standard_error_is_that_of_a_mean_of_groups(tmp_path):
+    x, which = np.random.default_rng(6).standard_normal(12), np.repeat([5, 3, 9], 4)
+    means = [x[which == g].mean() for g in (5, 3, 9)]
+    expected = np.std(means, ddof=1) / np.sqrt(3)
+    assert evaluate_prior.jackknife(lambda kept: x[kept].mean(), which) == pytest.approx(expected, rel=1e-12)
+    np.savez(tmp_path / "x.npz", variety_test=which)
+    assert evaluate_prior.groups(tmp_path / "x.npz", 12).tolist() == which.tolist()
+    assert evaluate_prior.groups(tmp_path, 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

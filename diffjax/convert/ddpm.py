@@ -1,4 +1,5 @@
-"""Checkpoints of diffusers' `UNet2DModel`, among them the converted originals of DDPM (google/ddpm-celebahq-256 ...).
+"""Checkpoints of diffusers' `UNet2DModel`, among them the converted originals of DDPM (google/ddpm-celebahq-256 ...), and
+of DDPM under its older names (`ddpm_names.py`).
 
     net, params = ddpm.convert(files.read("diffusion_pytorch_model.safetensors"), json.loads(config_text))
 
@@ -11,6 +12,7 @@ import numpy as np
 from ..nets import DDPMUNet
 from . import strict
 from .adm import multiplier
+from .ddpm_names import modern
 from .strict import Entry, module, norm
 
 # their block type -> attention, how it resamples
@@ -109,19 +111,6 @@ def config_from_state(state, **hints):
     if "class_embedding.weight" in state:
         found["classes"] = state["class_embedding.weight"].shape[0]
     return found | hints
-
-
-def modern(state):
-    """A state dict with the attention names of today; the hub's DDPM files still have those of 2022."""
-    old = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-
-    def rename(name):
-        for before, after in old.items():
-            if ".attentions." in name:
-                name = name.replace(before, after)
-        return name
-
-    return {rename(name): array for name, array in state.items()}
 
 
 # --- names ----------------------------------------------------------------------------------------------------------

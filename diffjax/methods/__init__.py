@@ -1,8 +1,42 @@
 """Restoration methods, one paper per file. Each wraps a denoiser and a measurement and is passed to ``sample``."""
 
-from . import copaint
+from . import copaint, diffpir
+from .blended import Blended
+from .ccdf import CCDF, ilvr
 from .copaint import CoPaint
+from .ddnm import DDNM, DDNMPlus
+from .ddrm import DDRM
+from .diffpir import DiffPIR
+from .dpir import DPIR
+from .dps import DPS
+from .mcg import MCG
+from .mmps import MMPS
 from .optimise_start import optimise_start
+from .pigdm import PiGDM
+from .red_diff import REDDiff
 from .repaint import RePaint
+from .replacement import Replacement
+from .resampling import Resampling
 
-__all__ = ["CoPaint", "RePaint", "copaint", "optimise_start"]
+__all__ = [
+    "CCDF",
+    "DDNM",
+    "DDRM",
+    "DPIR",
+    "DPS",
+    "MCG",
+    "MMPS",
+    "Blended",
+    "CoPaint",
+    "DDNMPlus",
+    "DiffPIR",
+    "PiGDM",
+    "REDDiff",
+    "RePaint",
+    "Replacement",
+    "Resampling",
+    "copaint",
+    "diffpir",
+    "ilvr",
+    "optimise_start",
+]

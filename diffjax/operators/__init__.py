@@ -1,7 +1,43 @@
 """What was measured: y = A(x) + noise. Frozen pytrees for one image; batches are ``vmap``."""
 
+from . import noise
 from .base import Operator, Spectral, cg_prox, from_function, stack
+from .blur import Blur
+from .colour import Grey
 from .downsample import Downsample
+from .kernels import anisotropic_kernel, gaussian_kernel, motion_kernel, uniform_kernel
 from .mask import Mask
+from .matrix import matrix, separable
+from .noise import measure
+from .phase import PhaseRetrieval
+from .resize import Resize, resize, resize_matrix
+from .slices import SliceAverage
+from .transforms import Fourier, Hadamard, random_mask
 
-__all__ = ["Downsample", "Mask", "Operator", "Spectral", "cg_prox", "from_function", "stack"]
+__all__ = [
+    "Blur",
+    "Downsample",
+    "Fourier",
+    "Grey",
+    "Hadamard",
+    "Mask",
+    "Operator",
+    "PhaseRetrieval",
+    "Resize",
+    "SliceAverage",
+    "Spectral",
+    "anisotropic_kernel",
+    "cg_prox",
+    "from_function",
+    "gaussian_kernel",
+    "matrix",
+    "measure",
+    "motion_kernel",
+    "noise",
+    "random_mask",
+    "resize",
+    "resize_matrix",
+    "separable",
+    "stack",
+    "uniform_kernel",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import pytree, safe_divide, static
+from ..base import pytree, safe_divide, safe_sqrt, static
 
 
 class Operator:
@@ -19,8 +19,13 @@ class Operator:
     A.pinv(y)          Moore-Penrose pseudo-inverse
     A.prox(z, rho, y)  argmin_x |y - A x|^2 + rho |x - z|^2 (no halves)
     A.svd              the operator as a ``Spectral`` one
-    A missing one raises ValueError that names it.
+    A missing one raises ValueError that names it; ``A.has("prox")`` asks. y is an array, complex for ``Fourier``, a tuple
+    for ``stack``; where it is complex, adjoint and norms are those of its real and imaginary parts side by side.
     """
+
+    def has(self, name: str) -> bool:
+        """Whether the operator has the capability "T", "pinv", "prox" or "svd"."""
+        return getattr(type(self), name) is not getattr(Operator, name)
 
     def __call__(self, x):
         raise NotImplementedError
@@ -49,8 +54,12 @@ class Operator:
     def _lacks(self, what, instead):
         raise ValueError(f"{type(self).__name__} has no {what}: use {instead}")
 
-    def __matmul__(self, other) -> Compose:
-        return Compose(self, other)
+    def __matmul__(self, other) -> Operator:
+        return other.then(self)
+
+    def then(self, outer) -> Operator:
+        """outer @ self"""
+        return Compose(outer, self)
 
 
 class Spectral(Operator):
@@ -58,7 +67,8 @@ class Spectral(Operator):
 
     A subclass gives
       s        singular values >= 0, broadcastable to the spectrum; 0 where nothing is measured
-      Vt(x)    image -> spectrum: an array with as many entries as the image (complex where V is unitary, then V(c) is real)
+               (an operator whose s depends on the image's size gives ``singular(c)`` instead: always ask that)
+      Vt(x)    image -> spectrum: a real array with as many entries as the image, an orthonormal change of basis
       V(c)     spectrum -> image, the inverse of Vt
       Ut(y)    measurement -> spectrum, 0 where s = 0
       U(c)     spectrum -> measurement
@@ -72,8 +82,8 @@ class Spectral(Operator):
         return self
 
     def singular(self, c):
-        """``s`` in the (real) dtype of a spectrum ``c``."""
-        return jnp.asarray(self.s).astype(c.real.dtype)
+        """The singular values belonging to a spectrum ``c``, in its dtype, broadcastable to it."""
+        return jnp.asarray(self.s).astype(c.dtype)
 
     def __call__(self, x):
         c = self.Vt(x)
@@ -91,7 +101,7 @@ class Spectral(Operator):
         # the residual form: no cancellation in float32 where rho is small
         c = self.Vt(z)
         s = self.singular(c)
-        return z + self.V(s * (self.Ut(y) - s * c) / (s**2 + rho))
+        return z + self.V(s * (self.Ut(y) - s * c) / (s**2 + jnp.asarray(rho).astype(c.dtype)))
 
 
 @pytree
@@ -106,6 +116,9 @@ class Compose(Operator):
 
     def residual(self, x, y):
         return self.outer.residual(self.inner(x), y)
+
+    def has(self, name):
+        return name == "T" and self.outer.has("T") and self.inner.has("T")
 
     def T(self, y):
         return self.inner.T(self.outer.T(y))
@@ -122,6 +135,9 @@ class Stack(Operator):
 
     def residual(self, x, y):
         return tuple(A.residual(x, part) for A, part in zip(self.parts, y, strict=True))
+
+    def has(self, name):
+        return name == "T" and all(A.has("T") for A in self.parts)
 
     def T(self, y):
         return sum(A.T(part) for A, part in zip(self.parts, y, strict=True))
@@ -145,6 +161,9 @@ class CGProx(Operator):
     def residual(self, x, y):
         return self.A.residual(x, y)
 
+    def has(self, name):
+        return name == "prox" or self.A.has(name)
+
     def T(self, y):
         return self.A.T(y)
 
@@ -159,6 +178,7 @@ class CGProx(Operator):
         return self.prox_info(z, rho, y)[0]
 
     def prox_info(self, z, rho, y):
+        rho = jnp.asarray(rho).astype(z.dtype)
         apply = lambda d: self.A.T(self.A(d)) + rho * d
         b = -self.A.T(self.A.residual(z, y))  # of the correction d = x - z
         inner = lambda u, v: jnp.vdot(u, v).real
@@ -184,7 +204,21 @@ def cg_prox(A, iterations: int = 10) -> CGProx:
     """
     if not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations {iterations!r} is not a whole number >= 1")
+    if not A.has("T"):
+        raise ValueError(f"cg_prox needs A.T, which {type(A).__name__} lacks: use a method that needs only A (DPS)")
     return CGProx(A, iterations)
+
+
+def first_axis(v, x, axis, inverse=False):
+    """Q x along ``axis``, Q unitary, its first row v^H (v has norm 1 along ``axis``), the others whatever completes a basis;
+    ``inverse``: Q^H x. By one Householder reflection, so that it costs as much as an inner product."""
+    v0 = jax.lax.slice_in_dim(v, 0, 1, axis=axis)
+    size = safe_sqrt(v0.real**2 + v0.imag**2)
+    phase = jnp.where(size > 0, safe_divide(v0, size.astype(v0.dtype)), jnp.ones_like(v0))
+    first = (jnp.arange(v.shape[axis]) == 0).astype(v.dtype)
+    w = v + phase * first.reshape([-1 if n == axis % v.ndim else 1 for n in range(v.ndim)])
+    share = (jnp.conj(w) * x).sum(axis, keepdims=True) / (1 + size).astype(v.dtype)  # 2 w^H x / |w|^2
+    return -(phase if inverse else jnp.conj(phase)) * (x - w * share)
 
 
 @pytree
@@ -197,7 +231,8 @@ class FromFunction(Operator):
         return self.f(x, *self.args)
 
     def T(self, y):
-        x = jax.ShapeDtypeStruct(self.shape, y.dtype)
+        x = jax.ShapeDtypeStruct(self.shape, jnp.finfo(jax.tree.leaves(y)[0].dtype).dtype)
+        y = jax.tree.map(jnp.conj, y)  # a transpose does not conjugate, an adjoint does
         return jax.linear_transpose(lambda x: self.f(x, *self.args), x)(y)[0]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..base import pytree, static
 from .base import Spectral
+
+HIGHEST = jax.lax.Precision.HIGHEST  # a TPU's default rounds to bfloat16
 
 
 @functools.cache
@@ -18,6 +21,27 @@ def block_basis(n: int) -> np.ndarray:
     basis = np.sqrt(2 / n) * np.cos(np.pi * k * (2 * i + 1) / (2 * n))
     basis[0] /= np.sqrt(2)
     return basis
+
+
+def blocks(x, factor):
+    """(H, W, C) -> (h, w, factor^2, C), the pixels of every factor x factor block; ValueError if factor does not divide."""
+    H, W, c = x.shape
+    if H % factor or W % factor:
+        fits = f"{H // factor * factor}x{W // factor * factor}"
+        raise ValueError(f"factor {factor} does not divide the image's {H}x{W}: crop it to {fits}")
+    h, w = H // factor, W // factor
+    return x.reshape(h, factor, w, factor, c).transpose(0, 2, 1, 3, 4).reshape(h, w, factor**2, c)
+
+
+def unblock(b, factor):
+    """The inverse of :func:`blocks`."""
+    h, w, _, c = b.shape
+    return b.reshape(h, w, factor, factor, c).transpose(0, 2, 1, 3, 4).reshape(h * factor, w * factor, c)
+
+
+def check_factor(factor):
+    if not isinstance(factor, int) or factor < 1:
+        raise ValueError(f"factor {factor!r} is not a whole number >= 1")
 
 
 @pytree
@@ -31,29 +55,19 @@ class Downsample(Spectral):
     factor: int = static(default=2)
 
     def __post_init__(self):
-        if not isinstance(self.factor, int) or self.factor < 1:
-            raise ValueError(f"factor {self.factor!r} is not a whole number >= 1")
-
-    def _blocks(self, x):
-        """(h, w, factor^2, C)"""
-        h, w, c = x.shape
-        f = self.factor
-        if h % f or w % f:
-            raise ValueError(f"factor {f} does not divide the image's {h}x{w}: crop it to {h // f * f}x{w // f * f}")
-        return x.reshape(h // f, f, w // f, f, c).transpose(0, 2, 1, 3, 4).reshape(h // f, w // f, f * f, c)
+        check_factor(self.factor)
 
     @property
     def s(self):
         return (np.arange(self.factor**2) == 0)[:, None] / self.factor
 
     def Vt(self, x):
-        return jnp.einsum("ki,hwic->hwkc", jnp.asarray(block_basis(self.factor**2), x.dtype), self._blocks(x))
+        basis = jnp.asarray(block_basis(self.factor**2), x.dtype)
+        return jnp.einsum("ki,hwic->hwkc", basis, blocks(x, self.factor), precision=HIGHEST)
 
     def V(self, c):
-        h, w, _, channels = c.shape
-        f = self.factor
-        blocks = jnp.einsum("ki,hwkc->hwic", jnp.asarray(block_basis(f * f), c.dtype), c)
-        return blocks.reshape(h, w, f, f, channels).transpose(0, 2, 1, 3, 4).reshape(h * f, w * f, channels)
+        basis = jnp.asarray(block_basis(self.factor**2), c.dtype)
+        return unblock(jnp.einsum("ki,hwkc->hwic", basis, c, precision=HIGHEST), self.factor)
 
     def Ut(self, y):
         return jnp.pad(y[:, :, None], ((0, 0), (0, 0), (0, self.factor**2 - 1), (0, 0)))
@@ -62,7 +76,7 @@ class Downsample(Spectral):
         return c[:, :, 0]
 
     def __call__(self, x):
-        return self._blocks(x).mean(2)
+        return blocks(x, self.factor).mean(2)
 
     def pinv(self, y):
         return jnp.repeat(jnp.repeat(y, self.factor, 0), self.factor, 1)

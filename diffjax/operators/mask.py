@@ -7,8 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..base import is_concrete, pytree
+from ..base import is_concrete, pytree, safe_divide
 from .base import Spectral
+
+
+def check_mask(mask):
+    """Raise ValueError for concrete values outside [0, 1]."""
+    if isinstance(mask, (np.ndarray, jax.Array)) and is_concrete(mask) and mask.size:
+        values = np.asarray(mask)  # within a trace, reducing a JAX array would be traced
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 1:
+            raise ValueError(f"mask values span [{low:g}, {high:g}]: give 0 (hidden) to 1 (known), for example mask / 255")
 
 
 @pytree
@@ -21,11 +30,7 @@ class Mask(Spectral):
     mask: Any
 
     def __post_init__(self):
-        if isinstance(self.mask, (np.ndarray, jax.Array)) and is_concrete(self.mask):
-            values = np.asarray(self.mask)  # within a trace, reducing a JAX array would be traced
-            low, high = float(values.min()), float(values.max())
-            if low < 0 or high > 1:
-                raise ValueError(f"mask values span [{low:g}, {high:g}]: give 0 (hidden) to 1 (known), for example mask / 255")
+        check_mask(self.mask)
 
     def weights(self, x):
         """The mask in the dtype of ``x``."""
@@ -41,7 +46,8 @@ class Mask(Spectral):
     T = __call__
 
     def residual(self, x, y):
-        return self.weights(x) * (x - y)
+        m = self.weights(x)
+        return (m > 0) * (m * x - y)
 
     def Vt(self, x):
         return x
@@ -57,7 +63,7 @@ class Mask(Spectral):
 
     def pinv(self, y):
         m = self.weights(y)
-        return (m > 0) * y / (m + (m == 0))
+        return safe_divide((m > 0).astype(y.dtype) * y, m)
 
     def prox(self, z, rho, y):
         m = self.weights(z)

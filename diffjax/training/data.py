@@ -57,7 +57,8 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
         raise ValueError(f"fit {fit!r} is unknown: {nearest(fit, ('pad', 'resize'))}")
     path = pathlib.Path(path)
     if not path.exists():
-        raise ValueError(f"data {path} does not exist: give a folder of idx files or pictures, or an .npz. {IDX_HINT}")
+        hint = "python -m experiments.fruits makes it" if path.name.startswith("fruits") else IDX_HINT
+        raise ValueError(f"data {path} does not exist: give a folder of idx files or pictures, or an .npz. {hint}")
     prepare = functools.partial(_prepare, size=size, channels=channels, fit=fit)
     if path.is_dir():
         read = _read_idx if any(path.glob("*-ubyte*")) else _read_pictures

@@ -2,6 +2,7 @@
 
 from . import bundled
 from .classifier import fashion_classifier
+from .dncnn import dncnn
 from .lpips import lpips_weights
 from .prior import Assumed, Prior, load, names, save
 
@@ -13,4 +14,4 @@ def load_classifier(source, config=None):
     return public.load_classifier(source, config)
 
 
-__all__ = ["Assumed", "Prior", "bundled", "fashion_classifier", "load", "load_classifier", "lpips_weights", "names", "save"]
+__all__ = ["Assumed", "Prior", "bundled", "dncnn", "fashion_classifier", "load", "load_classifier", "lpips_weights", "names", "save"]

@@ -35,6 +35,12 @@ def images(name: str = "fashion") -> tuple[np.ndarray, np.ndarray]:
     return (pixels.astype(np.float32) / 127.5 - 1).astype(np.float32), labels.astype(np.int64)
 
 
+def photograph() -> np.ndarray:
+    """The bundled grey photograph: "Cameraman" by Lav Varshney (CC0), float32 (256, 256, 1) in [-1, 1]."""
+    with np.load(_FOLDER / "cameraman.npz", allow_pickle=False) as file:
+        return (file["image"][..., None].astype(np.float32) / 127.5 - 1).astype(np.float32)
+
+
 def for_channels(channels: int) -> str:
     """The set that fits a prior by its number of channels: "fruits" for colour, "fashion" for grey."""
     return "fruits" if channels == 3 else "fashion"

@@ -233,7 +233,7 @@ def _read(file, given):
             got = hashlib.file_digest(stream, "sha256").hexdigest()
         if got != str(wanted).lower():
             raise ValueError(f"{file} has the sha256 {got}, not {wanted}: it is damaged or another file, fetch it again")
-    state = files.read(file)
+    state = ddpm.modern(files.read(file))
     if not state:
         raise ValueError(f"{file}: there are no arrays in it")
     if bad := [name for name, a in state.items() if a.dtype.kind not in "iub" and not np.isfinite(a).all()]:

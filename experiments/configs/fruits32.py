@@ -12,7 +12,7 @@ config = TrainConfig(
     batch=64,
     lr=1.5e-3,
     ema=0.9995,
-    steps=8_000,
-    cooldown=2_500,
+    steps=7_000,
+    cooldown=2_200,
     eval_images=128,
 )

@@ -27,10 +27,11 @@ class Case:
     table: Callable = lambda s: dj.timetables.log_snr(s, ROWS)
     calls: int | None = 1  # declared network calls per row; None: a bound, counted in info["calls"]
     stochastic: bool = True  # whether rows draw noise
+    starts: bool = True  # whether the start is drawn
 
 
-def with_mask(make, **kwargs):
-    return lambda denoise, y: make(denoise, dj.Measurement(y, dj.operators.Mask(jnp.asarray(MASK))), **kwargs)
+def with_mask(make, noise_std=0.0, **kwargs):
+    return lambda denoise, y: make(denoise, dj.Measurement(y, dj.operators.Mask(jnp.asarray(MASK)), noise_std), **kwargs)
 
 
 def jumping(s):
@@ -64,6 +65,28 @@ CASES = [
     Case(
         "copaint-travel", lambda s: K.DDIM(s, eta=0.3), with_mask(M.CoPaint, iterations=1, adaptive=False), travelling, calls=2
     ),
+    Case("dps", K.DDPM, with_mask(M.DPS)),
+    Case("dps-squared-heun", K.Heun, with_mask(M.DPS, loss="squared"), calls=2, stochastic=False),
+    Case("dps-poisson", K.DDIM, with_mask(M.DPS, loss="poisson"), stochastic=False),
+    Case("mcg", K.DDPM, with_mask(M.MCG)),
+    Case("pigdm", lambda s: K.DDIM(s, eta=0.5), with_mask(M.PiGDM)),
+    Case("pigdm-bayes-2m", K.DPMSolverPP2M, with_mask(M.PiGDM, weight="bayes"), stochastic=False),
+    Case("mmps-2m", K.DPMSolverPP2M, with_mask(M.MMPS, noise_std=0.1), stochastic=False),
+    Case("mmps-heun", K.Heun, with_mask(M.MMPS, noise_std=0.1, iterations=3), calls=2, stochastic=False),
+    Case("ddrm", K.Marginal, with_mask(M.DDRM, noise_std=0.2)),
+    Case("ddnm-travel", lambda s: K.DDIM(s, zeta=0.7), with_mask(M.DDNM), jumping),
+    Case("ddnm-heun", K.Heun, with_mask(M.DDNM, keep_eps=False), calls=2, stochastic=False),
+    Case("ddnm+", K.Marginal, with_mask(M.DDNMPlus, noise_std=0.2), jumping),
+    Case("ddnm+simplified", K.Marginal, with_mask(M.DDNMPlus, noise_std=0.2, form="simplified", travel="x"), jumping),
+    Case("red-diff", K.Marginal, with_mask(M.REDDiff)),
+    Case("diffpir", lambda s: K.DDIM(s, zeta=0.3), with_mask(M.DiffPIR)),
+    Case("diffpir-gradient-2m", K.DPMSolverPP2M, with_mask(M.DiffPIR, data="gradient"), stochastic=False),
+    Case("diffpir-admm-heun", K.Heun, with_mask(M.DiffPIR, splitting="admm"), calls=2, stochastic=False),
+    Case("blended", K.DDIM, with_mask(M.Blended)),
+    Case("replacement-heun", K.Heun, with_mask(M.Replacement), calls=2),
+    Case("resampling", K.DDPM, with_mask(M.Resampling, particles=3), calls=3),
+    Case("ccdf", K.DDPM, with_mask(M.CCDF), lambda s: dj.timetables.start_at(dj.timetables.log_snr(s, ROWS), 60.0)),
+    Case("dpir", K.Marginal, with_mask(M.DPIR), stochastic=False, starts=False),
 ]
 
 
@@ -104,7 +127,7 @@ def jitted(case):
     traces, calls = [], []
 
     def counting(params, x, i):
-        jax.debug.callback(lambda: calls.append(1))
+        jax.debug.callback(lambda _: calls.append(1), x.ravel()[0])  # of x: particles of one image are counted each
         return gaussian(params, x, i)
 
     def counted(key, params, y):

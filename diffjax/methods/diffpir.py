@@ -1,0 +1,158 @@
+"""DiffPIR (Zhu et al., CVPRW 2023): plug-and-play restoration, half-quadratic splitting around a diffusion sampler.
+
+    x0     = the denoiser's clean image at (x_t, t)
+    x0_hat = argmin_x |y - A x|^2 + rho_t |x - x0|^2,    rho_t = lam noise_std^2 / (sigma_t / alpha_t)^2
+    x_s    = alpha_s x0_hat + sigma_s (sqrt(1 - zeta) eps_hat + sqrt(zeta) z),    eps_hat = (x_t - alpha_t x0_hat) / sigma_t
+
+The second line corrects the prediction, so any kernel runs it; the third is ``kernels.DDIM(schedule, zeta=...)``. It is the
+mean of p(x0 | x_t, y) if p(x0 | x_t) were N(x0, (sigma_t / alpha_t)^2 / lam): the spread of the samples is zeta's, not the
+posterior's. ``data`` says how the minimum is found:
+
+    "prox"             in closed form, or whatever ``A.prox`` does
+    "gradient"         x <- x - (A^T (A x - y) + rho (x - x0)) / (rho + lipschitz), any differentiable A
+    "back_projection"  x <- x + gamma A^+ (y - A x) / (1 + rho)
+
+``splitting="admm"`` carries a dual image w (paper, appendix; formula ours: ADMM with the penalty rho_t of the row):
+v = argmin at x0 + w / rho in place of x0,  w <- w + rho (x0 - v),  and v - w / rho is what moves; the result is the last v.
+
+Official code and paper differ, and we follow the paper:
+* the code mixes units (noise in [0, 1], sigma_t / alpha_t in [-1, 1]): its lambda is 4 of ours (``published`` divides),
+  except in its first-order deblurring;
+* it evaluates the network once more after the last move and drops the result, returning x at t = 1 with zeta's noise still
+  in it; ``timetables.diffpir`` walks on to t = 0, so that the same number of calls is used in full;
+* it starts from y plus noise; the paper, and we, from pure noise (``guess`` for a late start);
+* its first-order step is 1 / rho, which diverges where rho < |A|^2 / 2, at all high noise levels (``lipschitz=0``);
+* it back-projects by nearest neighbours, we by A^+;
+* its ``eta`` has the noise of one step of the full chain; use zeta alone.
+It clamps x0: pass ``denoisers.clipped(denoise)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import process, timetables
+from ..base import Measurement, Method, expand, nearest, pytree, static
+from ..kernels import DDIM
+from .common import inner, needs
+
+DATA = ("prox", "gradient", "back_projection")
+SPLITTINGS = ("hqs", "admm")
+
+
+@pytree
+class DiffPIR(Method):
+    """denoise: the prior. measurement: y with any operator that has what ``data`` needs.
+
+    lam:          weight of the prior; the paper's deblurring by default, 1 would be Bayes' if x0 were off by sigma_t / alpha_t
+    guidance:     share of the data step that is taken
+    noise_floor:  least noise_std that rho is computed with: noiseless data leave the data step well-posed
+    gamma:        step of "back_projection";  lipschitz: |A|^2 of "gradient";  iterations: steps of either
+    guess:        image to start from when the table begins late (``timetables.start_at``): alpha_t guess + sigma_t z
+    Any kernel; the paper's is ``DDIM(schedule, zeta=...)``, zeta 0.3 (deblurring), 0.25 (super-resolution), 1 (inpainting).
+    Raises ValueError for unknown names, or an operator without ``prox`` or ``pinv`` where they are needed.
+    """
+
+    measurement: Measurement = None
+    lam: Any = 1.75
+    guidance: Any = 1.0
+    noise_floor: Any = 0.002
+    gamma: Any = 0.1
+    lipschitz: Any = 1.0
+    guess: Any = None
+    data: str = static(default="prox")
+    splitting: str = static(default="hqs")
+    iterations: int = static(default=1)
+
+    def __post_init__(self):
+        for name, valid in (("data", DATA), ("splitting", SPLITTINGS)):
+            if getattr(self, name) not in valid:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), valid)}")
+        if not isinstance(self.iterations, int) or self.iterations < 1:
+            raise ValueError(f"iterations {self.iterations!r} is not a whole number >= 1")
+        capability = {"prox": ("prox",), "back_projection": ("pinv",)}.get(self.data, ())
+        needs(f"DiffPIR with data={self.data!r}", getattr(self.measurement, "A", None), *capability)
+
+    # --- the data step ---
+
+    def rho(self, p):
+        """The penalty at a prediction's time. Not below 1e-12, so that nothing unmeasured is divided by 0."""
+        cast = lambda a: jnp.asarray(a, p.x0.dtype)
+        noise = jnp.maximum(cast(self.measurement.noise_std), cast(self.noise_floor))
+        alpha, sigma = expand(p.alpha, p.x0), jnp.maximum(expand(p.sigma, p.x0), cast(1e-10))
+        return jnp.maximum(cast(self.lam) * (noise * alpha / sigma) ** 2, cast(1e-12))
+
+    def solve(self, z, rho):
+        """(argmin_x |y - A x|^2 + rho |x - z|^2 as ``data`` finds it, info)"""
+        A, cast = self.measurement.A, lambda a: jnp.asarray(a, z.dtype)
+        y = jax.tree.map(lambda a: a if jnp.iscomplexobj(a) else a.astype(z.dtype), self.measurement.y)
+        if self.data == "prox":
+            found = A.prox_info(z, rho, y) if hasattr(A, "prox_info") else (A.prox(z, rho, y), {})
+            return z + cast(self.guidance) * (found[0] - z), found[1]
+
+        def misfit(x):
+            r = A.residual(x, y)
+            return 0.5 * inner(r, r)
+
+        def turn(x, _):
+            if self.data == "gradient":
+                return x - (jax.grad(misfit)(x) + rho * (x - z)) / (rho + cast(self.lipschitz)), None
+            return x - cast(self.gamma) * A.pinv(A.residual(x, y)) / (1 + rho), None
+
+        x, _ = jax.lax.scan(turn, z, None, length=self.iterations)
+        return z + cast(self.guidance) * (x - z), {}
+
+    def correct(self, p, dual=None):
+        """(prediction with the data step taken, minimiser, dual, info)"""
+        rho = self.rho(p)
+        if dual is None:
+            v, info = self.solve(p.x0, rho)
+            return p.with_x0(v), v, None, info
+        v, info = self.solve(p.x0 + dual / rho, rho)
+        dual = dual + rho * (p.x0 - v)
+        return p.with_x0(v - dual / rho), v, dual, info
+
+    # --- the walk ---
+
+    def predict(self, x, t):
+        return self.correct(self.denoise(x, t))[0]
+
+    def start(self, kernel, row, noise):
+        if self.guess is None:
+            return super().start(kernel, row, noise)
+        return process.q_sample(kernel.schedule, self.guess.astype(noise.dtype), row.t, noise)
+
+    def init(self, kernel, x):
+        if self.splitting == "hqs":
+            return kernel.init(x)
+        return kernel.init(x), jnp.zeros_like(x), x  # the kernel's, the dual, the minimiser
+
+    def step(self, kernel, x, state, row, noise):
+        admm = self.splitting == "admm"
+        inner, dual = (state[0], state[1]) if admm else (state, None)
+        p, v, new_dual, info = self.correct(self.denoise(x, row.t), dual)
+        again = lambda x, t: self.correct(self.denoise(x, t), dual)[0]
+        x, inner = kernel.step(again, x, inner, row, noise, first=p)
+        return x, (inner, new_dual, v) if admm else inner, info
+
+    def finish(self, kernel, x, state):
+        return (state[2] if self.splitting == "admm" else x), {}
+
+
+_PUBLISHED = {  # (official lambda, zeta, network calls); the lambda of super-resolution is the middle of the published scan
+    "inpainting": (1.0, 1.0, 20),
+    "deblurring": (7.0, 0.3, 100),
+    "super-resolution": (6.0, 0.25, 100),
+}
+
+
+def published(task: str, schedule, steps: int | None = None):
+    """(hyper-parameters of :class:`DiffPIR`, kernel, timetable) of the official configuration of "inpainting", "deblurring" or
+    "super-resolution". ``steps``: another number of network calls (20 or 100 in the paper). ValueError for another task."""
+    if task not in _PUBLISHED:
+        raise ValueError(f"unknown task {task!r}: {nearest(task, _PUBLISHED)}")
+    lam, zeta, n = _PUBLISHED[task]
+    return {"lam": lam / 4}, DDIM(schedule, zeta=zeta), timetables.diffpir(schedule, n if steps is None else steps)

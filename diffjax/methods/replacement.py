@@ -1,0 +1,71 @@
+"""Replacement (Song et al., ICLR 2021, appendix I.2): what was measured is replaced by a noisy copy of the measurement.
+
+    x <- x + A^+ (y_t - A x),    y_t = alpha_t y + sigma_t A z       (inpainting: known pixels <- alpha_t y + sigma_t z)
+
+after every inner update of the kernel (predictor, corrector), with fresh z. The paper's colourisation is the same in an
+orthogonal basis; here any operator with a pseudo-inverse is. An approximation: the rest of the image is conditioned on one
+noisy copy at a time, so that it agrees with the measurement less than the posterior does (RePaint's reason to climb back).
+
+Official code and paper: the code mixes y in at the level of the step's *start*, one step noisier than x; we at x's own.
+The paper has no noise model; with ``noise_std`` > 0 the noise that y has is taken off y_t's, per singular value (``A.svd``),
+and where it has more than the level allows, y_t is alpha_t y. At t = 0 that is y itself, noise included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import Measurement, Method, expand, is_concrete, pytree, safe_sqrt
+from ..operators import Operator
+from .common import cast, needs
+
+
+@pytree
+class Replacement(Method):
+    """denoise: the prior. measurement: y and an operator with ``pinv``; with noise, with ``svd`` too (else ValueError).
+
+    strength: share of the replacement, 1 as published
+    Any kernel and table; a table that ends at t = 0 gives A(result) = y for operators with A A^+ = 1.
+    """
+
+    measurement: Measurement = None
+    strength: Any = 1.0
+
+    def __post_init__(self):
+        noise = getattr(self.measurement, "noise_std", 0.0)
+        numbers = isinstance(noise, (int, float, np.ndarray, jax.Array))  # not a placeholder
+        noisy = not is_concrete(noise) or (numbers and np.any(np.asarray(noise) > 0))
+        needs(type(self).__name__, getattr(self.measurement, "A", None), *(("pinv", "svd") if noisy else ("pinv",)))
+
+    def noisy_measurement(self, x, alpha, sigma, z):
+        """y_t for unit noise z of the image's shape."""
+        A, y = self.measurement.A, cast(self.measurement.y, x.dtype)
+        alpha, sigma = expand(alpha, x), expand(sigma, x)
+        if type(A).svd is Operator.svd:  # then y has no noise
+            return jax.tree.map(lambda y, z: alpha * y + sigma * z, y, A(z))
+        D = A.svd
+        c = D.Vt(z)
+        s = D.singular(c)
+        own = alpha * jnp.asarray(self.measurement.noise_std, x.dtype)
+        return alpha * y + D.U(safe_sqrt((sigma * s) ** 2 - own**2) * c)
+
+    def replace(self, x, alpha, sigma, z):
+        """x with its measured part replaced at the level (alpha, sigma)."""
+        A = self.measurement.A
+        correction = A.pinv(jax.tree.map(jnp.negative, A.residual(x, self.noisy_measurement(x, alpha, sigma, z))))
+        return x + jnp.asarray(self.strength, x.dtype) * correction
+
+    def draw(self, kernel, key, x):
+        key_move, key_known = jax.random.split(key)
+        known = jax.random.normal(key_known, (kernel.calls, *x.shape), x.dtype)
+        return {"move": kernel.draw(key_move, x), "known": known}
+
+    def step(self, kernel, x, state, row, noise):
+        schedule = kernel.schedule
+        edit = lambda x, t, j: self.replace(x, schedule.alpha(t), schedule.sigma(t), noise["known"][j])
+        x, state = kernel.step(self.predict, x, state, row, noise["move"], edit=edit)
+        return x, state, {}

@@ -1,0 +1,37 @@
+"""Measurements with noise: y = A(x) + noise."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ..base import Measurement, clip
+
+
+def gaussian(key, y, std):
+    """y + std * unit Gaussian noise: an array, complex (``std`` for the real and for the imaginary part), or a tuple."""
+    leaves, structure = jax.tree.flatten(y)
+
+    def noisy(key, a):
+        real = jnp.finfo(a.dtype).dtype
+        scale = jnp.asarray(std).astype(real)
+        if not jnp.iscomplexobj(a):
+            return a + scale * jax.random.normal(key, a.shape, real)
+        z = jax.random.normal(key, (2, *a.shape), real)
+        return a + jax.lax.complex(scale * z[0], scale * z[1])
+
+    return jax.tree.unflatten(structure, [noisy(k, a) for k, a in zip(jax.random.split(key, len(leaves)), leaves)])
+
+
+def poisson(key, y, rate=1.0, levels: float = 255.0):
+    """Photon counts, in the convention of DPS: y in [-1, 1] (clamped) becomes v = (y + 1) / 2, Poisson(levels rate v) /
+    (levels rate), and that on [-1, 1] again, clamped. rate: 1.0 is the paper's; a lower one is noisier."""
+    v = clip((y + 1) / 2, 0.0, 1.0)
+    photons = levels * jnp.asarray(rate).astype(y.dtype)
+    counts = jax.random.poisson(key, photons * v).astype(y.dtype)
+    return clip(2 * counts / photons - 1, -1.0, 1.0)
+
+
+def measure(key, A, x, noise_std=0.0, value_range=(-1.0, 1.0)) -> Measurement:
+    """y = A(x) + noise_std * unit Gaussian noise, as the ``Measurement`` a method takes. ``noise_std`` in the units of y."""
+    return Measurement(gaussian(key, A(x), noise_std), A, noise_std, value_range)
