@@ -25,14 +25,30 @@ def static(**kwargs) -> Any:
 def pytree(cls):
     """Class decorator: a frozen, keyword-friendly dataclass registered with JAX.
 
-    ``__post_init__`` may check values, but must let tracers and placeholders pass: JAX rebuilds objects without
-    calling it.
+    ``__post_init__`` may check values, but must let tracers and placeholders pass. JAX rebuilds objects without calling
+    it (``register_dataclass`` would): the gradient of a mask is no mask, and is not checked to be one.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)
     meta = [f.name for f in fields if f.metadata.get("static")]
     data = [f.name for f in fields if not f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(cls, data, meta)
+    keys = [jax.tree_util.GetAttrKey(name) for name in data]
+
+    def flatten(obj):
+        return [getattr(obj, name) for name in data], tuple(getattr(obj, name) for name in meta)
+
+    def flatten_with_keys(obj):
+        children, aux = flatten(obj)
+        return list(zip(keys, children)), aux
+
+    def unflatten(aux, children):
+        obj = object.__new__(cls)
+        for name, value in zip((*data, *meta), (*children, *aux)):
+            object.__setattr__(obj, name, value)
+        return obj
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def is_concrete(*arrays) -> bool:
@@ -173,7 +189,7 @@ class Measurement:
         if not (np.isfinite(y_min) and np.isfinite(y_max)):
             raise ValueError("y has non-finite values: check how it was loaded")
         if y_min < low - slack or y_max > high + slack:
-            hint = "divide by 127.5 and subtract 1" if y_max > 2 else "or pass value_range="
+            hint = ("if it is an 8-bit image, divide by 127.5 and subtract 1; else " if y_max > 2 else "") + "pass value_range="
             raise ValueError(f"y spans [{y_min:.4g}, {y_max:.4g}], far outside value_range {self.value_range}: {hint}")
 
 
@@ -183,6 +199,10 @@ class Method:
     a bare denoiser wrapped in this class is the trivial method: plain sampling."""
 
     denoise: Any
+
+    def image_shape(self, shape):
+        """The shape of one image, given that of the state (methods with particles: without their axis)."""
+        return shape
 
     def check(self, kernel, table):
         """Raise ValueError for combinations the paper does not allow."""

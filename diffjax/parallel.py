@@ -15,45 +15,54 @@ def mesh(devices=None) -> Mesh:
 
 
 def _batch_size(args, in_axes):
-    sizes = {a.shape[0] for tree, axis in zip(args, in_axes) if axis == 0 for a in jax.tree.leaves(tree)}
+    leaves = [a for tree, axis in zip(args, in_axes) if axis == 0 for a in jax.tree.leaves(tree)]
+    if any(not getattr(a, "shape", ()) for a in leaves):
+        raise ValueError("a batched argument has no leading axis: give None for it in in_axes")
+    sizes = {a.shape[0] for a in leaves}
     if len(sizes) != 1:
         raise ValueError(f"batched arguments have leading sizes {sorted(sizes)}: give all of them the same number of images")
     return sizes.pop()
 
 
 def _over_devices(fn, devices_mesh, in_axes):
+    devices_mesh = Mesh(devices_mesh.devices, devices_mesh.axis_names)  # jax.make_mesh's explicit axes forbid cropping
     count = math.prod(devices_mesh.devices.shape)
-    axes = devices_mesh.axis_names
+    split = PartitionSpec(devices_mesh.axis_names)
 
     def sharded(*args):
-        data = PartitionSpec(axes)
-        specs = tuple(data if axis == 0 else PartitionSpec() for axis in _axes(in_axes, args))
-        return jax.shard_map(
-            jax.vmap(fn, in_axes=_axes(in_axes, args)), mesh=devices_mesh, in_specs=specs, out_specs=data, check_vma=False
-        )(*args)
+        axes = _axes(in_axes, args)
+        specs = tuple(split if axis == 0 else PartitionSpec() for axis in axes)
+        mapped = jax.vmap(fn, in_axes=axes)
+        return jax.shard_map(mapped, mesh=devices_mesh, in_specs=specs, out_specs=split, check_vma=False)(*args)
 
     compiled = jax.jit(sharded)
 
-    def run(*args):
-        batch = _batch_size(args, _axes(in_axes, args))
+    def place(args):
+        """(arguments padded and on their devices, batch)"""
+        axes = _axes(in_axes, args)
+        batch = _batch_size(args, axes)
         extra = -batch % count
         pad = lambda a: jax.numpy.concatenate([a, jax.numpy.repeat(a[-1:], extra, 0)]) if extra else a
-        place = [
-            NamedSharding(devices_mesh, PartitionSpec(axes) if axis == 0 else PartitionSpec()) for axis in _axes(in_axes, args)
-        ]
-        args = [
-            jax.device_put(jax.tree.map(pad, tree) if axis == 0 else tree, sharding)
-            for tree, axis, sharding in zip(args, _axes(in_axes, args), place)
-        ]
-        out = compiled(*args)
-        return jax.tree.map(lambda a: a[:batch], out) if extra else out
+        placed = []
+        for tree, axis in zip(args, axes):
+            sharding = NamedSharding(devices_mesh, split if axis == 0 else PartitionSpec())
+            placed.append(jax.device_put(jax.tree.map(pad, tree) if axis == 0 else tree, sharding))
+        return placed, batch
 
-    run.lower = compiled.lower
+    def run(*args):
+        placed, batch = place(args)
+        out = compiled(*placed)
+        return jax.tree.map(lambda a: a[:batch], out) if batch % count else out
+
+    run.lower = lambda *args: compiled.lower(*place(args)[0])
     return run
 
 
 def _axes(in_axes, args):
-    return (in_axes,) * len(args) if in_axes in (0, None) else tuple(in_axes)
+    axes = (in_axes,) * len(args) if in_axes in (0, None) else in_axes
+    if not isinstance(axes, (tuple, list)) or len(axes) != len(args) or not all(a in (0, None) for a in axes):
+        raise ValueError(f"in_axes {in_axes!r} does not fit {len(args)} arguments: give 0 or None for each")
+    return tuple(axes)
 
 
 def shard(fn, mesh, in_axes=0):
@@ -62,7 +71,7 @@ def shard(fn, mesh, in_axes=0):
     in_axes: 0, or a tuple with 0 (one entry per image) or None (shared, replicated) per argument, as in ``jax.vmap``
     The batch need not divide by the number of devices: the last image is repeated and the result cropped.
     Each image is computed on one device from its own arguments, so results do not depend on the mesh (beyond float rounding).
-    Raises ValueError when batched arguments differ in length.
+    Raises ValueError when batched arguments differ in length or have none, or in_axes does not fit.
     """
     return _over_devices(fn, mesh, in_axes)
 

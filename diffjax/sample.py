@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import as_method, is_concrete, nearest, pytree, replace, time_dtype
+from .base import Measurement, as_method, is_concrete, nearest, pytree, replace, time_dtype
 
 START, ROWS, JUMPS = range(3)  # streams of a key: fold_in(fold_in(key, stream), row)
 REMAT = ("none", "row", "sqrt")
@@ -85,6 +86,24 @@ def _check_times(kernel, table):
             )
 
 
+def _check_measurement(method, shape, dtype):
+    """Shapes only: ValueError where the method's measurement is missing or not one of an image of this shape."""
+    if "measurement" not in {f.name for f in dataclasses.fields(method)}:
+        return
+    m, who = method.measurement, type(method).__name__
+    if not isinstance(m, Measurement):
+        raise ValueError(f"{who} has no measurement: pass diffjax.Measurement(y, A) as its second argument")
+    image = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    size = lambda tree: ", ".join(str(tuple(a.shape)) for a in jax.tree.leaves(tree))
+    try:
+        measured = jax.eval_shape(m.A, image)
+    except (TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{type(m.A).__name__} does not accept an image of shape {image.shape}: {first}") from error
+    if size(measured) != size(m.y):
+        raise ValueError(f"y has shape {size(m.y)}, but A of an image {image.shape} gives {size(measured)}: correct one")
+
+
 def draws(key, denoiser_or_method, kernel, table, shape_or_x, dtype=jnp.float32) -> Draws:
     """The noise that ``sample`` would draw from ``key``, stacked: ``sample(None, ..., recorded=draws(key, ...))``
     equals ``sample(key, ...)``. Takes memory for all rows; for tests and for editing noise by hand."""
@@ -141,6 +160,7 @@ def sample(
 
     given = hasattr(shape_or_x, "shape")
     dtype = jnp.asarray(shape_or_x).dtype if given else dtype
+    _check_measurement(method, method.image_shape(shape_or_x.shape) if given else shape_or_x, dtype)
     rows = _plan(method, kernel, table, dtype)
     if state is not None:
         x, inner = state.x, state.inner

@@ -7,7 +7,6 @@ experiments/results/benchmark.json and .md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
@@ -20,6 +19,7 @@ import diffjax as dj
 from . import record
 from .configs.fashion32 import config
 from .errors import run
+from .options import Parser
 from .training_run import build
 
 SHAPE = (32, 32, 1)
@@ -91,9 +91,9 @@ def gradient_memory(remat: str, rows: int) -> int:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.split("\n")[0])
+    parser = Parser("experiments.benchmark", __doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rows and repeats: to try the program, not to report")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     rows, repeats = (20, 3) if options.quick else (100, 7)
     found = []
     for batch, bound in ((16, 1.05), (1, 1.10)):

@@ -116,20 +116,23 @@ def _main(argv) -> int:
             print("note: no TPU row: pip install libtpu, or give --tpu none", file=sys.stderr)
         else:
             kinds.append(("tpu", lambda *args: tpu(*args, o.tpu)))
-    rows = []
+    rows, (_, (params, *_)) = [], program(fields, size, jax.numpy.float32)
+    count = sum(a.size for a in jax.tree.leaves(params))
     for name, make in kinds:
         for dtype in o.types:
             print(f"{name}, {dtype}: compiling", flush=True)
             try:
-                rows.append({"type": dtype, **make(fields, size, jax.numpy.dtype(dtype))})
+                rows.append(
+                    {"type": dtype, **make(fields, size, jax.numpy.dtype(dtype)), "load average": round(os.getloadavg()[0])}
+                )
             except (RuntimeError, ValueError) as error:
                 raise errors.UserError(f"{name} cannot compile for {o.tpu}: {errors.one_line(error)}") from None
-    _, (params, *_) = program(fields, size, jax.numpy.float32)
-    load = f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else "unknown"
-    command = "python -m experiments.checkpoint_cost" + " --narrow" * o.narrow
-    more = {"parameters": sum(a.size for a in jax.tree.leaves(params)), "load": load, "network": fields | {"size": size}}
-    print(record.write("checkpoint_cost" + "_narrow" * o.narrow, command, rows, **more))
-    print(f"{more['parameters']:,} parameters; load average at the end: {load}")
+            more = {"parameters": count, "cores": os.cpu_count(), "network": fields | {"size": size}}
+            command = (
+                f"python -m experiments.checkpoint_cost{f' --tpu {o.tpu}' * (o.tpu != 'v5e:2x2')}{' --narrow' * o.narrow}"
+            )
+            table = record.write("checkpoint_cost" + "_narrow" * o.narrow, command, rows, **more)  # a kill keeps what is there
+    print(f"{table}\n{count:,} parameters, {os.cpu_count()} cores")
     return 0
 
 

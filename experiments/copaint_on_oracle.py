@@ -18,7 +18,6 @@ calls       forward calls of the network, mean over the restorations
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from pathlib import Path
@@ -31,6 +30,7 @@ import diffjax as dj
 
 from . import record
 from .errors import UserError, run
+from .options import Parser
 from .methods import COPAINT
 from .repaint_on_mixtures import GAUSSIANS, MIXTURES, load_oracle
 
@@ -88,10 +88,10 @@ def row(oracle, problem_name, name, more, samples):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("experiments.copaint_on_oracle", __doc__)
     parser.add_argument("--samples", type=int, default=512, help="restorations per cell (default 512, the oracle's)")
     parser.add_argument("--out", default=str(record.FOLDER), help="folder for the result (default experiments/results)")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if args.samples < 16:
         raise UserError(f"--samples {args.samples} is too few to estimate anything: give 16 or more")
     try:

@@ -2,14 +2,14 @@
 
 Every method restores the same bundled images behind the same masks, one restoration each. Columns of the first table: hole
 PSNR (dB, peak 2 on [-1, 1], mean over images, at most 48.1: an error of one grey level), lpips@64 of the whole image,
-network calls and seconds per image of the compiled program. The second table has paired differences between methods, each with a 95 % interval over the images. A
-cell (mask, method) is kept in --cells as soon as it is done, so an interrupted run goes on; --fresh computes all again.
+network calls and seconds per image of the compiled program. The second table has paired differences between methods, each
+with a 95 % interval over the images. A cell (mask, method) is kept in --cells as soon as it is done, so an interrupted run
+goes on; --fresh computes all again.
 Writes inpainting_PRIOR and inpainting_PRIOR_differences, .json and .md, into experiments/results.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -20,6 +20,7 @@ import numpy as np
 
 from . import record
 from .errors import run
+from .options import Parser
 
 MASKS = ("half", "wide", "expand")
 CEILING = 20 * np.log10(255)  # a hole of pure background can be filled exactly: one such image must not rule the mean
@@ -111,7 +112,7 @@ def main(argv=None) -> int:
     from .errors import UserError, library_errors, unknown
     from .methods import METHODS
 
-    parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__.split("\n")[0])
+    parser = Parser("experiments.evaluate", __doc__)
     parser.add_argument("--prior", default="fashion32", help="a prior for 32 x 32 images: the bundled ones are its test")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="of: " + ", ".join(METHODS))
     parser.add_argument("--masks", nargs="+", default=list(MASKS))
@@ -122,7 +123,7 @@ def main(argv=None) -> int:
     parser.add_argument("--out", default=str(record.FOLDER), help="folder of the result files")
     parser.add_argument("--cells", default="runs/evaluate", help="folder where finished cells are kept")
     parser.add_argument("--fresh", action="store_true", help="compute finished cells again")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     for name in options.methods:
         if name not in METHODS:
             raise unknown("method", name, METHODS)

@@ -193,14 +193,6 @@ def _bundled(name: str, size: int | None, channels: int, limit: int | None) -> P
     return Pictures(images, names, [int(k) for k in labels], [f"bundled {name}: {done}"] if done else [])
 
 
-def by_shape(images: list[np.ndarray]) -> dict[tuple[int, ...], list[int]]:
-    """{shape: indices of the images that have it}, in order of appearance: one compiled program each."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for n, image in enumerate(images):
-        groups.setdefault(tuple(image.shape), []).append(n)
-    return groups
-
-
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """[-1, 1] to 0..255, rounded to nearest, values outside clipped. Raises UserError if not finite."""
     image = np.asarray(image, np.float64)

@@ -21,6 +21,8 @@ def check_writable(path: str | os.PathLike) -> Path:
     Raises UserError if the path is a file, a folder with somebody else's files in it, or not writable.
     """
     path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"output folder {path} is a link to nothing: give the name of a folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"output folder {path} is a file: give the name of a folder")
     try:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import platform
 import re
+import sys
 
 from .tables import render
 
@@ -55,6 +56,16 @@ def refresh(text: str, folder=FOLDER) -> str:
     return TABLE.sub(table, text)
 
 
-if __name__ == "__main__":  # python -m experiments.record: write the tables into README.md
+def main(argv=None) -> int:
+    from .options import Parser
+
+    Parser("experiments.record", "Writes the tables of experiments/results into README.md.").parse(argv)
     readme = pathlib.Path(__file__).parents[1] / "README.md"
     readme.write_text(refresh(readme.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    from .errors import run
+
+    sys.exit(run(main))

@@ -14,7 +14,6 @@ w_tv        total variation between the modes' shares among the samples and the 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ import diffjax as dj
 
 from . import record
 from .errors import UserError, run
+from .options import Parser
 
 MIXTURES = ("m5-box-05", "m5-half-05", "m5-rand10-05")
 GAUSSIANS = ("g-box-05", "g-half-05", "g-rand10-05")
@@ -91,10 +91,10 @@ def row(oracle, name, times, samples):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("experiments.repaint_on_mixtures", __doc__)
     parser.add_argument("--samples", type=int, default=512, help="restorations per cell (default 512, the oracle's)")
     parser.add_argument("--out", default=str(record.FOLDER), help="folder for the result (default experiments/results)")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if args.samples < 16:
         raise UserError(f"--samples {args.samples} is too few to estimate anything: give 16 or more")
     try:

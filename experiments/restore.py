@@ -140,15 +140,23 @@ def _main(argv) -> int:
 
     from experiments import report, solve
 
-    print(
+    work = (
         f"images: {len(pictures)} of {height}x{width}x{channels}, restorations of each: {o.samples}; mask {o.mask}"
-        f"{' inverted' * o.invert_mask}, prior {prior.name}, {o.method}: compiling",
-        flush=True,
+        f"{' inverted' * o.invert_mask}, prior {prior.name}, {o.method}: compiling"
     )
     options_of_run = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
     options_of_run |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
     ys, names = np.stack(pictures.images), pictures.names
-    done = solve.inpaint(prior, METHODS[o.method], ys, np.stack(held), labels=labels, names=names, **options_of_run)
+    done = solve.inpaint(
+        prior,
+        METHODS[o.method],
+        ys,
+        np.stack(held),
+        labels=labels,
+        names=names,
+        announce=lambda: print(work, flush=True),
+        **options_of_run,
+    )
     content = report.measure(o, prior, pictures, held, labels, done)
     if classifier is not None:
         content |= {"classifier": classifier.name, "classifier_scale": options_of_run["classifier_scale"]}
@@ -193,6 +201,9 @@ def load_array(path, shape, limit=None) -> images.Pictures:
     if array.ndim != 4 or array.shape[1:] != shape or not len(array):
         raise UserError(f"images {path} have shape {found}: the prior needs (N, {', '.join(map(str, shape))})")
     array = array[:limit].astype(np.float32)
+    if not (np.abs(array) <= 1.001).all():  # also false for what is not a number
+        low, high = np.min(array), np.max(array)
+        raise UserError(f"images {path} span [{low:g}, {high:g}]: give finite numbers in [-1, 1] (bytes / 127.5 - 1)")
     return images.Pictures(list(array), [f"{Path(path).stem}-{n:02d}" for n in range(len(array))], [None] * len(array), [])
 
 
@@ -231,7 +242,10 @@ def labels_of(o, prior, pictures):
     if o.label == "true":
         if None in pictures.labels:
             raise UserError("--label true needs images with labels, as the bundled ones: give a class name or number")
-        return [prior_label(prior, n) for n in pictures.labels]
+        from diffjax.zoo import bundled
+
+        of_set = bundled.FRUITS_CLASSES if pictures.names[0].startswith("fruits") else bundled.FASHION_CLASSES
+        return [prior_label(prior, of_set[n]) for n in pictures.labels]
     return [prior_label(prior, o.label)] * len(pictures)
 
 

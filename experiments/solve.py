@@ -28,7 +28,7 @@ class Restored:
 
 
 def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, steps=None, seed=0, batch=16, devices=None,
-            names=None, stream=None, classifier=None, classifier_scale=1.0) -> Restored:  # fmt: skip
+            names=None, stream=None, announce=lambda: None, classifier=None, classifier_scale=1.0) -> Restored:  # fmt: skip
     """Restore images with one method.
 
     ys:      (N, H, W, C) in [-1, 1]; what the masks hide is never looked at
@@ -38,6 +38,7 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
              so it does not depend on ``batch`` (restorations at a time) or ``devices`` (default: all of jax)
     steps:   levels of the method's timetable (default: the method's)
     names:   of the images, for messages; stream: where the progress bar goes (default: stderr)
+    announce: called when all is found to be in order, before the first program is compiled
     classifier: a ``zoo.public.Classifier`` to guide towards the labels: the kernel's mean as in RePaint's ImageNet runs
              where the kernel is DDPM, else the score; classifier_scale: how much
     Raises UserError for what the library refuses, before anything is compiled, and for a result that is not finite.
@@ -74,12 +75,15 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
             classifier.check(prior)
         who = prior if prior.classes or classifier is None else classifier
         indices = np.array([who.label(label) for label in labels or [None] * len(ys)], np.int32)
+        build = lambda y, mask: problem((prior.params, classifier), y, mask, int(indices[0]) if labelled else None)
+        build(np.zeros_like(ys[0]), np.ones_like(masks[0]))  # what is wrong whatever the image is
         for name, y, mask in zip(names, ys, masks):
             with library_errors(f"{name}: "):
-                method, kernel, table = problem((prior.params, classifier), y, mask, int(indices[0]) if labelled else None)
+                method, kernel, table = build(y, mask)
         method = as_method(method)
         method.check(kernel, table)
 
+    announce()
     total = len(ys) * samples
     available = jax.devices()[:devices]
     mesh = dj.parallel.mesh(available[: min(len(available), total)])

@@ -1,26 +1,21 @@
 """experiments.masks: the published rules exactly, LaMa's drawings in kind, and files somebody else made."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from experiments import masks
 from experiments.errors import UserError
 
-GOLDEN = Path(__file__).parent / "golden" / "inpainting" / "masks.npz"
 
-
-def _golden():
-    with np.load(GOLDEN) as file:
-        return {key: file[key] for key in file if not key.startswith("full")}
-
-
-@pytest.mark.parametrize("key", sorted(_golden()))
-def test_official_masks_are_equal(key):
-    name, shape = key.split("_")
-    shape = tuple(int(n) for n in shape.split("x"))
-    assert np.array_equal(masks.make(name, shape), _golden()[key])
+@pytest.mark.golden("inpainting", "masks")
+def test_official_masks_are_equal(golden_file):
+    with np.load(golden_file) as file:
+        found = {key: file[key] for key in file if not key.startswith("full")}
+    assert found
+    for key, mask in found.items():
+        name, shape = key.split("_")
+        shape = tuple(int(n) for n in shape.split("x"))
+        np.testing.assert_array_equal(masks.make(name, shape), mask, err_msg=key)
 
 
 def test_known_fractions_at_256():

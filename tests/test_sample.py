@@ -132,7 +132,13 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
         (lambda: dj.Measurement(np.full(SHAPE, np.nan), dj.operators.Mask(MASK)), "non-finite"),
         (lambda: dj.operators.Mask(255 * MASK), "mask / 255"),
         (
-            lambda: dj.sample(jax.random.key(0), denoiser(), dj.kernels.DDPM(SCHEDULE, variance="learned"), TABLE, SHAPE),
+            lambda: dj.sample(
+                jax.random.key(0),
+                dj.denoisers.from_eps(lambda x, i: x, None, SCHEDULE),
+                dj.kernels.DDPM(SCHEDULE, variance="learned"),
+                TABLE,
+                SHAPE,
+            ),
             "learned_variance=True",
         ),
         (
@@ -151,3 +157,39 @@ def test_errors_name_the_value_and_the_remedy(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [SCHEDULE, dj.schedules.VP(), dj.schedules.SubVP(), dj.schedules.VE(), dj.schedules.EDM(), dj.schedules.RectifiedFlow()],
+    ids=lambda s: type(s).__name__,
+)
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "velocity", "score"])
+def test_every_parameterisation_on_every_schedule(schedule, kind):
+    """The truth, turned into what the network predicts by its definition, comes back."""
+    t, x0, eps = 0.4 * float(np.max(schedule.T)), np.float32(0.3), np.float32(-0.7)
+    a, s = (np.float32(c(t)) for c in (schedule.alpha, schedule.sigma))
+    out = {"eps": eps, "x0": x0, "v": a * eps - s * x0, "velocity": eps - x0, "score": -eps / s}[kind]
+    make = getattr(dj.denoisers, f"from_{kind}")
+    p = make(lambda x, i: jnp.full(x.shape, out), None, schedule)(jnp.full((1, 1, 1), a * x0 + s * eps), t)
+    np.testing.assert_allclose(p.x0.item(), x0, atol=2e-5 * max(1, s / a))
+    np.testing.assert_allclose(p.eps.item(), eps, atol=2e-5 * max(1, a / s))
+
+
+@pytest.mark.parametrize(
+    "y, mask, message",
+    [
+        (np.zeros((4, 4, 3)), MASK, r"y has shape \(4, 4, 3\), but A of an image \(4, 4, 1\) gives \(4, 4, 1\)"),
+        (np.zeros(SHAPE), np.ones((4, 4, 3)), r"gives \(4, 4, 3\)"),
+        (np.zeros(SHAPE), np.ones((3, 4, 1)), "Mask does not accept an image of shape"),
+    ],
+)
+def test_measurements_of_another_shape_are_refused(y, mask, message):
+    method = dj.methods.RePaint(denoiser(), dj.Measurement(y, dj.operators.Mask(mask)))
+    with pytest.raises(ValueError, match=message):
+        dj.sample(jax.random.key(0), method, dj.kernels.DDPM(SCHEDULE), TABLE, SHAPE)
+
+
+def test_a_method_without_its_measurement_is_refused():
+    with pytest.raises(ValueError, match="RePaint has no measurement"):
+        dj.sample(jax.random.key(0), dj.methods.RePaint(denoiser()), dj.kernels.DDPM(SCHEDULE), TABLE, SHAPE)

@@ -4,7 +4,7 @@ Any function becomes a denoiser: ``from_eps(f, None, schedule)`` for f(x, i), ``
 for apply(params, x, i), where i is ``schedule.network_time(t)``: the official index t - 1 of a table.
 """
 
-from .adapters import Denoiser, from_edm, from_eps, from_previous, from_score, from_v, from_x0
+from .adapters import Denoiser, from_edm, from_eps, from_previous, from_score, from_v, from_velocity, from_x0
 from .clipping import clipped
 from .guidance import classifier, classifier_free
 
@@ -18,5 +18,6 @@ __all__ = [
     "from_previous",
     "from_score",
     "from_v",
+    "from_velocity",
     "from_x0",
 ]

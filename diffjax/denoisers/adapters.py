@@ -1,7 +1,7 @@
-"""One adapter per parameterisation: eps, x0, v, score, EDM preconditioning, and the mean of the previous step.
+"""One adapter per parameterisation: eps, x0, v, velocity, score, EDM preconditioning, and the mean of the previous step.
 
-Sources: Ho et al. 2020 (eps, x0, previous mean), Salimans & Ho 2022 (v = alpha eps - sigma x0), Song et al. 2021
-(score), Karras et al. 2022, table 1 (preconditioning).
+Sources: Ho et al. 2020 (eps, x0, previous mean), Salimans & Ho 2022 (v = alpha eps - sigma x0), Liu et al. 2023
+(velocity = eps - x0, of rectified flow), Song et al. 2021 (score), Karras et al. 2022, table 1 (preconditioning).
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ def _x0(out, x, alpha, sigma):
 
 
 def _v(out, x, alpha, sigma):
-    return alpha * x - sigma * out, sigma * x + alpha * out
+    power = alpha**2 + sigma**2  # 1 for variance-preserving schedules
+    return (alpha * x - sigma * out) / power, (sigma * x + alpha * out) / power
+
+
+def _velocity(out, x, alpha, sigma):
+    return (x - sigma * out) / (alpha + sigma), (x + alpha * out) / (alpha + sigma)
 
 
 def _score(out, x, alpha, sigma):
     return _eps(-sigma * out, x, alpha, sigma)
 
 
-_KINDS = {"eps": _eps, "x0": _x0, "v": _v, "score": _score}
+_KINDS = {"eps": _eps, "x0": _x0, "v": _v, "velocity": _velocity, "score": _score}
 
 
 @pytree
@@ -77,7 +82,8 @@ def _make(kind):
         return Denoiser(params, schedule, tuple(args), apply, kind, learned_variance, time)
 
     build.__name__ = f"from_{kind}"
-    build.__doc__ = f"""A denoiser from a network that predicts {kind}.
+    meaning = {"v": "v = alpha eps - sigma x0", "velocity": "the velocity eps - x0", "score": "the score, -eps / sigma"}
+    build.__doc__ = f"""A denoiser from a network that predicts {meaning.get(kind, kind)}.
 
     apply:            ``apply(params, x, i, *args)``, or ``apply(x, i, *args)`` with ``params=None``; returns an array of x's
                       shape, or with twice the last axis (``learned_variance``), or a pair (output, variance output)
@@ -88,7 +94,7 @@ def _make(kind):
     return build
 
 
-from_eps, from_x0, from_v, from_score = map(_make, ("eps", "x0", "v", "score"))
+from_eps, from_x0, from_v, from_velocity, from_score = map(_make, ("eps", "x0", "v", "velocity", "score"))
 
 
 @pytree

@@ -34,8 +34,7 @@ def axpy(c, u, v):
 def needs(method, A, *names):
     """Raise ValueError, naming the fallback, where the concrete operator ``A`` lacks one of the capabilities ``names``."""
     for name in names:
-        own = getattr(type(A), name, None)
-        if callable(A) and (own is None or own is getattr(Operator, name)):
+        if callable(A) and not (A.has(name) if isinstance(A, Operator) else hasattr(type(A), name)):
             instead = "operators.cg_prox(A, iterations)" if name == "prox" else "operators.from_function(f, shape)"
             raise ValueError(
                 f"{method} needs A.{name}, which {type(A).__name__} lacks: use {instead}, or DPS, which needs only A"

@@ -3,14 +3,15 @@
     DDNM     x0 <- x0 - A^+ (A x0 - y):  the range of A^T is y's, the null space the network's
     DDNM+    x0 <- x0 - V diag(lambda) V^T A^+ (A x0 - y), and noise as much less as y already brings along:
 
-        x_s = alpha x0 + V (d1 V^T z + d2 V^T eps),       lambda = min(1, s sigma sqrt(1 - eta^2) / (alpha std)),
-        d1 = sqrt(sigma^2 - (alpha std / s)^2), d2 = 0 where that is real;  d1 = sigma eta, d2 = 0 else;  and
-        d1 = sigma eta, d2 = sigma sqrt(1 - eta^2) where s = 0
+        x_s = alpha x0 + V (d1 V^T z + d2 V^T eps),
+        lambda = 1, d1 = sqrt(sigma^2 - (alpha std / s)^2), d2 = 0                        where s sigma >= alpha std,
+        lambda = s sigma sqrt(1 - eta^2) / (alpha std), d1 = sigma eta, d2 = 0            where 0 < s sigma < alpha std,
+        d1 = sigma eta, d2 = sigma sqrt(1 - eta^2)                                        where s = 0,
 
 which is, written out, the step of DDRM with eta_b = 1 (``ddrm.py``), from a start in pure noise. The simplified form knows no
 singular values: one lambda = min(1, sigma / (alpha std)) for all directions, and the noise shrunk by
 sqrt(1 - (lambda alpha std / sigma)^2). Right where all s are 1 (denoising); elsewhere the null space gets too little noise
-too, and directions with s < 1 more than their level.
+too, and directions with s < 1 bring along more than is taken off, so that they end in y's noise.
 
 Official code and paper differ. DDNM moves by ``kernels.DDIM(schedule, zeta=0.85**2)`` with the network's own eps in the code,
 by ``kernels.DDPM``, which does not look at eps, in the paper's algorithm 1: run either. Travelling back, the code draws
@@ -18,6 +19,9 @@ q(x_r | x0) from the network's x0 before its correction (``travel="x0"``, defaul
 DDNM+ as released weighs eps without transforming it by V^T, finds the lambda of its blurs with singular values that are not
 those of A^+, and in the simplified form has abar where sqrt(abar) belongs (too little noise even for std = 0): here all
 three are the paper's.
+
+Biased by design as DDRM is: zeta = eta^2 of fresh noise in each step keeps (1 + sqrt(1 - eta^2)) / 2 of the variance of what y
+hides. With ``kernels.DDPM``, DDNM is exact in the limit where that is independent of what y sees.
 """
 
 from __future__ import annotations

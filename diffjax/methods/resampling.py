@@ -27,10 +27,9 @@ from .blended import Blended
 def choose(weights, gumbel):
     """(n,) indices, as many as ``gumbel`` is long, by the rule above; ``gumbel`` unit Gumbel noise for the rest's draws."""
     n = len(gumbel)
-    share = n * weights
-    copies = jnp.floor(share).astype(jnp.int32)
+    whole = jnp.floor(n * weights)
+    copies, rest = whole.astype(jnp.int32), n * weights - whole
     certain = copies.sum()
-    rest = share - copies
     order = jnp.argsort(-(jnp.log(jnp.maximum(rest, jnp.finfo(rest.dtype).tiny)) + gumbel))
     place = jnp.arange(n)
     repeated = jnp.searchsorted(jnp.cumsum(copies), place, side="right")
@@ -62,6 +61,9 @@ class Resampling(Blended):
     def plan(self, kernel, table):
         """The merge's coefficients at t and at s."""
         return super().plan(kernel, table), super().plan(kernel, replace(table, t=table.s))
+
+    def image_shape(self, shape):
+        return shape[1:]
 
     def draw_start(self, kernel, key, shape, dtype):
         return jax.random.normal(key, (self.particles, *shape), dtype)

@@ -62,7 +62,7 @@ def motion_kernel(size: int, intensity: float = 0.5, seed=0) -> np.ndarray:
     """A random camera motion (the generator of L. Borodenko's motionblur, which DPS and DiffPIR use with size 61).
 
     A path of random steps (Beta(1, 30)) whose direction keeps its sign but for rare turns (Beta(2, 20)), drawn as an
-    antialiased line, softened by a Gaussian of 1 % of the diagonal.
+    antialiased line, softened by a Gaussian of 1 % of the diagonal (whole pixels).
     intensity: 0 = straight, 1 = strongly curved; seed: a whole number, or a numpy generator
     The paths are the original's, draw by draw, given a ``RandomState``; the line is drawn without Pillow's rounding.
     Raises ValueError for an intensity outside [0, 1].
@@ -81,7 +81,7 @@ def motion_kernel(size: int, intensity: float = 0.5, seed=0) -> np.ndarray:
         share = np.clip(((pixels - a) * np.conj(along)).real / max(abs(along) ** 2, 1e-12), 0, 1)
         distance = np.minimum(distance, np.abs(pixels - a - share * along))
     line = np.clip(0.5 + max(1.0, diagonal / 150) / 2 - distance, 0, 1)
-    std = max(0.01 * diagonal, 0.5)
+    std = max(int(0.01 * diagonal), 0.5)
     reach = np.arange(n)[:, None] - np.arange(n)
     soften = np.exp(-0.5 * (reach / std) ** 2)
     line = soften @ line @ soften

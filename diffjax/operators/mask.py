@@ -47,7 +47,7 @@ class Mask(Spectral):
 
     def residual(self, x, y):
         m = self.weights(x)
-        return (m > 0) * (m * x - y)
+        return (m > 0).astype(m.dtype) * (m * x - y)
 
     def Vt(self, x):
         return x

@@ -14,4 +14,15 @@ def load_classifier(source, config=None):
     return public.load_classifier(source, config)
 
 
-__all__ = ["Assumed", "Prior", "bundled", "dncnn", "fashion_classifier", "load", "load_classifier", "lpips_weights", "names", "save"]
+__all__ = [
+    "Assumed",
+    "Prior",
+    "bundled",
+    "dncnn",
+    "fashion_classifier",
+    "load",
+    "load_classifier",
+    "lpips_weights",
+    "names",
+    "save",
+]

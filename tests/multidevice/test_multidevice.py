@@ -68,3 +68,18 @@ def test_batches_of_different_length_are_refused():
     keys, ys, masks = batch(4)
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
         dj.parallel.pmapped(repaint)(keys, ys[:3], masks)
+
+
+def test_a_mesh_of_jax_make_mesh_and_an_odd_batch():
+    """Its axes are explicit by default, which does not allow an uneven crop."""
+    xs = np.arange(15.0, dtype=np.float32).reshape(5, 3)
+    for shape, names in (((8,), ("data",)), ((4, 2), ("data", "model"))):
+        run = dj.parallel.shard(lambda x: 2 * x, jax.make_mesh(shape, names))
+        np.testing.assert_array_equal(run(xs), 2 * xs)
+        assert run.lower(xs).compile()
+
+
+@pytest.mark.parametrize("in_axes, message", [(1, "in_axes 1"), ((0, None), "in_axes"), (0, "no leading axis")])
+def test_axes_that_do_not_fit_are_refused(in_axes, message):
+    with pytest.raises(ValueError, match=message):
+        dj.parallel.pmapped(lambda x: x, in_axes)(3.0)

@@ -37,13 +37,14 @@ def law(kernel, table, start_variance=1.0):
         return np.asarray(mean).reshape(-1), np.asarray(variance).reshape(-1)
 
 
-def table_recursion(times, eta):
-    """DDIM's update (Song et al. 2021, eqs. 12 and 16) through whole ``times`` of the table; eta = 1 is DDPM."""
+def table_recursion(times, eta=0.0, zeta=None):
+    """DDIM's update (Song et al. 2021, eqs. 12 and 16) through whole ``times`` of the table; eta = 1 is DDPM; with zeta
+    DiffPIR's (Zhu et al. 2023, eq. 14): variance zeta (1 - abar_s) of the noise at s is fresh."""
     m, v = np.zeros(4), np.ones(4)
     for t, s in pairwise(times):
         a, b = BAR[t], BAR[s]
         gain = np.sqrt(a) * VARIANCE / (a * VARIANCE + 1 - a)  # x0 = MEAN + gain (x - sqrt(a) MEAN)
-        std = eta * np.sqrt((1 - b) / (1 - a)) * np.sqrt(1 - a / b)
+        std = eta * np.sqrt((1 - b) / (1 - a)) * np.sqrt(1 - a / b) if zeta is None else np.sqrt(zeta * (1 - b))
         back = np.sqrt(1 - b - std**2) / np.sqrt(1 - a)
         slope = np.sqrt(b) * gain + back * (1 - np.sqrt(a) * gain)
         m = (np.sqrt(b) - back * np.sqrt(a)) * (MEAN - gain * np.sqrt(a) * MEAN) + slope * m
@@ -73,9 +74,10 @@ SUBSET = [50, 41, 30, 22, 15, 9, 4, 1, 0]
         (dj.kernels.DDPM(TABLE_SCHEDULE), SUBSET, table_recursion(SUBSET, 1.0)),
         (dj.kernels.DDIM(TABLE_SCHEDULE), SUBSET, table_recursion(SUBSET, 0.0)),
         (dj.kernels.DDIM(TABLE_SCHEDULE, eta=0.7), SUBSET, table_recursion(SUBSET, 0.7)),
+        (dj.kernels.DDIM(TABLE_SCHEDULE, zeta=0.3), SUBSET, table_recursion(SUBSET, zeta=0.3)),
         (dj.kernels.Euler(TABLE_SCHEDULE), SUBSET, table_recursion(SUBSET, 0.0)),
     ],
-    ids=["ddpm", "ddpm-subset", "ddim", "ddim-eta", "euler"],
+    ids=["ddpm", "ddpm-subset", "ddim", "ddim-eta", "ddim-zeta", "euler"],
 )
 def test_mean_and_variance_are_those_of_the_papers_recursion(kernel, times, expected):
     mean, variance = law(kernel, dj.timetables.from_times(list(times)))
