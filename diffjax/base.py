@@ -189,7 +189,8 @@ class Measurement:
         if not (np.isfinite(y_min) and np.isfinite(y_max)):
             raise ValueError("y has non-finite values: check how it was loaded")
         if y_min < low - slack or y_max > high + slack:
-            hint = ("if it is an 8-bit image, divide by 127.5 and subtract 1; else " if y_max > 2 else "") + "pass value_range="
+            hint = "divide an 8-bit image by 127.5 and subtract 1, else " if y_max > 2 else ""
+            hint += "pass value_range="
             raise ValueError(f"y spans [{y_min:.4g}, {y_max:.4g}], far outside value_range {self.value_range}: {hint}")
 
 

@@ -5,7 +5,7 @@ A row goes down from t to s with the kernel, then jumps up from s to r by q(x_r 
 are all tables; print them, plot them, slice them, or pass them to one compiled sampler (same length: no retrace).
 
 Sources: Nichol & Dhariwal 2021 (respacing), Song et al. 2021 (DDIM spacings), Karras et al. 2022 eq. 5, Lugmayr et al.
-2022 (RePaint), Zhang et al. 2023 (CoPaint), Lu et al. 2022 (log-SNR).
+2022 (RePaint), Zhang et al. 2023 (CoPaint), Lu et al. 2022 (log-SNR), Zhu et al. 2023 (DiffPIR), Zhang et al. 2021 (DPIR).
 """
 
 from __future__ import annotations

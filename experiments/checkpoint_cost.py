@@ -1,7 +1,8 @@
 """Memory and time of one forward call of ADM's 256x256 network: ``python -m experiments.checkpoint_cost``.
 
 The weights are random: cost does not depend on them. Memory is read from the compiler, for this machine and, where the
-``libtpu`` package is installed, for a TPU that is not there (nothing runs on it). Time is that of one call after a first.
+``libtpu`` package is installed, for a TPU that is not there (nothing runs on it). Time is that of one call after a first;
+on a busy machine the CPU seconds, of all threads, mean more than the wall's.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def compiled(apply, arguments, shardings=None):
 
 
 def seconds(program, arguments):
-    """Wall time of the second call, on random arrays."""
+    """(wall time, CPU time of all threads) of the second call, on random arrays."""
     import jax
     import numpy as np
 
@@ -55,9 +56,9 @@ def seconds(program, arguments):
     draw = lambda a: jax.numpy.asarray(0.02 * rng.standard_normal(a.shape, np.float32), a.dtype)
     arrays = jax.tree.map(draw, arguments)
     jax.block_until_ready(program(*arrays))
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), time.process_time()
     jax.block_until_ready(program(*arrays))
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, time.process_time() - used
 
 
 def here(fields, size, dtype):
@@ -66,7 +67,8 @@ def here(fields, size, dtype):
 
     apply, arguments = program(fields, size, dtype)
     executable, row = compiled(apply, arguments)
-    return {"device": jax.devices()[0].platform, **row, "one call, s": seconds(executable, arguments)}
+    wall, cpu = seconds(executable, arguments)
+    return {"device": jax.devices()[0].platform, **row, "one call, s": wall, "one call, CPU s": cpu}
 
 
 def tpu(fields, size, dtype, topology):

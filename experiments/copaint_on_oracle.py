@@ -30,8 +30,8 @@ import diffjax as dj
 
 from . import record
 from .errors import UserError, run
-from .options import Parser
 from .methods import COPAINT
+from .options import Parser
 from .repaint_on_mixtures import GAUSSIANS, MIXTURES, load_oracle
 
 PROBLEMS = (*GAUSSIANS, "g-box-01", *MIXTURES)

@@ -17,8 +17,8 @@ def find(folder, family, *prefixes, exclude=()):
 
 
 def load(path):
-    """(arrays, metadata) of a run; metadata from the ``meta_json`` or ``meta`` field or the .json beside it. A float32 run that
-    names its float64 ``twin`` gets the fields that only the twin holds."""
+    """(arrays, metadata) of a run; metadata from the ``meta_json`` or ``meta`` field or the .json beside it. A float32 run
+    that names its float64 ``twin`` gets the fields that only the twin holds."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {k: file[k] for k in file.files}
     inside = next((name for name in ("meta_json", "meta") if name in arrays), None)

@@ -43,6 +43,7 @@ class Resampling(Blended):
     particles: walks of the filter, the leading axis of the state; each costs the kernel's calls in every row
     keep:      results returned: 1 gives one image, more a leading axis of the best
     scale:     100 in the rule above: how much a smaller error counts
+    The published kernel is ``DDIM`` with eta 0; a kernel's own noise drowns the errors that the choice looks at.
     A start array passed to ``sample`` has the leading axis of particles. Samples of one call are not independent: run it per
     image and sample (``vmap``) and keep 1.
     """

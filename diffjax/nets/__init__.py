@@ -1,7 +1,8 @@
 """Flax linen networks. They know nothing of diffusion: x, a time and perhaps a label in, an array out."""
 
 from .ddpm import DDPMUNet
+from .dncnn import DnCNN
 from .encoder import Encoder
 from .unet import SuperRes, UNet, init
 
-__all__ = ["DDPMUNet", "Encoder", "SuperRes", "UNet", "init"]
+__all__ = ["DDPMUNet", "DnCNN", "Encoder", "SuperRes", "UNet", "init"]

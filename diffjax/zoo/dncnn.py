@@ -15,7 +15,7 @@ def _clean(params, x, _):
 
 
 def dncnn():
-    """A denoiser of grey images (H, W, 1) in [-1, 1] with additive noise of standard deviation 50 / 255, on ``schedules.EDM()``
+    """A denoiser of grey images (H, W, 1) in [-1, 1] with noise of standard deviation 50 / 255, on ``schedules.EDM()``
     (x = x_0 + t noise). It does not look at t: at t = 50 / 255 it is a good denoiser, elsewhere not.
 
     17 convolutions, 555,137 values, 1.1 MB (float16); origin and licence (MIT) in CREDITS-dncnn.md beside the file. Needs

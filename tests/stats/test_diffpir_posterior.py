@@ -121,8 +121,8 @@ def distance(found, exact):
 
 
 def test_near_exact_for_a_flat_prior():
-    """rho is Bayes' (lam = 1) where the prior is much wider than the data's noise and its pixels are independent: without fresh
-    noise and in many steps the error of means and variances falls with noise_std."""
+    """rho is Bayes' (lam = 1) where the prior is much wider than the data's noise and its pixels are independent: without
+    fresh noise and in many steps the error of means and variances falls with noise_std."""
     table, wide = dj.timetables.log_snr(SCHEDULE, 1000), np.eye(D)
     errors = []
     for noise_std in (0.5, 0.15, 0.05):
@@ -167,13 +167,12 @@ def test_replacement_on_a_correlated_prior_is_biased_as_stated():
     found = law(method, dj.kernels.DDIM(SCHEDULE), dj.timetables.log_snr(SCHEDULE, 40))
     exact = posterior(POOL, Y, 0.0)
     hidden = np.linalg.svd(POOL)[2][4:]
-    e, V = np.linalg.eigh(hidden @ exact[1] @ hidden.T)
-    z = (hidden @ (found[0] - exact[0])) @ V / np.sqrt(e)
-    print(np.abs(z).max(), found, exact)
+    pulled = [np.linalg.norm(hidden @ (mean - MEAN)) for mean in (found[0], exact[0])]  # by the measurement
+    assert 0 < pulled[0] < 0.8 * pulled[1], pulled
 
 
 def test_noise_of_y_is_taken_off_the_replacement():
-    """At a level noisier than y, y_t has the law of A x_t given y: mean alpha y, deviation sigma per pixel of A A^T = 1 / 4."""
+    """At a level noisier than y, y_t has the law of A x_t given y: mean alpha y, covariance sigma^2 A A^T less y's."""
     method = dj.methods.Replacement(prior(), measured(0.1))
     alpha, sigma = 0.6, 0.8
     with jax.enable_x64(True):
