@@ -29,11 +29,11 @@ def choose(weights, gumbel):
     n = len(gumbel)
     whole = jnp.floor(n * weights)
     copies, rest = whole.astype(jnp.int32), n * weights - whole
-    certain = copies.sum()
-    order = jnp.argsort(-(jnp.log(jnp.maximum(rest, jnp.finfo(rest.dtype).tiny)) + gumbel))
-    place = jnp.arange(n)
-    repeated = jnp.searchsorted(jnp.cumsum(copies), place, side="right")
-    return jnp.where(place < certain, jnp.minimum(repeated, len(weights) - 1), order[jnp.maximum(place - certain, 0)])
+    up_to = jnp.cumsum(copies, dtype=jnp.int32)
+    order = jnp.argsort(-(jnp.log(jnp.maximum(rest, jnp.finfo(rest.dtype).tiny)) + gumbel)).astype(jnp.int32)
+    place = jnp.arange(n, dtype=jnp.int32)
+    repeated = jnp.minimum(jnp.searchsorted(up_to, place, side="right").astype(jnp.int32), len(weights) - 1)
+    return jnp.where(place < up_to[-1], repeated, order[jnp.maximum(place - up_to[-1], 0)])
 
 
 @pytree
