@@ -1,7 +1,7 @@
 """Restore images with a trained diffusion prior: ``python -m experiments.restore``.
 
-Without options: hides the right half of four bundled test images (which the prior has never seen), fills it in four
-times each, and leaves in ./restored
+Without options: hides the right half of four bundled test images of garments and of four of fruits (which the priors have
+never seen), fills it in four times each, and leaves in ./restored, and for the fruits in ./restored/fruits32
 
   grid.png      degraded | restorations | mean | spread | truth
   images/       every result as PNG
@@ -13,6 +13,7 @@ compared with it. White in a mask is known, black is filled.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import sys
@@ -58,9 +59,8 @@ def parser() -> options.Parser:
     what.add_argument("--invert-mask", action="store_true", help="swap known and hidden")
     how.add_argument(
         "--prior",
-        default="fashion32",
         help="a name (see --list), a folder with a card or of a training run, a public checkpoint (file, folder, "
-        "hf:owner/name) (default: fashion32)",
+        "hf:owner/name) (default: those of the bundled images, else fashion32)",
     )
     how.add_argument(
         "--prior-config",
@@ -130,6 +130,44 @@ def _main(argv) -> int:
     if not _is_bundled(o.images) and not Path(o.images).exists():
         images.load(o.images, size=None, channels=1)  # says what is wrong, before jax is started
 
+    from experiments import report
+
+    names = priors_of(o)
+    done = [restore(copy_with(o, prior=name), is_file) for name in names]
+    with outputs.output_folder(out) as folder:
+        for n, (pictures, held, found, content) in enumerate(done):
+            into = folder if n == 0 else folder / content["prior"]
+            into.mkdir(exist_ok=True)
+            report.write(into, pictures, held, found.x, content)
+    for n, (_, _, found, content) in enumerate(done):
+        grid = out / ("." if n == 0 else content["prior"]) / "grid.png"
+        if len(done) > 1:
+            print(f"\nprior {content['prior']}")
+        print(report.table(content))
+        print(f"compiled in {found.seconds_compile:.1f} s, ran in {found.seconds_run:.1f} s: {grid}")
+    return 0
+
+
+def priors_of(o) -> list[str]:
+    """The priors to run: the one asked for; by default that of the bundled set, or both for both sets."""
+    if o.prior is not None:
+        return [o.prior]
+    kind, _, name = str(o.images).partition(":")
+    if kind != "bundled":
+        return ["fashion32"]
+    if name:
+        return [f"{name}32"]
+    return ["fashion32"] if o.label not in (None, "true", "random") or o.classifier else ["fashion32", "fruits32"]
+
+
+def copy_with(o, **changes):
+    return argparse.Namespace(**{**vars(o), **changes})
+
+
+def restore(o, is_file):
+    """-> (pictures, masks, solve.Restored, content of metrics.json) of one prior."""
+    from experiments import report, solve
+
     prior, classifier = networks(o)
     height, width, channels = prior.shape
     pictures = load(o, prior.shape)
@@ -137,34 +175,26 @@ def _main(argv) -> int:
         print(f"note: {note}")
     held = [mask_of(o, is_file, (height, width), n) for n in range(len(pictures))]
     labels = labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
-
-    from experiments import report, solve
-
     work = (
         f"images: {len(pictures)} of {height}x{width}x{channels}, restorations of each: {o.samples}; mask {o.mask}"
         f"{' inverted' * o.invert_mask}, prior {prior.name}, {o.method}: compiling"
     )
     options_of_run = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
     options_of_run |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
-    ys, names = np.stack(pictures.images), pictures.names
     done = solve.inpaint(
         prior,
         METHODS[o.method],
-        ys,
+        np.stack(pictures.images),
         np.stack(held),
         labels=labels,
-        names=names,
+        names=pictures.names,
         announce=lambda: print(work, flush=True),
         **options_of_run,
     )
     content = report.measure(o, prior, pictures, held, labels, done)
     if classifier is not None:
         content |= {"classifier": classifier.name, "classifier_scale": options_of_run["classifier_scale"]}
-    with outputs.output_folder(out) as folder:
-        report.write(folder, pictures, held, done.x, content)
-    print(report.table(content))
-    print(f"compiled in {done.seconds_compile:.1f} s, ran in {done.seconds_run:.1f} s: {out / 'grid.png'}")
-    return 0
+    return pictures, held, done, content
 
 
 # --- what was asked for ---------------------------------------------------------------------------------------------

@@ -178,6 +178,9 @@ def files(tmp_path_factory, prior_folder):
     (folder / "empty").mkdir()
     np.save(folder / "bytes.npy", grey)
     np.save(folder / "range.npy", grey.astype(np.float32))
+    hidden = np.zeros((32, 32), np.float32)
+    hidden[:, -1] = 1.5  # where the mask hides it
+    np.save(folder / "hidden.npy", hidden)
     np.save(folder / "nan.npy", np.full((32, 32), np.nan, np.float32))
     np.save(folder / "shape.npy", np.zeros((3, 28, 28), np.float32))
     (folder / "cut.npy").write_bytes((folder / "range.npy").read_bytes()[:90])
@@ -225,8 +228,9 @@ BAD = [
     ("--images FILES/cut.npy", "cannot be read"),
     ("--images FILES/bytes.npy", "give floating numbers"),
     ("--images FILES/shape.npy", "(N, 32, 32, 1)"),
-    ("--images FILES/range.npy", "far outside value_range"),
-    ("--images FILES/nan.npy", "non-finite"),
+    ("--images FILES/range.npy", "span [128, 128]: give finite numbers in [-1, 1]"),
+    ("--images FILES/hidden.npy", "span [0, 1.5]"),
+    ("--images FILES/nan.npy", "give finite numbers"),
     ("--prior FILES/other", "another architecture"),
     ("--prior FILES/empty", "holds no prior"),
     ("--prior nothing-like-it", "unknown prior"),
@@ -246,3 +250,28 @@ def test_bad_input(line, said, cached, files, prior_folder, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir()) and sorted(files.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", ["fashion32", "fruits32"]),
+        ("--label true", ["fashion32", "fruits32"]),
+        ("--label sneaker", ["fashion32"]),
+        ("--images bundled:fruits", ["fruits32"]),
+        ("--images photos", ["fashion32"]),
+        ("--prior mine", ["mine"]),
+    ],
+)
+def test_which_priors_run(line, expected):
+    assert restore.priors_of(restore.parser().parse(line.split())) == expected
+
+
+def test_both_priors_leave_their_pictures(monkeypatch, tmp_path, prior, capsys):
+    """Each prior's results in a place of its own; here one tiny prior stands in for both."""
+    monkeypatch.setattr(zoo, "load", lambda name: replace(prior, name=name))
+    out = tmp_path / "out"
+    assert restore.main(["--samples", "1", "--steps", "5", "--limit", "2", "--out", str(out)]) == 0
+    written = [json.loads((out / place / "metrics.json").read_text())["prior"] for place in (".", "fruits32")]
+    assert written == ["fashion32", "fruits32"] and (out / "fruits32" / "grid.png").is_file()
+    assert "fruits32/grid.png" in capsys.readouterr().out

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import Measurement, Method, Prediction, expand, pytree, safe_divide, static
-from .common import axpy, cast, conjugate_gradients, needs
+from .common import axpy, cast, conjugate_gradients, inner, needs
 
 
 @pytree
@@ -41,8 +41,9 @@ class MMPS(Method):
             raise ValueError(f"iterations {self.iterations!r} is out of range: choose a whole number >= 1")
         needs("MMPS", getattr(self.measurement, "A", None), "T")
 
-    def corrected(self, x, t):
-        """(Prediction given y, residual of the solve relative to its start)"""
+    def twist(self, x, t):
+        """(the prior's Prediction, what y adds to its x0, log N(y; A m, noise_std^2 I + A V A^T), residual of the solve
+        relative to its start). The density is without its log-determinant, a constant for a Gaussian prior."""
         A, noise_std = self.measurement.A, jnp.asarray(self.measurement.noise_std).astype(x.dtype)
         _, pull, p = jax.vjp(lambda x: (lambda p: (p.x0, p))(self.denoise(x, t)), x, has_aux=True)
         share = expand(safe_divide(p.sigma**2, p.alpha), x)
@@ -52,7 +53,12 @@ class MMPS(Method):
             return axpy(noise_std**2, v, A(Vv)), Vv
 
         b = jax.tree.map(jnp.negative, A.residual(p.x0, cast(self.measurement.y, x.dtype)))
-        _, shift, left = conjugate_gradients(system, b, self.iterations)
+        u, shift, left = conjugate_gradients(system, b, self.iterations)
+        return p, shift, -0.5 * inner(b, u), left
+
+    def corrected(self, x, t):
+        """(Prediction given y, residual of the solve)"""
+        p, shift, _, left = self.twist(x, t)
         return p.with_x0(p.x0 + shift), left
 
     def predict(self, x, t) -> Prediction:

@@ -1,0 +1,156 @@
+"""Twisted SMC (Wu et al., NeurIPS 2023: the twisted diffusion sampler), twisted by MMPS (Rozet et al. 2024).
+
+K particles; p the prior's kernel, q the kernel from the prediction given y, L_t(x_t) = N(y; A m, noise_std^2 I + A V A^T):
+
+    x_s ~ q(x_s | x_t, y),      w <- w p(x_s | x_t) L_s(x_s) / (q(x_s | x_t, y) L_t(x_t)),      w = L_T(x_T) at the start
+    resample (systematically) where the effective number of particles is below ``threshold`` K
+
+MMPS is right inside each mode of the posterior and wrong in how often it chooses it, since it takes p(x_0 | x_t) for one
+Gaussian; the weights take that error out. Exact for the prior's discretised walk as K grows, whatever L is, as long as L_0 is
+the likelihood. One call returns one of its particles: samples of different keys are independent.
+
+Paper and code: the paper twists by N(y; A m, noise_std^2 + a scalar), whose weights degenerate in more than a few dimensions;
+V makes the twist exact for Gaussian priors. L is without its log-determinant (no one can afford it; it cancels where modes
+have like shapes, and at the end). Modes are decided at high noise, so particles are worth their calls there only:
+:func:`two_stage` walks K of them down to ``split``, and one of them to the end by DPM-Solver++ 2M with MMPS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import timetables
+from ..base import Measurement, is_concrete, pytree, safe_divide, static
+from ..kernels import DDPM, DPMSolverPP2M
+from ..sample import Result, sample
+from .common import cast, inner
+from .mmps import MMPS
+
+
+@pytree
+class Weights:
+    """log_w (K,): with everything that the last call told; pending (K,): what the last move added, without L_s;
+    chosen: the particle drawn by log_w."""
+
+    log_w: Any
+    pending: Any
+    chosen: Any
+
+
+@pytree
+class TwistedSMC(MMPS):
+    """denoise, measurement, iterations: as for :class:`MMPS`, a linear operator with its adjoint and Gaussian noise.
+
+    particles: K, the leading axis of the state; each costs one network call and ``iterations`` products per row
+    threshold: resample below this share of effective particles
+    Kernels with a Gaussian step: DDPM, DDIM with eta > 0. The result is one particle, drawn by the weights (info:
+    "log_weights"); those of the last move take one more call, so they are left out, unless it ends at s = 0, where L_0 needs
+    none. Row info: "effective" particles, "solve_residual" (largest). Raises ValueError for kernels without a transition.
+    """
+
+    measurement: Measurement = None
+    iterations: int = static(default=10)
+    threshold: Any = 0.5
+    particles: int = static(default=5)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.particles, int) or self.particles < 1:
+            raise ValueError(f"particles {self.particles!r} is out of range: choose a whole number >= 1")
+
+    def check(self, kernel, table):
+        eta = getattr(kernel, "eta", 1.0)
+        still = is_concrete(eta) and getattr(kernel, "zeta", None) is None and float(np.max(eta)) == 0
+        if not hasattr(kernel, "transition") or still:
+            raise ValueError(f"TwistedSMC weighs random steps: {type(kernel).__name__} has none, use DDPM or DDIM(eta=1)")
+
+    def image_shape(self, shape):
+        return shape[1:]
+
+    def draw_start(self, kernel, key, shape, dtype):
+        return jax.random.normal(key, (self.particles, *shape), dtype)
+
+    def init(self, kernel, x):
+        zeros = jnp.zeros(len(x), x.dtype)
+        return Weights(zeros, zeros, jnp.int32(0))
+
+    def draw(self, kernel, key, x):
+        key_move, key_comb, key_choice = jax.random.split(key, 3)
+        return {
+            "move": jax.random.normal(key_move, x.shape, x.dtype),
+            "comb": jax.random.uniform(key_comb, (), x.dtype),
+            "gumbel": jax.random.gumbel(key_choice, (len(x),), x.dtype),
+        }
+
+    def likelihood(self, x):
+        """log N(y; A x, noise_std^2 I) without constants: L at t = 0."""
+        r = self.measurement.A.residual(x, cast(self.measurement.y, x.dtype))
+        return -0.5 * safe_divide(inner(r, r), jnp.asarray(self.measurement.noise_std).astype(x.dtype) ** 2)
+
+    def step(self, kernel, x, state, row, noise):
+        K = len(x)
+        p, shift, log_L, left = jax.vmap(lambda x: self.twist(x, row.t))(x)
+        log_w = state.pending + log_L
+        share = jax.nn.softmax(log_w)
+        effective = 1 / (share**2).sum()
+        comb = (noise["comb"] + jnp.arange(K, dtype=x.dtype)) / K
+        picked = jnp.clip(jnp.searchsorted(jnp.cumsum(share), comb), 0, K - 1)
+        few = effective < jnp.asarray(self.threshold, x.dtype) * K
+        take = jnp.where(few, picked, jnp.arange(K))
+        log_w = jnp.where(few, jnp.zeros_like(log_w), log_w)
+        p, shift, log_L, x = jax.tree.map(lambda a: a[take] if jnp.ndim(a) else a, (p, shift, log_L, x))
+
+        def move(p, shift, log_L, x, z):
+            mean, std = kernel.transition(p, x, row)
+            towards, _ = kernel.transition(p.with_x0(p.x0 + shift), x, row)
+            noisy = jnp.where(row.s == 0, 0, 1).astype(x.dtype)  # as the kernels: the last step has no noise
+            moved = towards + noisy * std * z
+            # log p - log q of a normal z around ``towards``
+            d = noisy * safe_divide(towards - mean, std * jnp.ones_like(x))
+            added = -inner(d, z) - 0.5 * inner(d, d) - log_L
+            stays = row.s == row.t
+            last = jnp.where(row.s == 0, self.likelihood(moved) + added, 0)
+            return jnp.where(stays, x, moved), jnp.where(stays, -log_L, added), last
+
+        axes = jax.tree.map(lambda a: 0 if jnp.ndim(a) else None, p)
+        moved, added, last = jax.vmap(move, in_axes=(axes, 0, 0, 0, 0))(p, shift, log_L, x, noise["move"])
+        known = log_w + last
+        state = Weights(known, log_w + added, jnp.argmax(known + noise["gumbel"]).astype(jnp.int32))
+        return moved, state, {"effective": effective, "solve_residual": left.max()}
+
+    def jump(self, kernel, x, state, row, noise):
+        return super().jump(kernel, x, state, row, noise)
+
+    def finish(self, kernel, x, state):
+        return x[state.chosen], {"log_weights": jax.nn.log_softmax(state.log_w)}
+
+    def calls(self, kernel) -> int:
+        return self.particles
+
+    def products(self, kernel) -> int:
+        return self.particles * self.iterations
+
+
+def two_stage(key, denoise, measurement, schedule, shape, *, particles=5, rows=(16, 19), top=10.0, split=0.3, end=0.002,
+              iterations=10, dtype=jnp.float32) -> Result:  # fmt: skip
+    """One posterior sample of an image of ``shape``: K particles down from sigma / alpha = ``top`` to ``split`` by DDPM, then
+    one of them to ``end`` and 0 by DPM-Solver++ 2M, all equal in log-SNR.
+
+    rows: of the two stages; K rows[0] + rows[1] network calls, 99 by default, each with ``iterations`` Jacobian products
+    Levels are in units of the data: ``top`` far above its diameter (there the start is white), ``split`` below the distance of
+    modes. Returns the ``Result`` of the second stage; ``info.final`` holds the first stage's.
+    """
+    levels = np.concatenate([np.geomspace(top, split, rows[0]), np.geomspace(split, end, rows[1] + 1)[1:]])
+    times = np.append(schedule.time(-2 * np.log(levels)), 0.0)
+    head, tail = timetables.from_times(times[: rows[0] + 1]), timetables.from_times(times[rows[0] :])
+    key_head, key_tail = jax.random.split(key)
+    many = TwistedSMC(denoise, measurement, iterations=iterations, particles=particles)
+    first = sample(key_head, many, DDPM(schedule), head, shape, dtype=dtype)
+    one = MMPS(denoise, measurement, iterations=iterations)
+    second = sample(key_tail, one, DPMSolverPP2M(schedule), tail, first.x)
+    info = type(second.info)(second.info.rows, {"particles": first.info})
+    return Result(second.x, second.state, info, None)
