@@ -43,14 +43,14 @@ TABLE = re.compile(r"(<!-- table: (\w+)(?: of ([^>]*?))? -->).*?<!-- end table -
 def refresh(text: str, folder=FOLDER) -> str:
     """The text of a README with every table rendered anew from its result file, the command that made it above.
 
-    A table stands between ``<!-- table: NAME -->``, or ``<!-- table: NAME of COLUMN, COLUMN -->``, and
+    A table stands between ``<!-- table: NAME -->``, or ``<!-- table: NAME of COLUMN; COLUMN -->``, and
     ``<!-- end table -->``.
     """
 
     def table(match):
         marker, name, columns = match.groups()
         found = read(name, folder)
-        body = render(found["rows"], columns and [c.strip() for c in columns.split(",")])
+        body = render(found["rows"], columns and [c.strip() for c in columns.split(";")])
         return f"{marker}\n`{found['command']}`\n\n{body}\n<!-- end table -->"
 
     return TABLE.sub(table, text)
