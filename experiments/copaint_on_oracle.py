@@ -15,9 +15,9 @@ w_tv        total variation between the modes' shares among the samples and the 
             ignores y (exact draws: 0.033)
 calls       forward calls of the network, mean over the restorations
 
-What it shows. The extra gradient step of CoPaint over CoPaint-Fast goes into fitting the noise of y (dc) and does not bring the
-hidden mean closer, except where y is nearly exact (01). Time travel never brings the hidden mean closer on 250 levels; on the
-mixtures half and rand10 it moves the modes' shares towards the exact ones, on box it does not. Every row is overconfident.
+What it shows. The 250 levels and second gradient step of CoPaint over CoPaint-Fast go into fitting the noise of y (dc): the
+hidden mean comes no closer, and hardly changes where y is nearly exact (01). Nor does time travel bring it closer; on the
+mixtures half and rand10 it moves the modes' shares towards the exact ones, on box not clearly. Every row is overconfident.
 """
 
 from __future__ import annotations
