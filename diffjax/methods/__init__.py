@@ -1,6 +1,6 @@
 """Restoration methods, one paper per file. Each wraps a denoiser and a measurement and is passed to ``sample``."""
 
-from . import copaint, diffpir
+from . import copaint, diffpir, twisted
 from .blended import Blended
 from .ccdf import CCDF, ilvr
 from .copaint import CoPaint
@@ -17,6 +17,7 @@ from .red_diff import REDDiff
 from .repaint import RePaint
 from .replacement import Replacement
 from .resampling import Resampling
+from .twisted import TwistedSMC
 
 __all__ = [
     "CCDF",
@@ -35,8 +36,10 @@ __all__ = [
     "RePaint",
     "Replacement",
     "Resampling",
+    "TwistedSMC",
     "copaint",
     "diffpir",
     "ilvr",
     "optimise_start",
+    "twisted",
 ]

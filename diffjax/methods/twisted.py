@@ -98,9 +98,9 @@ class TwistedSMC(MMPS):
         share = jax.nn.softmax(log_w)
         effective = 1 / (share**2).sum()
         comb = (noise["comb"] + jnp.arange(K, dtype=x.dtype)) / K
-        picked = jnp.clip(jnp.searchsorted(jnp.cumsum(share), comb), 0, K - 1)
+        picked = jnp.clip(jnp.searchsorted(jnp.cumsum(share), comb), 0, K - 1).astype(jnp.int32)
         few = effective < jnp.asarray(self.threshold, x.dtype) * K
-        take = jnp.where(few, picked, jnp.arange(K))
+        take = jnp.where(few, picked, jnp.arange(K, dtype=jnp.int32))
         log_w = jnp.where(few, jnp.zeros_like(log_w), log_w)
         p, shift, log_L, x = jax.tree.map(lambda a: a[take] if jnp.ndim(a) else a, (p, shift, log_L, x))
 

@@ -82,6 +82,7 @@ CASES = [
     Case("diffpir-admm-heun", K.Heun, with_mask(M.DiffPIR, splitting="admm"), calls=2, stochastic=False),
     Case("blended", lambda s: K.DDIM(s, eta=0.5), with_mask(M.Blended)),
     Case("replacement-heun", K.Heun, with_mask(M.Replacement, strength=0.8), calls=2),
+    Case("twisted", K.DDPM, with_mask(M.TwistedSMC, noise_std=0.1, particles=2, iterations=4), calls=2),
     Case("resampling", K.DDPM, with_mask(M.Resampling, particles=2), calls=2),
     Case("ccdf", K.DDPM, with_mask(M.CCDF), lambda s: dj.timetables.start_at(dj.timetables.log_snr(s, ROWS), 60.0)),
     Case("dpir", K.Marginal, with_mask(M.DPIR), stochastic=False, starts=False),
