@@ -1,12 +1,12 @@
 """DiffPIR (Zhu et al., CVPRW 2023): plug-and-play restoration, half-quadratic splitting around a diffusion sampler.
 
     x0     = the denoiser's clean image at (x_t, t)
-    x0_hat = argmin_x |y - A x|^2 + rho_t |x - x0|^2,    rho_t = lam noise_std^2 / (sigma_t / alpha_t)^2
+    x0_hat = argmin_x |y - A x|^2 + rho_t |x - x0|^2,    rho_t = lam noise_std^2 / r_t^2,    r_t = sigma_t / alpha_t
     x_s    = alpha_s x0_hat + sigma_s (sqrt(1 - zeta) eps_hat + sqrt(zeta) z),    eps_hat = (x_t - alpha_t x0_hat) / sigma_t
 
 The second line corrects the prediction, so any kernel runs it; the third is ``kernels.DDIM(schedule, zeta=...)``. It is the
-mean of p(x0 | x_t, y) if p(x0 | x_t) were N(x0, (sigma_t / alpha_t)^2 / lam): the spread of the samples is zeta's, not the
-posterior's. ``data`` says how the minimum is found:
+mean of p(x0 | x_t, y) if p(x0 | x_t) were N(x0, r_t^2 / lam): the spread of the samples is zeta's, not the posterior's.
+``data`` says how the minimum is found:
 
     "prox"             in closed form, or whatever ``A.prox`` does
     "gradient"         x <- x - (A^T (A x - y) + rho (x - x0)) / (rho + lipschitz), any differentiable A
@@ -14,6 +14,11 @@ posterior's. ``data`` says how the minimum is found:
 
 ``splitting="admm"`` carries a dual image w (paper, appendix; formula ours: ADMM with the penalty rho_t of the row):
 v = argmin at x0 + w / rho in place of x0,  w <- w + rho (x0 - v),  and v - w / rho is what moves; the result is the last v.
+
+We differ from the paper in one default: x0 is never off by more than the prior's spread, so 1 / r_t^2 has
+1 / ``prior_std``^2 added. Without it (``prior_std=jnp.inf``, what :func:`published` gives) a blur is inverted outright at high
+noise, the noise so amplified becomes part of eps_hat, and where zeta < 1 it stays there: harmless on DDPM's linear schedule,
+ruinous on a cosine one.
 
 Official code and paper differ, and we follow the paper:
 * the code mixes units (noise in [0, 1], sigma_t / alpha_t in [-1, 1]): its lambda is 4 of ours (``published`` divides),
@@ -47,7 +52,8 @@ SPLITTINGS = ("hqs", "admm")
 class DiffPIR(Method):
     """denoise: the prior. measurement: y with any operator that has what ``data`` needs.
 
-    lam:          weight of the prior; the paper's deblurring by default, 1 would be Bayes' if x0 were off by sigma_t / alpha_t
+    prior_std:    standard deviation of a pixel under the prior; inf as in the paper
+    lam:          weight of the prior; the paper's deblurring by default, 1 would be Bayes' if x0 were off by r_t
     guidance:     share of the data step that is taken
     noise_floor:  least noise_std that rho is computed with: noiseless data leave the data step well-posed
     gamma:        step of "back_projection";  lipschitz: |A|^2 of "gradient";  iterations: steps of either
@@ -63,6 +69,7 @@ class DiffPIR(Method):
     gamma: Any = 0.1
     lipschitz: Any = 1.0
     guess: Any = None
+    prior_std: Any = 1.0
     data: str = static(default="prox")
     splitting: str = static(default="hqs")
     iterations: int = static(default=1)
@@ -83,7 +90,8 @@ class DiffPIR(Method):
         cast = lambda a: jnp.asarray(a, p.x0.dtype)
         noise = jnp.maximum(cast(self.measurement.noise_std), cast(self.noise_floor))
         alpha, sigma = expand(p.alpha, p.x0), jnp.maximum(expand(p.sigma, p.x0), cast(1e-10))
-        return jnp.maximum(cast(self.lam) * (noise * alpha / sigma) ** 2, cast(1e-12))
+        precision = (alpha / sigma) ** 2 + 1 / cast(self.prior_std) ** 2
+        return jnp.maximum(cast(self.lam) * noise**2 * precision, cast(1e-12))
 
     def solve(self, z, rho):
         """(argmin_x |y - A x|^2 + rho |x - z|^2 as ``data`` finds it, info)"""
@@ -155,4 +163,8 @@ def published(task: str, schedule, steps: int | None = None):
     if task not in _PUBLISHED:
         raise ValueError(f"unknown task {task!r}: {nearest(task, _PUBLISHED)}")
     lam, zeta, n = _PUBLISHED[task]
-    return {"lam": lam / 4}, DDIM(schedule, zeta=zeta), timetables.diffpir(schedule, n if steps is None else steps)
+    return (
+        {"lam": lam / 4, "prior_std": jnp.inf},
+        DDIM(schedule, zeta=zeta),
+        timetables.diffpir(schedule, n if steps is None else steps),
+    )

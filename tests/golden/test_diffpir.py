@@ -94,7 +94,7 @@ def replay(run, meta, dtype):
     def one(x, y, mask, psf, rows, jumps):
         measurement, lam, settings = problem(hyper, meta["script"], y, mask, psf, x.shape)
         if mode == "DiffPIR":
-            method = dj.methods.DiffPIR(denoise, measurement, lam=lam, **settings)
+            method = dj.methods.DiffPIR(denoise, measurement, lam=lam, prior_std=np.inf, **settings)
         elif mode == "repaint":  # merges known pixels before every call, as Blended does
             method = dj.methods.Blended(denoise, dj.base.replace(measurement, noise_std=0.0), exact=False)
         else:

@@ -89,7 +89,7 @@ def times(n):
 
 @functools.cache
 def library(data="prox", splitting="hqs"):
-    method = dj.methods.DiffPIR(prior(), measured(0.1), lam=1.75, data=data, splitting=splitting)
+    method = dj.methods.DiffPIR(prior(), measured(0.1), lam=1.75, prior_std=np.inf, data=data, splitting=splitting)
     return law(method, dj.kernels.DDIM(SCHEDULE, zeta=0.3), times(20))
 
 
@@ -107,6 +107,20 @@ def test_teeth_the_law_sees_mutants(mutant):
     mean, covariance = diffpir_law(times(20), 1.75, 0.1, 0.3, mutant=mutant)
     error = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(library(), (mean, covariance))]
     assert max(error) > 1e-2
+
+
+@pytest.mark.parametrize("t", [1.0, 300.0, 999.0])
+def test_prior_std_makes_the_data_step_exact(t):
+    """Where pixels are independent, lam = 1 and their prior_std give E[x0 | x_t, y] at every level."""
+    std, noise_std = 0.7, 0.1
+    method = dj.methods.DiffPIR(prior(covariance=std**2 * np.eye(D)), measured(noise_std), lam=1.0, prior_std=std)
+    x = np.random.default_rng(1).normal(size=D)
+    with jax.enable_x64(True):
+        x0 = method.predict(jnp.asarray(x.reshape(SHAPE)), t).x0
+    a, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+    mean, covariance = posterior(a * np.eye(D), x, sigma, covariance=std**2 * np.eye(D))
+    exact, _ = posterior(POOL, Y, noise_std, mean, covariance)
+    np.testing.assert_allclose(np.asarray(x0).reshape(D), exact, atol=1e-6)
 
 
 # --- against the posterior ----------------------------------------------------------------------------------------------

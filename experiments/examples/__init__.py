@@ -1,0 +1,1 @@
+"""One page each: what people do with diffjax in their own code. Copy, change, run."""
