@@ -2,6 +2,8 @@
 
 import flax.linen as nn
 
+from .layers import conv
+
 
 class DnCNN(nn.Module):
     """x (..., H, W, C), grey or colour in [0, 1] -> its noise, of the same shape: the clean image is x - net(x).
@@ -18,6 +20,6 @@ class DnCNN(nn.Module):
         h = x
         for n in range(self.depth):
             last = n == self.depth - 1
-            h = nn.Conv(x.shape[-1] if last else self.width, (3, 3), padding=1, name=f"conv{n}")(h)
+            h = conv(x.shape[-1] if last else self.width, name=f"conv{n}")(h)
             h = h if last else nn.relu(h)
         return h

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .convolution import convolution
+
 zeros = nn.initializers.zeros
 
 
@@ -72,7 +74,8 @@ def conv(features, size=3, *, stride=1, padding=None, dtype=None, zero=False, na
     """Square convolution with torch's symmetric padding (unlike "SAME", which pads a strided one at the end only)."""
     pad = padding if padding is not None else ((size // 2, size // 2),) * 2
     init = {"kernel_init": zeros} if zero else {}
-    return nn.Conv(features, (size, size), (stride, stride), padding=pad, dtype=dtype, name=name, **init)
+    how = {"padding": pad, "dtype": dtype, "name": name, "conv_general_dilated": convolution}
+    return nn.Conv(features, (size, size), (stride, stride), **how, **init)
 
 
 def check_groups(groups, channels):
