@@ -138,3 +138,15 @@ def test_copaints_ddnm_replays(golden_file):
             seen = np.isin(run["x_idx"], ends)
             states = np.asarray(result.trace)[np.searchsorted(ends, run["x_idx"][seen])]
             check(f"{label} states", states, run["x_traj"][seen], TOLERANCE[dtype])
+
+
+@pytest.mark.golden("plug_and_play", "ops_ddnm_schedules")
+def test_travel_lists(golden_file):
+    run, meta = load(golden_file)
+    names = [name for name in run if name.startswith("T")]
+    assert names
+    for name in names:
+        n, jump, times = (int(part[1:]) for part in name.split("_"))
+        walk = dj.timetables.jump_walk(n, jump, times)
+        np.testing.assert_array_equal(walk, run[name], err_msg=name)
+        assert int((np.diff(walk) < 0).sum()) == meta["model_evals"][name]
