@@ -78,6 +78,26 @@ def overhead(batch: int, rows: int, repeats: int = 7):
     return {name: float(np.median(np.array(s) / bare)) for name, s in seconds.items()}
 
 
+def gradient_cost(calls: int, repeats: int = 7, batch: int = 4) -> float:
+    """Seconds of a network call with its gradient by the image over seconds of the call, both inside a loop."""
+    net, params, _ = network()
+    size = lambda x, params: (net.apply(params, x, 500.0) ** 2).sum()
+
+    def loop(step):
+        walk = lambda x, params: jax.lax.fori_loop(0, calls, lambda _, x: 0.9 * x + 1e-3 * step(x, params), x)
+        return jax.jit(jax.vmap(walk, (0, None)))
+
+    programs = loop(lambda x, params: net.apply(params, x, 500.0)), loop(jax.grad(size))
+    x = jax.random.normal(jax.random.key(1), (batch, *SHAPE))
+    seconds = np.zeros((repeats + 1, 2))
+    for n in range(repeats + 1):
+        for m, fn in enumerate(programs):
+            start = time.perf_counter()
+            jax.block_until_ready(fn(x, params))
+            seconds[n, m] = time.perf_counter() - start
+    return float(np.median(seconds[1:, 1] / seconds[1:, 0]))  # the first round compiles
+
+
 def gradient_memory(remat: str, rows: int) -> int:
     """Bytes of temporary memory of the gradient of RePaint's result by the network's parameters (from the compiler)."""
     net, params, schedule = network()
@@ -106,6 +126,8 @@ def main(argv=None) -> int:
                     "bound": bound,
                 }
             )
+    ratio = gradient_cost(10 if options.quick else 50, repeats)
+    found.append({"what": "network call with its gradient", "against": "the call", "ratio": round(ratio, 3), "bound": 4.0})
     few, many = (4, 16) if options.quick else (16, 256)
     for remat in ("row", "sqrt", "none"):
         if remat == "none" and not options.quick:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.errors import UserError, library_errors
+from experiments.errors import UserError, library_errors, unknown
 from experiments.methods import Entry
 from experiments.progress import Progress
 
 
 @dataclass(frozen=True)
 class Restored:
-    """x: (images, samples, H, W, C) in about [-1, 1]; table: the timetable walked; network_calls: forward calls per
-    restoration, their mean where the method's number varies (an int where it is whole);
-    seconds_compile, seconds_run; devices, batch: how many, and how many restorations at a time."""
+    """x: (images, samples, H, W, C) in about [-1, 1], with ``sweep`` (settings, images, ...); table: the timetable walked;
+    network_calls: forward calls per restoration, their mean where the method's number varies (an int where it is whole), with
+    ``sweep`` a list of them; seconds_compile, seconds_run; devices, batch: how many, and how many restorations at a time."""
 
     x: np.ndarray
     table: object
@@ -28,7 +29,8 @@ class Restored:
 
 
 def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, steps=None, seed=0, batch=16, devices=None,
-            names=None, stream=None, announce=lambda: None, classifier=None, classifier_scale=1.0) -> Restored:  # fmt: skip
+            names=None, stream=None, announce=lambda: None, classifier=None, classifier_scale=1.0,
+            sweep=None) -> Restored:  # fmt: skip
     """Restore images with one method.
 
     ys:      (N, H, W, C) in [-1, 1]; what the masks hide is never looked at
@@ -41,6 +43,8 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
     announce: called when all is found to be in order, before the first program is compiled
     classifier: a ``zoo.public.Classifier`` to guide towards the labels: the kernel's mean as in RePaint's ImageNet runs
              where the kernel is DDPM, else the score; classifier_scale: how much
+    sweep:   {hyper-parameter of the method's entry: values}, all of one length: every image is restored with each setting, by
+             one program, from the same noise
     Raises UserError for what the library refuses, before anything is compiled, and for a result that is not finite.
     """
     import jax
@@ -55,17 +59,18 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
     ys = np.where(masks > 0, ys, 0).astype(np.float32)
     guided = cfg != 1
 
-    def problem(params, y, mask, label):
+    def problem(params, y, mask, label, setting):
         params, guide = params
         denoise = dj.replace(prior, params=params).denoiser(label if prior.classes else None, cfg, clip=entry.clip)
         measurement = dj.Measurement(y, dj.operators.Mask(mask))
-        method, kernel, table = entry.build(denoise, measurement, prior.schedule, steps)
+        method, kernel, table = entry.build(denoise, measurement, prior.schedule, steps, **setting)
         if guide is None:
             return method, kernel, table
         gradient = guide.gradient(label, prior.schedule)
         if isinstance(kernel, dj.kernels.DDPM):
             return method, dj.kernels.guided(kernel, gradient, classifier_scale), table
-        return entry.build(dj.denoisers.classifier(denoise, gradient, classifier_scale), measurement, prior.schedule, steps)
+        denoise = dj.denoisers.classifier(denoise, gradient, classifier_scale)
+        return entry.build(denoise, measurement, prior.schedule, steps, **setting)
 
     with library_errors():
         labelled = labels is not None and None not in labels
@@ -75,7 +80,9 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
             classifier.check(prior)
         who = prior if prior.classes or classifier is None else classifier
         indices = np.array([who.label(label) for label in labels or [None] * len(ys)], np.int32)
-        build = lambda y, mask: problem((prior.params, classifier), y, mask, int(indices[0]) if labelled else None)
+        settings = _settings(sweep, entry)
+        first = {name: values[0] for name, values in settings.items()}
+        build = lambda y, mask: problem((prior.params, classifier), y, mask, int(indices[0]) if labelled else None, first)
         build(np.zeros_like(ys[0]), np.ones_like(masks[0]))  # what is wrong whatever the image is
         for name, y, mask in zip(names, ys, masks):
             with library_errors(f"{name}: "):
@@ -85,6 +92,8 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
 
     announce()
     total = len(ys) * samples
+    if sweep:
+        total *= len(next(iter(settings.values())))
     available = jax.devices()[:devices]
     mesh = dj.parallel.mesh(available[: min(len(available), total)])
     count = mesh.devices.size
@@ -92,6 +101,7 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
     batch += -batch % count  # every call has this size, so that one program serves all
 
     image, sample = np.divmod(np.arange(total + -total % batch) % total, samples)
+    setting, image = np.divmod(image, len(ys))
     key = jax.random.key(seed)
     keys = jax.jit(jax.vmap(lambda n, s: jax.random.fold_in(jax.random.fold_in(key, n), s)))(image, sample)
     chunks = len(image) // batch
@@ -103,15 +113,15 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
         if done > progress.done:
             progress.update(done)
 
-    def one(params, key, y, mask, label):
-        method, kernel, table = problem(params, y, mask, label)
+    def one(params, key, y, mask, label, setting):
+        method, kernel, table = problem(params, y, mask, label, setting)
         # the row's number is the same for the whole batch, so vmap leaves one callback per row and device
         trace = lambda x, row, info: jax.debug.callback(tick, row.i)
         result = dj.sample(key, method, kernel, table, y.shape, remat="none", trace=trace)
         calls = result.info.rows["calls"].sum() if "calls" in result.info.rows else method.calls(kernel) * len(table)
         return result.x, result.info.finite, jnp.int32(calls * (2 if guided else 1))
 
-    program = dj.parallel.shard(one, mesh, in_axes=(None, 0, 0, 0, 0))
+    program = dj.parallel.shard(one, mesh, in_axes=(None, 0, 0, 0, 0, 0))
     spec = jax.sharding.PartitionSpec
     whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(mesh.axis_names)))
     params = jax.device_put((prior.params, classifier), whole)
@@ -119,6 +129,7 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
     def arguments(chunk):
         at = slice(chunk * batch, (chunk + 1) * batch)
         arrays = keys[at], ys[image[at]], masks[image[at]], jnp.asarray(indices[image[at]])
+        arrays += ({name: values[setting[at]] for name, values in settings.items()},)
         return params, *jax.device_put(arrays, split)
 
     start = time.perf_counter()
@@ -136,10 +147,25 @@ def inpaint(prior, entry: Entry, ys, masks, *, labels=None, cfg=1.0, samples=1, 
             counts.append(calls)
         progress.done = progress.total
     seconds_run = time.perf_counter() - start
-    x = np.concatenate(results)[:total].reshape(len(ys), samples, *ys.shape[1:])
-    calls = round(float(np.concatenate(counts)[:total].mean()), 1)
-    calls = int(calls) if calls == int(calls) else calls
+    x = np.concatenate(results)[:total].reshape(*((-1,) if sweep else ()), len(ys), samples, *ys.shape[1:])
+    counts = np.concatenate(counts)[:total].reshape(-1, len(ys) * samples).mean(1).round(1)
+    calls = [int(c) if c == int(c) else float(c) for c in counts]
+    calls = calls if sweep else calls[0]
     return Restored(x, table, calls, seconds_compile, seconds_run, count, batch)
+
+
+def _settings(sweep, entry) -> dict:
+    """{name: float32 values, all of one length}, checked against what ``entry.build`` takes."""
+    if not sweep:
+        return {}
+    names = list(inspect.signature(entry.build).parameters)[4:]
+    for name in sweep:
+        if name not in names:
+            raise unknown("hyper-parameter", name, names)
+    values = {name: np.atleast_1d(np.asarray(v, np.float32)) for name, v in sweep.items()}
+    if len({len(v) for v in values.values()}) != 1:
+        raise UserError(f"the values of {', '.join(sweep)} differ in number: give one setting after the other")
+    return values
 
 
 def _check_finite(x, finite, table, names):

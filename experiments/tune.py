@@ -1,0 +1,113 @@
+"""Hyper-parameters of a method on validation images: ``python -m experiments.tune METHOD --set NAME=[V,V,...] [--set ...]``.
+
+Every combination restores the same held-out images from the same noise, all in one compiled program (``vmap`` over settings
+and images). The images are the first of each class, in turn, of the data set's test part that are not bundled: the bundled
+ones are what ``experiments.evaluate`` reports on. The best setting is the one with the lowest lpips@64, mean over the masks.
+--also NAME=V,NAME=V adds one setting by itself. Writes tune_METHOD_PRIOR, .json and .md, into experiments/results.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import sys
+
+import numpy as np
+
+from . import record
+from .errors import UserError, run, unknown
+from .options import Parser, setting, use_cores
+
+
+def validation(prior, data, count: int):
+    """(images float32 (count, H, W, C) in [-1, 1]): of the test part of ``data``, none that is bundled, class after class."""
+    from diffjax import zoo
+    from diffjax.training.data import load, scale
+
+    from .evaluate_prior import source
+
+    images = load(source(prior, data), size=prior.shape[0], channels=prior.shape[-1], classes=prior.classes)
+    test, labels = scale(images.test), images.test_labels
+    bundled, _ = zoo.bundled.images(zoo.bundled.for_channels(prior.shape[-1]))
+    shown = {x.tobytes() for x in bundled}
+    new = np.array([x.tobytes() not in shown for x in test])
+    labels = np.zeros(len(test), int) if labels is None else labels
+    place = np.zeros(len(test), int)
+    for label in np.unique(labels):
+        of_it = np.flatnonzero(new & (labels == label))
+        place[of_it] = np.arange(len(of_it))
+    order = np.lexsort((labels, place))
+    order = order[new[order]]
+    if count > len(order):
+        raise UserError(f"--count {count} is too many: {len(order)} test images are not bundled")
+    return test[order[:count]]
+
+
+def combinations(given, also) -> list[dict]:
+    """The product of the lists in ``given`` [(name, values), ...], then the settings of ``also``."""
+    for name, values in given:
+        if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+            raise UserError(f"--set {name}={values} is not a list of numbers: write --set '{name}=[0.1, 0.2]'")
+    names = [name for name, _ in given]
+    found = [dict(zip(names, values)) for values in itertools.product(*(v for _, v in given))] if given else []
+    found += [dict(setting(pair) for pair in text.split(",")) for text in also]
+    if not found or any(set(f) != set(found[0]) for f in found):
+        raise UserError("nothing to compare: give --set, and every setting of --also all of its names")
+    return found
+
+
+def main(argv=None) -> int:
+    from .errors import library_errors
+    from .methods import METHODS
+
+    parser = Parser("experiments.tune", __doc__)
+    parser.add_argument("method", help="of: " + ", ".join(METHODS))
+    parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=[V,V]", help="values to combine")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=V,NAME=V", help="one setting by itself")
+    parser.add_argument("--prior", default="fashion32")
+    parser.add_argument("--data", help="the data set the prior was trained on (default: the path in its card)")
+    parser.add_argument("--masks", nargs="+", default=["half", "wide", "expand"])
+    parser.add_argument("--count", type=int, default=16, help="validation images (default 16)")
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", default=str(record.FOLDER))
+    options = parser.parse(argv)
+    if options.method not in METHODS:
+        raise unknown("method", options.method, METHODS)
+    settings = combinations(options.set, options.also)
+    use_cores()
+
+    from diffjax import zoo
+
+    from .evaluate import CEILING, scores
+    from .masks import make
+    from .solve import inpaint
+
+    with library_errors():
+        prior = zoo.load(options.prior)
+    truth = validation(prior, options.data, options.count)
+    rows = [dict(s) for s in settings]
+    for mask in options.masks:
+        masks = np.stack([make(mask, truth.shape[1:3], seed=1000 + n) for n in range(len(truth))])
+        sweep = {name: [s[name] for s in settings] for name in settings[0]}
+        done = inpaint(prior, METHODS[options.method], truth, masks, steps=options.steps, seed=options.seed,
+                       batch=options.batch, sweep=sweep)  # fmt: skip
+        for row, x, calls in zip(rows, done.x[:, :, 0], done.network_calls):
+            psnr, perceptual = scores(x, truth, masks)
+            row |= {
+                f"{mask}: hole PSNR": float(np.minimum(psnr, CEILING).mean()),
+                f"{mask}: lpips@64": float(perceptual.mean()),
+                f"{mask}: calls": calls,
+            }
+    best = min(rows, key=lambda row: np.mean([row[f"{mask}: lpips@64"] for mask in options.masks]))
+    for row in rows:
+        row["best"] = "best" if row is best else ""
+    command = shlex.join(["python", "-m", "experiments.tune", *(sys.argv[1:] if argv is None else argv)])
+    name = f"tune_{options.method}_{prior.name}".replace("-", "_")
+    print(record.write(name, command, rows, options.out, images=len(truth)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
