@@ -16,6 +16,8 @@ differentiated (all of them).
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +30,8 @@ class MMPS(Method):
     """denoise: the prior, not clipped (its Jacobian is the covariance). measurement: y with a linear operator that has its
     adjoint A.T (``operators.from_function`` gives any function one); noise_std in y's units.
 
-    iterations: conjugate-gradient steps per network call; what is left of the residual is ``info["solve_residual"]``
+    iterations: conjugate-gradient steps per network call, no more than y has entries (then they are exact); what is left of
+    the residual is ``info["solve_residual"]``
     A correction of the prediction: any kernel runs it. DPM-Solver++ 2M on ``timetables.log_snr`` is the best we know.
     Raises ValueError for an operator without adjoint or iterations < 1.
     """
@@ -53,8 +56,12 @@ class MMPS(Method):
             return axpy(noise_std**2, v, A(Vv)), Vv
 
         b = jax.tree.map(jnp.negative, A.residual(p.x0, cast(self.measurement.y, x.dtype)))
-        u, shift, left = conjugate_gradients(system, b, self.iterations)
+        u, shift, left = conjugate_gradients(system, b, self.solves())
         return p, shift, -0.5 * inner(b, u), left
+
+    def solves(self) -> int:
+        """Conjugate-gradient steps per network call."""
+        return min(self.iterations, sum(math.prod(jnp.shape(a)) for a in jax.tree.leaves(self.measurement.y)))
 
     def corrected(self, x, t):
         """(Prediction given y, residual of the solve)"""
@@ -71,4 +78,4 @@ class MMPS(Method):
 
     def products(self, kernel) -> int:
         """Products with the network's Jacobian per row."""
-        return kernel.calls * self.iterations
+        return kernel.calls * self.solves()

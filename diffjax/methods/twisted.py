@@ -132,15 +132,33 @@ class TwistedSMC(MMPS):
         return self.particles
 
     def products(self, kernel) -> int:
-        return self.particles * self.iterations
+        return self.particles * self.solves()
 
 
-def two_stage(key, denoise, measurement, schedule, shape, *, particles=5, rows=(16, 19), top=10.0, split=0.3, end=0.002,
-              iterations=10, dtype=jnp.float32) -> Result:  # fmt: skip
+def for_calls(calls: int) -> dict:
+    """The settings of :func:`two_stage` for a budget of network calls; they depend on nothing else.
+
+    Rows and particles both grow with it, and the rows reach further: a start at ``top`` that takes the noise for white costs
+    weights of modes once the rest is right. Below 40 calls there is one particle, and the walk is MMPS's but for its first
+    row. ValueError for fewer than 2 calls.
+    """
+    if not isinstance(calls, int) or calls < 2:
+        raise ValueError(f"calls {calls!r} is out of range: choose a whole number >= 2")
+    particles = max(1, round((calls / 100) ** 0.7 * 4))
+    if particles == 1:
+        return {"particles": 1, "rows": (1, calls - 1), "top": 80.0, "split": 80.0}
+    second = round(16 * (calls / 100) ** 0.6)
+    rows = ((calls - second) // particles, second)
+    return {"particles": particles, "rows": rows, "top": 10 * (calls / 100) ** 0.5, "split": 0.2 * (100 / calls) ** 0.3}
+
+
+def two_stage(key, denoise, measurement, schedule, shape, *, particles=4, rows=(21, 16), top=10.0, split=0.2, end=0.002,
+              iterations=10, threshold=0.5, dtype=jnp.float32) -> Result:  # fmt: skip
     """One posterior sample of an image of ``shape``: K particles down from sigma / alpha = ``top`` to ``split`` by DDPM, then
     one of them to ``end`` and 0 by DPM-Solver++ 2M, all equal in log-SNR.
 
-    rows: of the two stages; K rows[0] + rows[1] network calls, 99 by default, each with ``iterations`` Jacobian products
+    rows: of the two stages; K rows[0] + rows[1] network calls, 100 by default (others: :func:`for_calls`), each with
+    ``iterations`` Jacobian products (no more than y has entries)
     Levels are in units of the data: ``top`` far above its diameter (there the start is white), ``split`` below the distance of
     modes. Returns the ``Result`` of the second stage; ``info.final`` holds the first stage's.
     """
@@ -148,7 +166,7 @@ def two_stage(key, denoise, measurement, schedule, shape, *, particles=5, rows=(
     times = np.append(schedule.time(-2 * np.log(levels)), 0.0)
     head, tail = timetables.from_times(times[: rows[0] + 1]), timetables.from_times(times[rows[0] :])
     key_head, key_tail = jax.random.split(key)
-    many = TwistedSMC(denoise, measurement, iterations=iterations, particles=particles)
+    many = TwistedSMC(denoise, measurement, iterations=iterations, threshold=threshold, particles=particles)
     first = sample(key_head, many, DDPM(schedule), head, shape, dtype=dtype)
     one = MMPS(denoise, measurement, iterations=iterations)
     second = sample(key_tail, one, DPMSolverPP2M(schedule), tail, first.x)
