@@ -5,8 +5,9 @@ Runs each method of experiments.calibration_methods, on every problem whose oper
 defined in its README: images of 16x16 under Gaussian priors and mixtures of five, and 25 Gaussians in 8 and 80 dimensions;
 needs a checkout), or any module with ``load(name)`` and ``LIST``. A method sees y, A, the noise level and a function
 denoise(x, t); its samples are independent of each other. Cells are kept in --cells and not computed twice. Writes
-calibration.json, .md and .png, calibration_details (a line per family, with what a method cannot do) and calibration_peers
-(each method beside the same kind of other libraries, measured on the core problems: experiments/peers.json) to --out.
+calibration.json, .md and .png, calibration_short (without the single peers), calibration_details (a line per family, with what
+a method cannot do) and calibration_peers (each method beside the same kind of other libraries, measured on the core problems:
+experiments/peers.json) to --out.
 
 calls      network calls per sample, particles and searches included; products: with the network's Jacobian, per sample, the
            most of all problems (fewer than 4 measured values are padded to 4, and paid for)
@@ -238,11 +239,12 @@ def wide(rows: list[dict], families, settings: dict) -> list[dict]:
     """A row per (method, kind, budget), a column of H per family."""
     out = {}
     for r in rows:
-        empty = {"method": r["method"], "kind": r["kind"], "calls": None, "products": None}
+        empty = {"method": r["method"], "kind": r["kind"], "calls": None, "products": None, "seeds": None}
         empty |= {f"H {family}": None for family in families} | {"setting": ""}
         line = out.setdefault((r["method"], r["kind"], r["budget"]), empty)
         for key in ("calls", "products"):
             line[key] = max((v for v in (line.get(key), r.get(key)) if v is not None), default=None)
+        line["seeds"] = min((v for v in (line["seeds"], r.get("seeds")) if v is not None), default=None)
         some = "" if r["problems"].split()[0] == r["problems"].split()[2] else "*"
         line[f"H {r['family']}"] = f"{r['H']:.3g}{some}" if "H" in r else "cannot"
         line["setting"] = settings.get((r["method"], r["kind"]), "")
@@ -253,6 +255,18 @@ def peer_rows() -> list[dict]:
     """The measured peers, a dict per (kind, solver, calls, family)."""
     found = json.loads(PEERS.read_text())
     return [dict(zip(found["columns"], row)) for row in found["rows"]]
+
+
+def best_of_libraries(rows: list[dict], families) -> list[dict]:
+    """A row per kind and budget: the least H of any peer in each family, chosen afterwards, as no peer is the best in all."""
+    out = []
+    for kind, calls in dict.fromkeys((r["kind"], r["budget"]) for r in rows):
+        name = {"reference": "exact draws"}.get(kind, "best library")
+        if kind != "reference" or calls == 0:
+            line = {"method": name, "kind": kind, "calls": calls or None, "products": None}
+            of = {f: [r["H"] for r in rows if (r["kind"], r["budget"], r["family"]) == (kind, calls, f)] for f in families}
+            out.append(line | {f"H {f}": f"{min(h):.3g}" if h else None for f, h in of.items()})
+    return out
 
 
 def compared(cells: dict, methods: dict, peers: list[dict]) -> list[dict]:
@@ -368,9 +382,11 @@ def main(argv=None) -> int:
     full = lambda r: f"{len(r['problems'])} of {len(oracle.names(r['family'], True))}"
     named = lambda r: r | {"method": r["solver"], "budget": r["calls"], "products": None, "problems": full(r)}
     others = [named(r) for r in peers if r["calls"] in (0, *args.calls)]  # 0: exact draws, prior's
+    ours, library = list(table), best_of_libraries(others, families)
     table += wide(others, families, {})
     about = {"samples": args.samples or "the problems' own", "problems": names}
     print("\n" + record.write("calibration", command, table, args.out, **about))
+    record.write("calibration_short", command, ours + library, args.out, **about)
     record.write("calibration_details", command, rows, args.out)
     beside = compared(cells, methods, peers)
     if beside:

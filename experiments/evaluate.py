@@ -1,15 +1,21 @@
-"""Methods against each other on held-out images: ``python -m experiments.evaluate [--prior NAME] [--methods ...]``.
+"""Methods against each other on held-out images: ``python -m experiments.evaluate [--tasks] [--prior NAME] [--methods ...]``.
 
-Every method restores the same bundled images behind the same masks, one restoration each. Columns of the first table: hole
-PSNR (dB, peak 2 on [-1, 1], mean over images, at most 48.1: an error of one grey level), lpips@64 of the whole image,
-network calls and seconds per image of the compiled program. The second table has paired differences between methods, each
-with a 95 % interval over the images. A cell (mask, method) is kept in --cells as soon as it is done, so an interrupted run
-goes on; --fresh computes all again.
-Writes inpainting_PRIOR and inpainting_PRIOR_differences, .json and .md, into experiments/results.
+Every method restores the same bundled images from the same measurements, one restoration each, clamped to [-1, 1].
+Without --tasks: inpainting behind the papers' seven masks. Columns: hole PSNR (dB, peak 2 on [-1, 1], mean over images, at
+most 48.1: an error of one grey level), lpips@64 of the whole image, network calls and seconds per image of the compiled
+program. Writes inpainting_PRIOR; inpainting_PRIOR_lpips and _psnr, a row for each method and a column for each mask;
+inpainting_PRIOR_differences, paired differences between methods with a 95 % interval over the images.
+With --tasks: what plug-and-play papers report, with noise (0.05 on [0, 1]) and without. Columns: PSNR, SSIM, lpips@64, misfit
+|A x - y| / (noise_std sqrt m) (the truth's is 1; without noise |A x - y| / sqrt m), and the difference in lpips from the best
+method with its paired 95 % interval. Writes plug_and_play_PRIOR, _noisy, _noiseless and _differences.
+Each is a .json and a .md file in experiments/results, and there is a .png with the first two images of each cell. A cell
+without a number says why. A cell is kept in --cells as soon as it is done, so an interrupted run goes on; --fresh computes all
+again. --quick runs a little of everything in minutes.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
@@ -19,10 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from . import record
-from .errors import run
+from .errors import UserError, library_errors, run, unknown
 from .options import Parser
 
-MASKS = ("half", "wide", "expand")
+MASKS = ("half", "wide", "expand", "altern", "sr2", "narrow", "text")
+TASKS = ("deblur", "motion", "sr4", "box", "random")
+NOISE = (0.05, 0.0)
+SHOWN = 2  # images of a cell that are kept for the pictures
 CEILING = 20 * np.log10(255)  # a hole of pure background can be filled exactly: one such image must not rule the mean
 # what the papers lead one to expect to be positive in PSNR and negative in lpips
 PAIRS = (
@@ -34,17 +43,38 @@ PAIRS = (
 )
 
 
-def scores(x, truth, masks):
-    """Per image: hole PSNR (100 where exact) and lpips@64. x, truth: (N, H, W, C); masks: (N, H, W)."""
+@functools.cache
+def scorers() -> dict:
+    """Compiled scores of batches, by name."""
     import jax
-    import jax.numpy as jnp
 
     from diffjax import metrics, zoo
 
-    hole = jax.jit(jax.vmap(metrics.psnr_hole))(x, truth, masks)
     weights = zoo.lpips_weights()
-    perceptual = jax.jit(lambda a, b: jax.lax.map(lambda ab: metrics.lpips(*ab, weights), (a, b)))
-    return np.minimum(hole, 100.0), np.asarray(perceptual(jnp.asarray(x), jnp.asarray(truth)))
+    return {
+        "psnr": jax.jit(jax.vmap(metrics.psnr)),
+        "psnr_hole": jax.jit(jax.vmap(metrics.psnr_hole)),
+        "ssim": jax.jit(jax.vmap(metrics.ssim)),
+        "lpips": jax.jit(lambda a, b: jax.lax.map(lambda ab: metrics.lpips(*ab, weights), (a, b))),
+    }
+
+
+def score(name, *arrays):
+    """One score per image, float64."""
+    return np.asarray(scorers()[name](*(np.asarray(a, np.float32) for a in arrays)), np.float64)
+
+
+def scores(x, truth, masks=None):
+    """Per image: PSNR of the hole (100 where exact), of the image without masks, and lpips@64. x, truth: (N, H, W, C);
+    masks: (N, H, W)."""
+    psnr = score("psnr", x, truth) if masks is None else score("psnr_hole", x, truth, masks)
+    return np.minimum(psnr, 100.0), score("lpips", x, truth)
+
+
+def holes(operators):
+    """(N, H, W) masks of a list of operators that are masks; None for others."""
+    masks = [getattr(A, "mask", None) for A in operators]
+    return None if masks[0] is None else np.stack([np.asarray(m)[..., 0] for m in masks])
 
 
 def interval(differences):
@@ -53,8 +83,29 @@ def interval(differences):
     return float(d.mean()), float(1.96 * d.std(ddof=1) / np.sqrt(len(d)))
 
 
-def cell(prior, name, truth, masks, options) -> dict:
-    """Scores per image, network calls and seconds per image of one method behind one kind of mask."""
+def difference(a, b, form):
+    """The text of :func:`interval` of a - b; form: of a signed number."""
+    mean, half = interval(np.subtract(a, b))
+    return f"{mean:{form}} ± {half:{form[1:]}}"
+
+
+# --- cells: scores per image, network calls and seconds per image of one method on one measurement ----------------------
+
+
+def steps_of(name, options):
+    """Levels of the timetable; None: the method's own."""
+    from .methods import METHODS
+
+    entry = METHODS.get(name)
+    if options.steps is not None or entry is None:
+        return options.steps
+    if options.quick:
+        return min(entry.steps, 8)
+    return options.at_most if entry.steps > (options.at_most or np.inf) else None
+
+
+def cell(prior, name, truth, masks, options, programs=None) -> dict:
+    """One method behind one kind of mask."""
     from .baselines import biharmonic
     from .methods import METHODS
     from .solve import inpaint
@@ -65,15 +116,67 @@ def cell(prior, name, truth, masks, options) -> dict:
         x, calls = np.stack([biharmonic(y, mask) for y, mask in zip(ys, masks)]), 0
         seconds = time.perf_counter() - start
     else:
-        done = inpaint(prior, METHODS[name], ys, masks, steps=options.steps, seed=options.seed, batch=options.batch)
+        try:
+            done = inpaint(prior, METHODS[name], ys, masks, steps=steps_of(name, options), seed=options.seed,
+                           batch=options.batch, programs=programs)  # fmt: skip
+        except UserError as error:
+            return {"reason": str(error)}
         x, calls, seconds = done.x[:, 0], done.network_calls, done.seconds_run
+    x = np.clip(x, -1, 1)
     psnr, perceptual = scores(x, truth, masks)
     return {
         "psnr_hole": psnr.round(3).tolist(),
         "lpips": perceptual.round(5).tolist(),
         "network_calls": calls,
         "seconds": round(seconds / len(ys), 3),
+        "shown": bytes_of(x),
     }
+
+
+def regularised(y, A, noise_std):
+    """argmin |A x - y|^2 / noise_std^2 + |x|^2, noise_std at least 0.02: what knows nothing of images but their range."""
+    return np.asarray(A.prox(np.zeros(A.T(y).shape, np.float32), max(noise_std, 0.02) ** 2, y))
+
+
+def task_cell(prior, name, task, truth, noise_std, options, programs=None) -> dict:
+    """One method on one task."""
+    from .methods import METHODS, kind
+    from .solve import restore
+    from .tasks import measure, misfit
+
+    ys, operators = measure(task, truth, noise_std, options.seed)
+    if name == "regularised":
+        start = time.perf_counter()
+        x, calls = np.stack([regularised(y, A, noise_std) for y, A in zip(ys, operators)]), 0
+        seconds = time.perf_counter() - start
+    else:
+        entry = METHODS[name]
+        if kind(operators[0]) not in entry.tasks:
+            return {"reason": f"{name} is for {' and '.join(entry.tasks)} only"}
+        try:
+            done = restore(prior, entry, ys, operators, noise_std=noise_std, steps=steps_of(name, options), seed=options.seed,
+                           batch=options.batch, programs=programs)  # fmt: skip
+        except UserError as error:
+            return {"reason": str(error)}
+        x, calls, seconds = done.x[:, 0], done.network_calls, done.seconds_run
+    x = np.clip(x, -1, 1)
+    psnr, perceptual = scores(x, truth)
+    return {
+        "psnr": psnr.round(3).tolist(),
+        "ssim": score("ssim", x, truth).round(4).tolist(),
+        "lpips": perceptual.round(5).tolist(),
+        "misfit": [round(misfit(A, image, y, noise_std), 4) for A, image, y in zip(operators, x, ys)],
+        "network_calls": calls,
+        "seconds": round(seconds / len(ys), 3),
+        "shown": bytes_of(x),
+    }
+
+
+def bytes_of(x) -> list:
+    """The first images as lists of bytes."""
+    from .images import to_uint8
+
+    return np.stack([to_uint8(image) for image in x[:SHOWN]]).tolist()
 
 
 def kept(file: Path, make, fresh: bool):
@@ -88,51 +191,139 @@ def kept(file: Path, make, fresh: bool):
     return found
 
 
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+
 def tables(cells: dict, masks, methods):
     """(rows of the scores, rows of the paired differences) from {(mask, method): cell}."""
     found, differences = [], []
-    cells = {k: c | {"psnr_hole": np.minimum(c["psnr_hole"], CEILING)} for k, c in cells.items()}
+    cells = {k: c if "reason" in c else c | {"psnr_hole": np.minimum(c["psnr_hole"], CEILING)} for k, c in cells.items()}
+    pairs = [*PAIRS, *((m, "repaint") for m in methods if (m, "repaint") not in PAIRS and m not in ("repaint", "biharmonic"))]
     for mask in masks:
         for method in methods:
             c = cells[mask, method]
-            found.append({"mask": mask, "method": method, "hole PSNR": float(np.mean(c["psnr_hole"])),
-                          "lpips@64": float(np.mean(c["lpips"])), "network calls": c["network_calls"],
-                          "s / image": c["seconds"]})  # fmt: skip
-        for a, b in PAIRS:
-            if a in methods and b in methods:
-                row = {"mask": mask, "difference": f"{a} - {b}"}
-                for key, label, form in (("psnr_hole", "hole PSNR", "+.2f"), ("lpips", "lpips@64", "+.4f")):
-                    mean, half = interval(np.subtract(cells[mask, a][key], cells[mask, b][key]))
-                    row[label] = f"{mean:{form}} ± {half:{form[1:]}}"
-                differences.append(row)
+            found.append({"mask": mask, "method": method, **summary(c, {"hole PSNR": "psnr_hole", "lpips@64": "lpips"})})
+        for a, b in pairs:
+            if all(m in methods and "reason" not in cells[mask, m] for m in (a, b)):
+                of = lambda key, form: difference(cells[mask, a][key], cells[mask, b][key], form)  # noqa: B023
+                differences.append({"mask": mask, "difference": f"{a} - {b}", "hole PSNR": of("psnr_hole", "+.2f"),
+                                    "lpips@64": of("lpips", "+.4f")})  # fmt: skip
     return found, differences
 
 
-def main(argv=None) -> int:
-    from .errors import UserError, library_errors, unknown
+def summary(c, columns) -> dict:
+    """Means over the images, network calls and seconds of a cell; the reason where there are none."""
+    if "reason" in c:
+        return {"why": c["reason"]}
+    means = {label: float(np.mean(c[key])) for label, key in columns.items()}
+    return means | {"network calls": c["network_calls"], "s / image": c["seconds"]}
+
+
+def layout(cells, columns, methods, key, most=np.inf):
+    """A row for each method, a column for each of ``columns``, the last one their average (None where one is missing)."""
+    rows = []
+    for method in methods:
+        values = [cells[c, method].get(key) for c in columns]
+        means = [None if v is None else float(np.minimum(v, most).mean()) for v in values]
+        average = None if None in means else float(np.mean(means))
+        rows.append({"method": method, **dict(zip(columns, means)), "average": average})
+    return rows
+
+
+def task_tables(cells, tasks, noises, methods, baseline):
+    """(rows of the scores, {noise: rows by method}, rows of paired differences) from {(task, noise, method): cell}."""
+    found, by_method, differences = [], {n: [{"method": m} for m in methods] for n in noises}, []
+    columns = {"PSNR": "psnr", "SSIM": "ssim", "lpips@64": "lpips", "misfit": "misfit"}
+    for noise in noises:
+        for task in tasks:
+            of = {m: cells[task, noise, m] for m in methods}
+            scored = [m for m in methods if "reason" not in of[m]]
+            best = min(scored, key=lambda m: np.mean(of[m]["lpips"]), default=None)
+            for method, row in zip(methods, by_method[noise]):
+                c = of[method]
+                here = summary(c, columns)
+                if method == best:
+                    here["lpips from best"] = "best"
+                elif method in scored:
+                    here["lpips from best"] = difference(c["lpips"], of[best]["lpips"], "+.4f")
+                found.append({"task": task, "noise": noise, "method": method, **here})
+                row["network calls"] = row.get("network calls") or c.get("network_calls")
+                row |= {f"{task} PSNR": here.get("PSNR"), f"{task} lpips": here.get("lpips@64")}
+                if method in scored and baseline in scored and method != baseline:
+                    differences.append({"task": task, "noise": noise, "difference": f"{method} - {baseline}",
+                                        "PSNR": difference(c["psnr"], of[baseline]["psnr"], "+.2f"),
+                                        "lpips@64": difference(c["lpips"], of[baseline]["lpips"], "+.4f")})  # fmt: skip
+    return found, by_method, differences
+
+
+def picture(cells, whats, methods, seen, truth, path):
+    """PNG of what the cells {(what, method): cell} show: SHOWN rows for each of ``whats``, a column for each method. seen:
+    {what: measured images}. Methods without pictures (none, or cells of an earlier version) are left out."""
+    from .figures import grid
+
+    has = [m for m in methods if any("shown" in cells[what, m] for what in whats)]
+    blank = [np.ones_like(truth[0])] * SHOWN
+    of = lambda c: (
+        [np.asarray(a, np.float32).reshape(truth[0].shape) / 127.5 - 1 for a in c["shown"]] if "shown" in c else blank
+    )
+    columns = [("measured", [image for what in whats for image in np.clip(seen[what][:SHOWN], -1, 1)])]
+    columns += [(m, [image for what in whats for image in of(cells[what, m])]) for m in has]
+    columns.append(("truth", list(truth[:SHOWN]) * len(whats)))
+    grid(columns, path, [what for what in whats for _ in range(SHOWN)])
+
+
+def without_pictures(c):
+    return {key: value for key, value in c.items() if key != "shown"}
+
+
+# --- the program -------------------------------------------------------------------------------------------------------
+
+
+def parser():
     from .methods import METHODS
 
-    parser = Parser("experiments.evaluate", __doc__)
-    parser.add_argument("--prior", default="fashion32", help="a prior for 32 x 32 images: the bundled ones are its test")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="of: " + ", ".join(METHODS))
-    parser.add_argument("--masks", nargs="+", default=list(MASKS))
-    parser.add_argument("--count", type=int, default=32, help="images per cell, at most those bundled (default 32)")
-    parser.add_argument("--steps", type=int, default=None, help="levels of the timetable (default: the method's)")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=str(record.FOLDER), help="folder of the result files")
-    parser.add_argument("--cells", default="runs/evaluate", help="folder where finished cells are kept")
-    parser.add_argument("--fresh", action="store_true", help="compute finished cells again")
-    options = parser.parse(argv)
-    for name in options.methods:
+    p = Parser("experiments.evaluate", __doc__)
+    p.add_argument("--prior", default="fashion32", help="a prior for 32 x 32 images: the bundled ones are its test")
+    p.add_argument(
+        "--methods", nargs="+", help="of: " + ", ".join(METHODS) + " (default: all, with --tasks those of all tasks)"
+    )
+    p.add_argument("--masks", nargs="+", help=f"default: {' '.join(MASKS)}")
+    p.add_argument("--tasks", nargs="*", help=f"other measurements than masks (alone: {' '.join(TASKS)})")
+    p.add_argument("--noise", nargs="+", type=float, default=list(NOISE), help="with --tasks, on [0, 1] (default: 0.05 0)")
+    p.add_argument("--baseline", default="diffpir", help="with --tasks, what the differences are from (default: diffpir)")
+    p.add_argument("--count", type=int, default=32, help="images per cell, at most those bundled (default 32)")
+    p.add_argument("--steps", type=int, default=None, help="levels of the timetable (default: the method's)")
+    p.add_argument("--at-most", type=int, metavar="N", help="N levels for methods that have more")
+    p.add_argument("--batch", type=int, default=16)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", help="folder of the result files (default: experiments/results; --quick: runs/quick)")
+    p.add_argument("--cells", default="runs/evaluate", help="folder where finished cells are kept")
+    p.add_argument("--fresh", action="store_true", help="compute finished cells again")
+    p.add_argument("--quick", action="store_true", help="masks and tasks, four images, at most eight levels")
+    return p
+
+
+def main(argv=None) -> int:
+    from .masks import ALIASES
+    from .methods import ANY, METHODS
+    from .tasks import TASKS as KNOWN
+
+    options = parser().parse(argv)
+    for name in options.methods or ():
         if name not in METHODS:
             raise unknown("method", name, METHODS)
+    for name in options.tasks or ():
+        if ALIASES.get(name, name) not in KNOWN:
+            raise unknown("task", name, KNOWN)
+    if options.quick:
+        options.count = min(options.count, 4)
     if options.count < 2:
         raise UserError(f"--count {options.count} is too small: an interval needs at least 2 images")
+    if min(options.noise) < 0:
+        raise UserError(f"--noise {min(options.noise):g} is negative: give standard deviations >= 0, on [0, 1]")
+    options.out = options.out or ("runs/quick" if options.quick else str(record.FOLDER))
 
     from diffjax import zoo
-
-    from .masks import make
 
     with library_errors():
         prior = zoo.load(options.prior)
@@ -140,22 +331,79 @@ def main(argv=None) -> int:
     truth = np.asarray(truth[: options.count])
     if truth.shape[1:] != prior.shape:
         raise UserError(f"prior {options.prior} takes images of shape {prior.shape}, the bundled ones are {truth.shape[1:]}")
-    cells, methods = {}, ["biharmonic", *options.methods]
-    for mask in options.masks:
-        masks = np.stack([make(mask, truth.shape[1:3], seed=n) for n in range(len(truth))])
-        for method in methods:
-            steps = f"{options.steps or 'default'}_{options.seed}_{len(truth)}"
-            file = Path(options.cells) / prior.name / f"{mask}_{method}_{steps}.json"
-            cells[mask, method] = kept(file, lambda: cell(prior, method, truth, masks, options), options.fresh)  # noqa: B023
-            print(f"{mask} {method}: {cells[mask, method]['seconds']} s per image", file=sys.stderr, flush=True)
-    found, differences = tables(cells, options.masks, methods)
     given = [a for a in (sys.argv[1:] if argv is None else argv) if a != "--fresh"]
     command = shlex.join(["python", "-m", "experiments.evaluate", *given])
-    per_image = {f"{mask}/{method}": c for (mask, method), c in cells.items()}
-    name = f"inpainting_{prior.name}"
-    print(record.write(name, command, found, options.out, images=len(truth), cells=per_image))
-    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth)))
+    if options.tasks is None or (options.quick and options.masks):
+        inpainting(prior, truth, options.methods or list(METHODS), options, command)
+    if options.tasks is not None or (options.quick and options.masks is None):
+        every = [name for name, e in METHODS.items() if e.tasks == ANY and not e.long]
+        plug_and_play(prior, truth, options.methods or every, options, command)
     return 0
+
+
+def cell_file(prior, what, name, truth, options):
+    steps = steps_of(name, options) or "default"
+    return Path(options.cells) / prior.name / f"{what}_{name}_{steps}_{options.seed}_{len(truth)}.json"
+
+
+def say(what, name, found):
+    print(f"{what} {name}: " + found.get("reason", f"{found.get('seconds')} s per image"), file=sys.stderr, flush=True)
+
+
+def inpainting(prior, truth, methods, options, command):
+    """The masks' part."""
+    from .masks import make
+    from .solve import Programs
+
+    names, methods = options.masks or (MASKS[:2] if options.quick else MASKS), ["biharmonic", *methods]
+    programs, cells = {name: Programs() for name in methods}, {}
+    for mask in names:
+        masks = np.stack([make(mask, truth.shape[1:3], seed=n) for n in range(len(truth))])
+        for method in methods:
+            file = cell_file(prior, mask, method, truth, options)
+            make_it = lambda: cell(prior, method, truth, masks, options, programs[method])  # noqa: B023
+            cells[mask, method] = kept(file, make_it, options.fresh)
+            say(mask, method, cells[mask, method])
+    found, differences = tables(cells, names, methods)
+    per_image = {f"{mask}/{method}": without_pictures(c) for (mask, method), c in cells.items()}
+    name = f"inpainting_{prior.name}" + (f"_at_most_{options.at_most}" if options.at_most else "")
+    print(record.write(name, command, found, options.out, images=len(truth), cells=per_image))
+    for score, key, most in (("lpips", "lpips", np.inf), ("psnr", "psnr_hole", CEILING)):
+        rows = layout(cells, names, methods, key, most)
+        print(f"\n{score}\n" + record.write(f"{name}_{score}", command, rows, options.out, images=len(truth)))
+    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth)))
+    seen = {m: [np.where(make(m, x.shape[:2], seed=n)[..., None] > 0, x, 0) for n, x in enumerate(truth)] for m in names}
+    picture(cells, names, methods, seen, truth, Path(options.out) / f"{name}.png")
+
+
+def plug_and_play(prior, truth, methods, options, command):
+    """The tasks' part."""
+    from .solve import Programs
+    from .tasks import measure
+
+    names = options.tasks or (("deblur", "box") if options.quick else TASKS)
+    noises = options.noise[:1] if options.quick else options.noise
+    methods, cells = ["regularised", *methods], {}
+    programs = {(name, noise): Programs() for name in methods for noise in noises}
+    for noise in noises:
+        for task in names:
+            for method in methods:
+                file = cell_file(prior, f"tasks/{task}_{noise:g}", method, truth, options)
+                own = programs[method, noise]
+                make_it = lambda: task_cell(prior, method, task, truth, 2 * noise, options, own)  # noqa: B023
+                cells[task, noise, method] = kept(file, make_it, options.fresh)
+                say(f"{task} {noise:g}", method, cells[task, noise, method])
+    found, by_method, differences = task_tables(cells, names, noises, methods, options.baseline)
+    per_image = {f"{task}/{noise:g}/{method}": without_pictures(c) for (task, noise, method), c in cells.items()}
+    name = f"plug_and_play_{prior.name}"
+    print(record.write(name, command, found, options.out, images=len(truth), cells=per_image))
+    for noise, rows in by_method.items():
+        suffix = {0.05: "noisy", 0.0: "noiseless"}.get(noise, f"noise_{noise:g}".replace(".", "_"))
+        print(f"\n{suffix}\n" + record.write(f"{name}_{suffix}", command, rows, options.out, images=len(truth)))
+        here = {(task, method): cells[task, noise, method] for task in names for method in methods}
+        seen = {task: measure(task, truth, 2 * noise, options.seed)[0] for task in names}
+        picture(here, names, methods, seen, truth, Path(options.out) / f"{name}_{suffix}.png")
+    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth)))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def measure(o, prior, pictures, held, labels, done) -> dict:
     shown = np.concatenate([done.x, done.x.mean(1, keepdims=True)], axis=1)  # the mean as one more "sample"
     shown = np.clip(shown, -1, 1)
     score = jax.jit(jax.vmap(scores, (0, None, None)))
-    found = [
-        jax.tree.map(np.asarray, score(x, jnp.asarray(truth), jnp.asarray(mask)))
+    found = [  # no scores where the pictures are not the truth
+        {} if o.degraded else jax.tree.map(np.asarray, score(x, jnp.asarray(truth), jnp.asarray(mask)))
         for x, truth, mask in zip(shown, pictures.images, held)
     ]
     kinds = ("psnr", "ssim", "lpips", "psnr_hole")
@@ -55,7 +55,7 @@ def measure(o, prior, pictures, held, labels, done) -> dict:
     overall = {k: _mean([e[k] for e in per_image]) for k in kinds}
     note = "lpips@64: images below 64 pixels are enlarged by pixel repetition" if small else "at the images' own size"
     return {
-        "method": o.method, "task": f"inpainting: {o.mask}{' inverted' * o.invert_mask}", "prior": prior.name,
+        "method": o.method, "task": o.task or f"inpainting: {o.mask}{' inverted' * o.invert_mask}", "prior": prior.name,
         "kernel_steps": len(done.table), "network_calls": done.network_calls,
         "seconds_compile": round(done.seconds_compile, 2), "seconds_run": round(done.seconds_run, 2), **overall,
         "lpips_note": note, "samples": o.samples, "steps": o.steps or METHODS[o.method].steps, "seed": o.seed,
@@ -75,13 +75,15 @@ def _mean(values):
 def table(report) -> str:
     lpips = "lpips@64" if report["lpips_note"].startswith("lpips@64") else "lpips"
     columns = {"psnr": "PSNR dB", "psnr_hole": "PSNR hole dB", "ssim": "SSIM", "lpips": lpips}
+    if "misfit" in report:  # a task: there is no hole
+        columns = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": lpips, "misfit": "misfit"}
     row = lambda name, e: {"image": name} | {title: e[k] for k, title in columns.items()}
     lines = [row(e["name"], e) for e in report["images"]] + [row("mean", report)]
     return tables.render(lines if len(lines) <= 33 else lines[-1:])
 
 
-def write(folder, pictures, held, x, report):
-    """grid.png, images/*.png and metrics.json into ``folder``."""
+def write(folder, pictures, held, x, report, seen=None):
+    """grid.png, images/*.png and metrics.json into ``folder``; seen: what was measured, where it is not what a mask leaves."""
     samples = x.shape[1]
     (folder / "images").mkdir()
     for name, restored in zip(pictures.names, x):
@@ -90,11 +92,13 @@ def write(folder, pictures, held, x, report):
         if samples > 1:
             images.save_png(folder / "images" / f"{name}-mean.png", restored.mean(0))
     n = min(len(pictures), _ROWS)
-    degraded = [np.where(mask[..., None] > 0.5, truth, 0) for truth, mask in zip(pictures.images[:n], held)]
+    behind = lambda: [np.where(mask[..., None] > 0.5, truth, 0) for truth, mask in zip(pictures.images[:n], held)]
+    degraded = behind() if seen is None else list(np.clip(seen[:n], -1, 1))
     columns = [("degraded", degraded)]
     columns += [(f"restored {s + 1}" if samples > 1 else "restored", list(x[:n, s])) for s in range(min(samples, _SHOWN))]
     if samples > 1:
         columns += [(f"mean of {samples}", list(x[:n].mean(1))), figures.spread(list(x[:n].std(1)))]
-    columns.append(("truth", pictures.images[:n]))
+    if not report.get("degraded"):
+        columns.append(("truth", pictures.images[:n]))
     figures.grid(columns, folder / "grid.png", pictures.names[:n])
     (folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -8,7 +8,8 @@ never seen), fills it in four times each, and leaves in ./restored, and for the 
   metrics.json  what was run, how long it took, PSNR, SSIM, LPIPS (the same is printed as a table)
 
 The images you give are the truth: the mask hides a part of them, the method never sees that part, and the result is
-compared with it. White in a mask is known, black is filled.
+compared with it. White in a mask is known, black is filled. With --task they are blurred or made smaller instead, with noise;
+with --degraded they are what was measured, there is no truth, and no score but how well the result fits them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import errors, images, masks, options, outputs, tables
+from experiments import errors, images, masks, options, outputs, tables, tasks
 from experiments.errors import UserError
 from experiments.methods import METHODS
 
@@ -32,6 +33,8 @@ EXAMPLES = """examples:
   python -m experiments.restore --mask wide --seed 3               LaMa's thick strokes; another seed, other strokes
   python -m experiments.restore --images shoe.jpg --samples 8      your own photograph, eight completions
   python -m experiments.restore --images photos/ --mask hole.png   a folder, and your own mask (white = known)
+  python -m experiments.restore --task deblur --noise 0.05         blurred with noise, restored by DiffPIR
+  python -m experiments.restore --images small/ --task sr4 --degraded    small images, made four times larger
   python -m experiments.restore --label sneaker --cfg 2            say what it should become, and insist
   python -m experiments.restore --prior runs/mine --steps 30       a prior you trained, half the steps
   python -m experiments.restore --prior hf:google/ddpm-celebahq-256 --images face.jpg    a public one
@@ -55,7 +58,12 @@ def parser() -> options.Parser:
         type=options.whole(1),
         help="take the first N images (default: 4 bundled ones, all of a folder)",
     )
-    what.add_argument("--mask", default="half", help="a name (see --list) or a black and white PNG (default: half)")
+    what.add_argument("--mask", help="a name (see --list) or a black and white PNG (default: half)")
+    what.add_argument("--task", help="another measurement than a mask: deblur, motion, sr4, sr4-mean (see --list)")
+    what.add_argument(
+        "--noise", metavar="STD", type=float, help="with --task: standard deviation for images in [0, 1] (default: 0.05)"
+    )
+    what.add_argument("--degraded", action="store_true", help="with --task: the images are blurred or small already")
     what.add_argument("--invert-mask", action="store_true", help="swap known and hidden")
     how.add_argument(
         "--prior",
@@ -70,7 +78,7 @@ def parser() -> options.Parser:
         default=[],
         help="what a public checkpoint does not say: size=64 heads=4 schedule=cosine sha256=... (a wrong key lists all)",
     )
-    how.add_argument("--method", default="repaint", help="see --list (default: repaint)")
+    how.add_argument("--method", help="see --list (default: repaint, with --task diffpir)")
     how.add_argument(
         "--label",
         help="class name or number, true: each bundled image's own, or random: drawn for each image (default: none is told)",
@@ -120,12 +128,13 @@ def _main(argv) -> int:
         print(listing())
         return 0
     out = outputs.check_writable(o.out)
+    _settle(o)
     if o.method not in METHODS:
         raise errors.unknown("method", o.method, METHODS)
     if not math.isfinite(o.cfg):
         raise UserError(f"--cfg {o.cfg} is no scale: give a number, 1 for no guidance")
-    is_file = _is_file(o.mask)
-    if not is_file and masks.ALIASES.get(o.mask, o.mask) not in masks.MASKS:
+    is_file = o.task is None and _is_file(o.mask)
+    if o.task is None and not is_file and masks.ALIASES.get(o.mask, o.mask) not in masks.MASKS:
         raise errors.unknown("mask", o.mask, masks.MASKS)
     if not _is_bundled(o.images) and not Path(o.images).exists():
         images.load(o.images, size=None, channels=1)  # says what is wrong, before jax is started
@@ -135,17 +144,40 @@ def _main(argv) -> int:
     names = priors_of(o)
     done = [restore(copy_with(o, prior=name), is_file) for name in names]
     with outputs.output_folder(out) as folder:
-        for n, (pictures, held, found, content) in enumerate(done):
+        for n, (pictures, held, found, content, seen) in enumerate(done):
             into = folder if n == 0 else folder / content["prior"]
             into.mkdir(exist_ok=True)
-            report.write(into, pictures, held, found.x, content)
-    for n, (_, _, found, content) in enumerate(done):
+            report.write(into, pictures, held, found.x, content, seen)
+    for n, (_, _, found, content, _) in enumerate(done):
         grid = out / ("." if n == 0 else content["prior"]) / "grid.png"
         if len(done) > 1:
             print(f"\nprior {content['prior']}")
         print(report.table(content))
         print(f"compiled in {found.seconds_compile:.1f} s, ran in {found.seconds_run:.1f} s: {grid}")
     return 0
+
+
+def _settle(o):
+    """Fill in what depends on --task; UserError for options that do not go together."""
+    if o.task is None:
+        for given, name in ((o.noise is not None, "--noise"), (o.degraded, "--degraded")):
+            if given:
+                raise UserError(f"{name} goes with --task: {', '.join(tasks.TASKS)}")
+        o.mask, o.method = o.mask or "half", o.method or "repaint"
+        return
+    if o.mask is not None or o.invert_mask:
+        raise UserError(f"--task {o.task} and a mask are two measurements: give one of them")
+    if masks.ALIASES.get(o.task, o.task) not in tasks.TASKS:
+        raise errors.unknown("task", o.task, tasks.TASKS)
+    if o.degraded and _is_bundled(o.images):
+        raise UserError("--degraded is about what you measured, and the bundled images are not: give --images")
+    if o.degraded and tasks.TASKS[masks.ALIASES.get(o.task, o.task)].drawn:
+        raise UserError(f"--task {o.task} is drawn by --seed, which what you measured is not: --degraded takes deblur, sr4, "
+                        "sr4-mean, half, altern, sr2, expand or text")  # fmt: skip
+    o.noise = 0.05 if o.noise is None else o.noise
+    if not (math.isfinite(o.noise) and o.noise >= 0):
+        raise UserError(f"--noise {o.noise:g} is out of range: give a standard deviation >= 0, for images in [0, 1]")
+    o.mask, o.method = "", o.method or "diffpir"
 
 
 def priors_of(o) -> list[str]:
@@ -165,36 +197,44 @@ def copy_with(o, **changes):
 
 
 def restore(o, is_file):
-    """-> (pictures, masks, solve.Restored, content of metrics.json) of one prior."""
+    """-> (pictures, masks, solve.Restored, content of metrics.json, measurements of a task) of one prior."""
     from experiments import report, solve
 
     prior, classifier = networks(o)
     height, width, channels = prior.shape
-    pictures = load(o, prior.shape)
+    if o.task is None:
+        pictures = load(o, prior.shape)
+    else:
+        pictures, ys, operators = measured(o, prior.shape)
     for note in pictures.notes:
         print(f"note: {note}")
-    held = [mask_of(o, is_file, (height, width), n) for n in range(len(pictures))]
+    # with a task nothing is known for sure: all of the image is filled in
+    of = lambda n: mask_of(o, is_file, (height, width), n) if o.task is None else np.zeros((height, width), np.float32)
+    held = [of(n) for n in range(len(pictures))]
     labels = labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
+    what = f"task {o.task}" if o.task else f"mask {o.mask}{' inverted' * o.invert_mask}"
     work = (
-        f"images: {len(pictures)} of {height}x{width}x{channels}, restorations of each: {o.samples}; mask {o.mask}"
-        f"{' inverted' * o.invert_mask}, prior {prior.name}, {o.method}: compiling"
+        f"images: {len(pictures)} of {height}x{width}x{channels}, restorations of each: {o.samples}; {what}, "
+        f"prior {prior.name}, {o.method}: compiling"
     )
     options_of_run = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
     options_of_run |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
-    done = solve.inpaint(
-        prior,
-        METHODS[o.method],
-        np.stack(pictures.images),
-        np.stack(held),
-        labels=labels,
-        names=pictures.names,
-        announce=lambda: print(work, flush=True),
-        **options_of_run,
-    )
+    options_of_run |= {"labels": labels, "names": pictures.names, "announce": lambda: print(work, flush=True)}
+    entry = METHODS[o.method]
+    if o.task is None:
+        done = solve.inpaint(prior, entry, np.stack(pictures.images), np.stack(held), **options_of_run)
+    else:
+        done = solve.restore(prior, entry, ys, operators, noise_std=2 * o.noise, **options_of_run)
     content = report.measure(o, prior, pictures, held, labels, done)
+    if o.task is not None:
+        shown = np.clip(done.x, -1, 1)
+        fits = [np.mean([tasks.misfit(A, x, y, 2 * o.noise) for x in some]) for A, some, y in zip(operators, shown, ys)]
+        for scored, fit in zip([*content["images"], content], [*fits, np.mean(fits)]):
+            scored["misfit"] = round(float(fit), 5)
+        content |= {"noise": o.noise, "degraded": o.degraded}
     if classifier is not None:
         content |= {"classifier": classifier.name, "classifier_scale": options_of_run["classifier_scale"]}
-    return pictures, held, done, content
+    return pictures, held, done, content, None if o.task is None else ys
 
 
 # --- what was asked for ---------------------------------------------------------------------------------------------
@@ -215,6 +255,19 @@ def load(o, shape) -> images.Pictures:
         return load_array(o.images, shape, o.limit)
     limit = o.limit or (4 if _is_bundled(o.images) else None)
     return images.load(o.images, size=shape[0], channels=shape[-1], limit=limit)
+
+
+def measured(o, shape):
+    """(pictures, what is measured of each, operators) of --task; with --degraded the pictures are what is measured."""
+    task = masks.ALIASES.get(o.task, o.task)
+    if not o.degraded:
+        pictures = load(o, shape)
+        return pictures, *tasks.measure(task, np.stack(pictures.images), 2 * o.noise, o.seed)
+    A = tasks.operators(task, shape[:2], 1)[0]
+    with errors.library_errors(f"--task {task}: "):
+        pictures = load(o, A(np.zeros(shape, np.float32)).shape)
+    ys = np.stack([tasks.hide(A, y) for y in pictures.images])
+    return pictures, ys, [A] * len(pictures)
 
 
 def load_array(path, shape, limit=None) -> images.Pictures:
@@ -300,6 +353,9 @@ def listing() -> str:
         ],
         "masks (or a PNG, white = known)": [
             {"--mask": name, "also called": also(name), "what it is": about} for name, (_, about) in masks.MASKS.items()
+        ],
+        "tasks (every mask is one too)": [
+            {"--task": name, "what it is": task.about} for name, task in tasks.TASKS.items() if name not in masks.MASKS
         ],
         "priors (or the folder of a training run)": [
             {"--prior": p.name, "images": size(p.shape), "--label": ", ".join(p.class_names) or None} for p in priors

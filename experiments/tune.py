@@ -1,9 +1,11 @@
 """Hyper-parameters of a method on validation images: ``python -m experiments.tune METHOD --set NAME=[V,V,...] [--set ...]``.
+With ``--tasks deblur sr4 --noise 0.05`` for other measurements than masks.
 
 Every combination restores the same held-out images from the same noise, all in one compiled program (``vmap`` over settings
 and images). The images are the first of each class, in turn, of the data set's test part that are not bundled: the bundled
-ones are what ``experiments.evaluate`` reports on. The best setting is the one with the lowest lpips@64, mean over the masks.
---also NAME=V,NAME=V adds one setting by itself. Writes tune_METHOD_PRIOR, .json and .md, into experiments/results.
+ones are what ``experiments.evaluate`` reports on. The best setting is the one with the lowest lpips@64, mean over the tasks.
+--also NAME=V,NAME=V adds one setting by itself. Writes tune_METHOD_PRIOR (with noise tune_METHOD_noisy_PRIOR), .json and .md,
+into experiments/results.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def combinations(given, also) -> list[dict]:
 
 def main(argv=None) -> int:
     from .errors import library_errors
+    from .masks import ALIASES
     from .methods import METHODS
+    from .tasks import TASKS
 
     parser = Parser("experiments.tune", __doc__)
     parser.add_argument("method", help="of: " + ", ".join(METHODS))
@@ -66,7 +70,8 @@ def main(argv=None) -> int:
     parser.add_argument("--also", action="append", default=[], metavar="NAME=V,NAME=V", help="one setting by itself")
     parser.add_argument("--prior", default="fashion32")
     parser.add_argument("--data", help="the data set the prior was trained on (default: the path in its card)")
-    parser.add_argument("--masks", nargs="+", default=["half", "wide", "expand"])
+    parser.add_argument("--tasks", "--masks", nargs="+", default=["half", "wide", "expand"], help="of: " + ", ".join(TASKS))
+    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation for images in [0, 1] (default 0)")
     parser.add_argument("--count", type=int, default=16, help="validation images (default 16)")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=16)
@@ -75,36 +80,40 @@ def main(argv=None) -> int:
     options = parser.parse(argv)
     if options.method not in METHODS:
         raise unknown("method", options.method, METHODS)
+    for task in options.tasks:
+        if ALIASES.get(task, task) not in TASKS:
+            raise unknown("task", task, TASKS)
     settings = combinations(options.set, options.also)
     use_cores()
 
     from diffjax import zoo
 
-    from .evaluate import CEILING, scores
-    from .masks import make
-    from .solve import inpaint
+    from .evaluate import CEILING, holes, scores
+    from .solve import Programs, restore
+    from .tasks import measure
 
     with library_errors():
         prior = zoo.load(options.prior)
     truth = validation(prior, options.data, options.count)
-    rows = [dict(s) for s in settings]
-    for mask in options.masks:
-        masks = np.stack([make(mask, truth.shape[1:3], seed=1000 + n) for n in range(len(truth))])
-        sweep = {name: [s[name] for s in settings] for name in settings[0]}
-        done = inpaint(prior, METHODS[options.method], truth, masks, steps=options.steps, seed=options.seed,
-                       batch=options.batch, sweep=sweep)  # fmt: skip
+    rows, programs = [dict(s) for s in settings], Programs()
+    sweep = {name: [s[name] for s in settings] for name in settings[0]}
+    for task in options.tasks:
+        ys, operators = measure(task, truth, 2 * options.noise, seed=1000)
+        done = restore(prior, METHODS[options.method], ys, operators, noise_std=2 * options.noise, steps=options.steps,
+                       seed=options.seed, batch=options.batch, sweep=sweep, programs=programs)  # fmt: skip
         for row, x, calls in zip(rows, done.x[:, :, 0], done.network_calls):
-            psnr, perceptual = scores(x, truth, masks)
+            psnr, perceptual = scores(x, truth, holes(operators))
+            label = "hole PSNR" if holes(operators) is not None else "PSNR"
             row |= {
-                f"{mask}: hole PSNR": float(np.minimum(psnr, CEILING).mean()),
-                f"{mask}: lpips@64": float(perceptual.mean()),
-                f"{mask}: calls": calls,
+                f"{task}: {label}": float(np.minimum(psnr, CEILING).mean()),
+                f"{task}: lpips@64": float(perceptual.mean()),
+                f"{task}: calls": calls,
             }
-    best = min(rows, key=lambda row: np.mean([row[f"{mask}: lpips@64"] for mask in options.masks]))
+    best = min(rows, key=lambda row: np.mean([row[f"{task}: lpips@64"] for task in options.tasks]))
     for row in rows:
         row["best"] = "best" if row is best else ""
     command = shlex.join(["python", "-m", "experiments.tune", *(sys.argv[1:] if argv is None else argv)])
-    name = f"tune_{options.method}_{prior.name}".replace("-", "_")
+    name = f"tune_{options.method}{'_noisy' * (options.noise > 0)}_{prior.name}".replace("-", "_").replace("+", "_plus")
     print(record.write(name, command, rows, options.out, images=len(truth)))
     return 0
 

@@ -49,8 +49,65 @@ def test_tables_are_means_and_paired_intervals():
     assert differences[0]["lpips@64"] == "+0.0000 ± 0.0000"
 
 
+def test_a_row_for_each_method_and_their_average():
+    cells = {(m, k): {"lpips": [0.1 * n, 0.3 * n]} for n, m in enumerate(("half", "wide"), 1) for k in ("a", "b")}
+    cells["wide", "b"] = {"reason": "cannot"}
+    a, b = evaluate.layout(cells, ["half", "wide"], ["a", "b"], "lpips")
+    assert a == {"method": "a", "half": pytest.approx(0.2), "wide": pytest.approx(0.4), "average": pytest.approx(0.3)}
+    assert b == {"method": "b", "half": pytest.approx(0.2), "wide": None, "average": None}
+
+
+def test_tasks_with_and_without_noise(prior, tmp_path, capsys):
+    """A cell without a number says why; the misfit of a method that fits y exactly is 0; the best has the lowest lpips."""
+    options = "--tasks sr4-mean --methods ddnm repaint --baseline regularised --count 2 --steps 3".split()
+    folders = ["--prior", str(prior), "--out", str(tmp_path / "out"), "--cells", str(tmp_path / "cells")]
+    assert evaluate.main([*options, *folders]) == 0
+    read = lambda name: json.loads(next((tmp_path / "out").glob(f"plug_and_play_*{name}.json")).read_text())["rows"]
+    rows = {(r["noise"], r["method"]): r for r in read("tiny")}
+    assert "use DDNMPlus" in rows[0.05, "ddnm"]["why"] and "inpainting only" in rows[0.0, "repaint"]["why"]
+    assert "PSNR" not in rows[0.05, "ddnm"]
+    assert rows[0.0, "ddnm"]["network calls"] == 3 and rows[0.0, "ddnm"]["SSIM"] < 1
+    of = {m: rows[0.0, m]["lpips@64"] for m in ("ddnm", "regularised")}
+    assert rows[0.0, min(of, key=of.get)]["lpips from best"] == "best"
+    assert [r["difference"] for r in read("differences")] == ["ddnm - regularised"]
+    (noiseless,) = [r for r in read("noiseless") if r["method"] == "ddnm"]
+    assert noiseless["sr4-mean PSNR"] == rows[0.0, "ddnm"]["PSNR"] and noiseless["network calls"] == 3
+    assert read("noisy")[1]["sr4-mean PSNR"] is None
+    kept = {f.name for f in (tmp_path / "cells").rglob("*.json")}
+    for name in ("noisy", "noiseless"):
+        assert next((tmp_path / "out").glob(f"plug_and_play_*_{name}.png")).stat().st_size > 1000
+    assert "sr4-mean_0.05_ddnm_3_0_2.json" in kept and len(kept) == 6
+
+
+def test_what_no_prior_knows_of():
+    """The closed-form minimum, against a dense solve; without noise it still has a noise floor."""
+    A = np.random.default_rng(0).standard_normal((3, 6))
+    y = np.arange(3.0)
+    from diffjax.operators import matrix
+
+    operator = matrix(A, (2, 3, 1))
+    for std in (0.5, 0.0):
+        rho = max(std, 0.02) ** 2
+        expected = np.linalg.solve(A.T @ A + rho * np.eye(6), A.T @ y)
+        found = evaluate.regularised(np.float32(y), operator, std)
+        np.testing.assert_allclose(np.ravel(found), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_levels():
+    steps = lambda name, line="": evaluate.steps_of(name, evaluate.parser().parse(line.split()))
+    assert (steps("copaint"), steps("copaint", "--at-most 100"), steps("copaint", "--steps 7")) == (None, 100, 7)
+    assert (steps("repaint", "--at-most 100"), steps("repaint", "--quick"), steps("biharmonic", "--quick")) == (None, 8, None)
+
+
 @pytest.mark.parametrize(
-    "option, message", [("--methods repain", "repaint"), ("--count 1", "at least 2"), ("--masks haf", "half")]
+    "option, message",
+    [
+        ("--methods repain", "repaint"),
+        ("--count 1", "at least 2"),
+        ("--masks haf", "half"),
+        ("--tasks deblurr", "deblur"),
+        ("--noise -1", "negative"),
+    ],
 )
 def test_errors(prior, tmp_path, option, message):
     with pytest.raises(errors.UserError, match=message):

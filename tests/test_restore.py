@@ -139,6 +139,28 @@ def test_the_row_where_it_began():
         solve._check_finite(np.zeros((2, 1)), finite, table, ["a", "b"])
 
 
+def test_a_task_and_photographs_that_are_degraded_already(prior, prior_folder, tmp_path, capsys):
+    """Small images are made larger, so that their block means are the small image again; nothing is scored but the fit."""
+    small = np.random.default_rng(0).integers(110, 150, (2, 8, 8), np.uint8)
+    (tmp_path / "small").mkdir()
+    for n, pixels in enumerate(small):
+        Image.fromarray(pixels).save(tmp_path / "small" / f"p{n}.png")
+    options = "--task sr4-mean --degraded --noise 0 --method ddrm --steps 3 --samples 1 --devices 1".split()
+    paths = ["--images", str(tmp_path / "small"), "--prior", str(prior_folder), "--out", str(tmp_path / "out")]
+    assert restore.main([*options, *paths]) == 0
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["psnr"] is None and report["task"] == "sr4-mean" and report["degraded"]
+    assert [e["name"] for e in report["images"]] == ["p0", "p1"] and report["misfit"] < 0.5
+    compared = 0
+    for n in range(2):
+        blocks = png(tmp_path / "out" / "images" / f"p{n}.png").reshape(8, 4, 8, 4)
+        whole = (blocks.min((1, 3)) > 0) & (blocks.max((1, 3)) < 255)  # nothing in it was clamped
+        np.testing.assert_allclose(blocks.mean((1, 3))[whole], small[n][whole], atol=0.6)
+        compared += whole.sum()
+    assert compared > 0
+    assert "misfit" in capsys.readouterr().out
+
+
 # --- what it can tell -----------------------------------------------------------------------------------------------
 
 
@@ -154,7 +176,7 @@ def test_help_teaches(capsys):
         restore.main(["--help"])
     said = capsys.readouterr().out
     assert stop.value.code == 0 and "examples:" in said
-    for option in "images mask invert-mask prior method label cfg samples steps seed batch out list".split():
+    for option in "images mask task noise degraded invert-mask prior method label cfg samples steps seed batch list".split():
         assert f"--{option}" in said
 
 
@@ -211,6 +233,15 @@ BAD = [
     ("--label 10", "choose 0 to 9"),
     ("--label true --images FILES/good.png", "images with labels"),
     ("--method repiant", "did you mean 'repaint'"),
+    ("--task deblurr", "did you mean 'deblur'"),
+    ("--task deblur --mask half", "two measurements"),
+    ("--task deblur --noise -1", "standard deviation >= 0"),
+    ("--task deblur --method repaint", "RePaint needs a Mask, not Blur"),
+    ("--task motion --degraded --images FILES/good.png", "is drawn by --seed"),
+    ("--task deblur --degraded", "give --images"),
+    ("--task deblur --method ddnm", "use DDNMPlus"),
+    ("--noise 0.1", "goes with --task"),
+    ("--degraded", "goes with --task"),
     ("--mask haf", "did you mean 'half'"),
     ("--mask FILES/none.png", "none.png does not exist"),
     ("--mask FILES/cut.png", "cannot be read"),
