@@ -90,12 +90,12 @@ def draw(rows, path):
     """A panel for each curve: PSNR (left axis, solid) and lpips@64 (right axis, open marks)."""
     from PIL import Image, ImageDraw
 
-    from .figures import _INK, _PAPER, _font
+    from .figures import INK, PAPER, load_font
 
-    blue, orange, faint, font = (31, 90, 180), (215, 100, 20), (225, 225, 225), _font()
+    blue, orange, faint, font = (31, 90, 180), (215, 100, 20), (225, 225, 225), load_font()
     names = list(dict.fromkeys(r["varied"] for r in rows))
     width, height, left, top, right, bottom = 380, 300, 60, 44, 66, 48
-    page = Image.new("RGB", (width * len(names), height), _PAPER)
+    page = Image.new("RGB", (width * len(names), height), PAPER)
     pen = ImageDraw.Draw(page)
     scores = (("PSNR", blue), ("lpips@64", orange))
     spans = {}
@@ -108,21 +108,21 @@ def draw(rows, path):
         x0, x1 = panel * width + left, (panel + 1) * width - right
         y0, y1 = top, height - bottom
         pen.rectangle([x0, y0, x1, y1], outline=(150, 150, 150))
-        pen.text((x0, 6), f"{name}:", fill=_INK, font=font)
+        pen.text((x0, 6), f"{name}:", fill=INK, font=font)
         pen.text((x0 + 80, 6), "PSNR, dB", fill=blue, font=font)
         pen.text((x0 + 160, 6), "lpips@64", fill=orange, font=font)
         at = lambda n: x0 + 12 + (x1 - x0 - 24) * n / max(len(mine) - 1, 1)  # noqa: B023
         for n, row in enumerate(mine):
             text = f"{row['value']:g}"
             pen.line([(at(n), y0 + 1), (at(n), y1 - 1)], fill=faint)
-            pen.text((at(n) - font.getlength(text) / 2, y1 + 4 + 15 * (n % 2)), text, fill=_INK, font=font)
+            pen.text((at(n) - font.getlength(text) / 2, y1 + 4 + 15 * (n % 2)), text, fill=INK, font=font)
         for key, color in scores:
             low, high = spans[key]
             place = lambda v: y1 - (y1 - y0) * (v - low) / (high - low)  # noqa: B023
             points = [(at(n), place(row[key])) for n, row in enumerate(mine)]
             pen.line(points, fill=color, width=2)
             for x, y in points:
-                filled = color if key == "PSNR" else _PAPER
+                filled = color if key == "PSNR" else PAPER
                 pen.ellipse([x - 4, y - 4, x + 4, y + 4], fill=filled, outline=color, width=2)
             for share in (0.1, 0.5, 0.9):
                 v = low + share * (high - low)

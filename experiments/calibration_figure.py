@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from .figures import _INK, _PAPER, _font
+from .figures import INK, PAPER, load_font
 
 LOW, HIGH = 0.8, 400.0
 SIDE, WIDE, GAP, LINE, TOP, BOTTOM = 130, 250, 14, 22, 46, 64
@@ -23,12 +23,12 @@ def draw_figure(rows, peers, families, methods, path: str | os.PathLike) -> None
     are the others; methods: {name: Entry}."""
     from PIL import Image, ImageDraw
 
-    font = _font()
+    font = load_font()
     names = [m for m in methods if any(r["method"] == m for r in rows)]
     budgets = sorted({r["budget"] for r in rows})
     main = 100 if 100 in budgets else budgets[0]
     height = TOP + LINE * len(names) + BOTTOM
-    page = Image.new("RGB", (SIDE + len(families) * (WIDE + GAP), height), _PAPER)
+    page = Image.new("RGB", (SIDE + len(families) * (WIDE + GAP), height), PAPER)
     pen = ImageDraw.Draw(page)
     floor = TOP + LINE * len(names)
 
@@ -51,12 +51,12 @@ def draw_figure(rows, peers, families, methods, path: str | os.PathLike) -> None
         if n % 2 == 0:
             pen.rectangle([0, TOP + n * LINE, page.width, TOP + (n + 1) * LINE], fill=(248, 248, 248))
     for panel, family in enumerate(families):
-        pen.text((SIDE + panel * (WIDE + GAP) + 6, 6), f"{family}: H, exact = 1", fill=_INK, font=font)
+        pen.text((SIDE + panel * (WIDE + GAP) + 6, 6), f"{family}: H, exact = 1", fill=INK, font=font)
         for tick in (1, 2, 5, 10, 20, 50, 100, 200):
             x = place(panel, tick)
             pen.line([(x, TOP), (x, floor)], fill=GREY if tick == 1 else FAINT)
             if tick in (1, 2, 5, 10, 50, 200):
-                pen.text((x - font.getlength(str(tick)) / 2, TOP - 18), str(tick), fill=_INK, font=font)
+                pen.text((x - font.getlength(str(tick)) / 2, TOP - 18), str(tick), fill=INK, font=font)
         for n, name in enumerate(names):
             for kind, filled in (("default", True), ("tuned", False)):
                 if methods[name].peers:
@@ -67,7 +67,7 @@ def draw_figure(rows, peers, families, methods, path: str | os.PathLike) -> None
                         large = r["budget"] == main
                         mark(panel, n, r["H"], BLUE if large else ORANGE, 5 if large else 3, filled)
     for n, name in enumerate(names):
-        pen.text((8, TOP + n * LINE + 2), name, fill=_INK, font=font)
+        pen.text((8, TOP + n * LINE + 2), name, fill=INK, font=font)
     x, y = 14, floor + 14
     small = ", ".join(str(b) for b in budgets if b != main)
     legend = [(BLUE, 5, True, False, f"default, {main} calls"), (BLUE, 5, False, False, f"tuned, {main} calls")]
@@ -76,8 +76,8 @@ def draw_figure(rows, peers, families, methods, path: str | os.PathLike) -> None
         legend += [(GREY, 6, True, True, f"best library, default, {main} calls"), (GREY, 6, False, True, "tuned")]
     for color, size, filled, diamond, text in legend:
         shape(x + 6, y + 8, color, size, filled, diamond)
-        pen.text((x + 18, y), text, fill=_INK, font=font)
+        pen.text((x + 18, y), text, fill=INK, font=font)
         x += 18 + font.getlength(text) + 26
     pen.text((14, y + 24), f"H beyond {HIGH:g} is drawn at {HIGH:g}; no mark: the method cannot do any operator of the family",
-             fill=_INK, font=font)  # fmt: skip
+             fill=INK, font=font)  # fmt: skip
     page.save(path, format="PNG")

@@ -11,7 +11,7 @@ from experiments.images import to_uint8
 
 Column = tuple[str, Sequence[np.ndarray]]
 _CELL, _GAP, _TEXT = 128, 6, 15  # cells are enlarged to at least _CELL pixels; all in pixels
-_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def spread(deviations: Sequence[np.ndarray], label: str = "spread") -> Column:
@@ -34,7 +34,7 @@ def _cell(image: np.ndarray, height: int, width: int):
     times = max(1, min(height // pixels.shape[0], width // pixels.shape[1]))
     pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
     picture = Image.fromarray(pixels).convert("RGB")
-    cell = Image.new("RGB", (width, height), _PAPER)
+    cell = Image.new("RGB", (width, height), PAPER)
     cell.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
     return cell
 
@@ -45,7 +45,7 @@ def _cell_size(images: Sequence[np.ndarray]) -> tuple[int, int]:
     return height * times, width * times
 
 
-def _font():
+def load_font():
     from PIL import ImageFont
 
     try:
@@ -87,7 +87,7 @@ def grid(columns: Sequence[Column], path: str | os.PathLike, rows: Sequence[str]
         or (rows and len(rows) not in counts.values())
     ):
         raise ValueError(f"grid needs columns of one length, at least 1: got {counts} and {len(rows or [])} row labels")
-    font = _font()
+    font = load_font()
     height, width = _cell_size([x for _, images in columns for x in images])
     heads = [_wrap(label, font, width) for label, _ in columns]
     # a single word wider than its cell widens all columns rather than running into its neighbour
@@ -97,19 +97,19 @@ def grid(columns: Sequence[Column], path: str | os.PathLike, rows: Sequence[str]
     line = _TEXT + 4
     top = max(map(len, heads)) * line + 2 * _GAP
     n = len(columns[0][1])
-    page = Image.new("RGB", (left + len(columns) * (wide + _GAP), top + n * (height + _GAP)), _PAPER)
+    page = Image.new("RGB", (left + len(columns) * (wide + _GAP), top + n * (height + _GAP)), PAPER)
     draw = ImageDraw.Draw(page)
     for c, (head, (_, images)) in enumerate(zip(heads, columns, strict=True)):
         x = left + c * (wide + _GAP)
         for k, text in enumerate(head):
             start = x + (wide - font.getlength(text)) / 2
-            draw.text((start, top - _GAP - (len(head) - k) * line), text, fill=_INK, font=font)
+            draw.text((start, top - _GAP - (len(head) - k) * line), text, fill=INK, font=font)
         for r, image in enumerate(images):
             page.paste(_cell(image, height, wide), (x, top + r * (height + _GAP)))
     for r, side in enumerate(sides):
         for k, text in enumerate(side):
             y = top + r * (height + _GAP) + height / 2 + (k - len(side) / 2) * line
-            draw.text((_GAP, y), text, fill=_INK, font=font)
+            draw.text((_GAP, y), text, fill=INK, font=font)
     page.save(path, format="PNG")
 
 
@@ -130,7 +130,7 @@ def sample_grid(images: Sequence[np.ndarray], path: str | os.PathLike, columns: 
     times = max(1, -(-64 // max(height, width)))
     height, width = height * times, width * times
     rows = -(-len(images) // columns)
-    page = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), _PAPER)
+    page = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), PAPER)
     for n, image in enumerate(images):
         r, c = divmod(n, columns)
         page.paste(_cell(image, height, width), (gap + c * (width + gap), gap + r * (height + gap)))

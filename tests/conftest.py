@@ -36,3 +36,13 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def golden_dir(request):
     return Path(request.config.getoption("--golden-dir"))
+
+
+@pytest.fixture(scope="session")
+def prior(tmp_path_factory):
+    """A tiny prior with random weights, loaded."""
+    import tiny_prior
+
+    from diffjax import zoo
+
+    return zoo.load(tiny_prior.write(tmp_path_factory.mktemp("zoo") / "tiny"))

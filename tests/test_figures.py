@@ -49,7 +49,7 @@ def test_spread_states_its_scale():
 
 
 def test_labels_never_run_into_the_next_column():
-    font = figures._font()
+    font = figures.load_font()
     assert figures._wrap("spread (white = 0.31)", font, 60) != ["spread (white = 0.31)"]
     assert " ".join(figures._wrap("a long label of words", font, 40)) == "a long label of words"
 

@@ -3,18 +3,12 @@
 import jax
 import numpy as np
 import pytest
-import tiny_prior
 from scipy import ndimage
 
 import diffjax as dj
 from diffjax import zoo
 from diffjax.base import as_method
 from experiments import ablation, errors, masks, methods, solve, tasks
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return zoo.load(tiny_prior.write(tmp_path_factory.mktemp("zoo") / "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import tiny_prior
 
 from diffjax import zoo
 from experiments import errors, methods, solve, tasks, tune
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return zoo.load(tiny_prior.write(tmp_path_factory.mktemp("zoo") / "tiny"))
 
 
 @pytest.fixture(scope="module")
