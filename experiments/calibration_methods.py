@@ -2,7 +2,9 @@
 
 An entry walks one image to one sample. It is given a function ``denoise(x, t)``, a measurement and a budget of calls, and
 nothing of the problem behind them. Grids are equal in log-SNR from sigma / alpha = 80 (100 for VP) to 0.002 and 0, unless the
-method brings its own. Nothing is clamped: the priors are Gaussian.
+entry has its own: methods that put the data in step by step have no use for rows in pure noise or far below the measurement's,
+and walk from 20 to 0.02 and 0 (``SHORT``). All such choices were made on the tuning problems of ``experiments.calibrate``.
+Nothing is clamped: the priors are Gaussian.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import diffjax as dj
 from diffjax import kernels, methods, timetables
@@ -20,6 +24,7 @@ EDM = dj.schedules.EDM(80.0)
 VP = dj.schedules.VP()
 TABLE = dj.schedules.discrete(dj.schedules.linear_betas(1000))
 UNBOUNDED = (-float("inf"), float("inf"))
+SHORT = {"top": 20.0, "bottom": 0.02}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,16 +50,44 @@ def cost(method, kernel, table) -> tuple[int, int]:
     return len(table) * method.calls(kernel), len(table) * products(kernel)
 
 
-def walk(build, kernel, schedule=VP, grid=None):
+# --- grids, whose settings may be traced ---
+
+
+def descent(times, rows):
+    """``timetables.from_times`` of ``rows`` + 1 times."""
+    like = timetables.from_times(np.linspace(1, 0, rows + 1))
+    t, s = times[:-1], times[1:]
+    return dj.base.replace(like, t=t, s=s, r=s, up=jnp.append(t[:1], t[:-1]))
+
+
+def between(schedule, rows, top, bottom):
+    """Equal in log-SNR from sigma / alpha = ``top`` to ``bottom``, the last row to 0."""
+    share = jnp.linspace(0, 1, rows)
+    times = schedule.time(-2 * ((1 - share) * jnp.log(top) + share * jnp.log(bottom)))
+    return descent(jnp.append(jnp.minimum(times, schedule.T), 0.0), rows)
+
+
+def power(schedule, rows, bend):
+    """t = T u^bend, u equally spaced."""
+    return descent(schedule.T * jnp.linspace(1, 0, rows + 1) ** bend, rows)
+
+
+GRIDS = {("top", "bottom"): between, ("bend",): power}
+
+
+def walk(build, kernel, schedule=VP, grid=None, **defaults):
     """``run`` of a plain walk. build(denoise, measurement, **settings); kernel(schedule, settings), which may take its own
-    settings out; grid(schedule, calls)."""
+    settings out; grid(schedule, calls), or the one of ``GRIDS`` that the settings have the names of."""
 
     def run(key, denoise, measurement, shape, dtype, calls, settings):
-        settings = dict(settings)
+        settings = defaults | settings
+        chosen, named = grid or timetables.log_snr, {}
+        for names, make in GRIDS.items():
+            if names[0] in settings:
+                chosen, named = make, {name: settings.pop(name) for name in names}
         moves = kernel(schedule, settings)
         method = build(denoise, measurement, **settings)
-        per_row = method.calls(moves)
-        table = (grid or timetables.log_snr)(schedule, max(calls // per_row, 2))
+        table = chosen(schedule, max(calls // method.calls(moves), 2), **named)
         return dj.sample(key, method, moves, table, shape, dtype=dtype, remat="none").x, *cost(method, moves, table)
 
     return run
@@ -68,10 +101,12 @@ def two_stage(key, denoise, measurement, shape, dtype, calls, settings):
 
 
 def jumping(schedule, rows):
-    """RePaint's walk with as many levels as ``rows`` allow: each stretch of a tenth of them (2 at least) walked 3 times."""
+    """RePaint's walk on as many ``SHORT`` levels as ``rows`` allow: each stretch of a tenth of them (2 at least) 3 times."""
     best = None
+    top, bottom = (float(schedule.time(-2 * np.log(ratio))) for ratio in SHORT.values())
     for levels in range(4, rows):
-        table = timetables.repaint(schedule, jump=max(2, levels // 10), times=3, grid=timetables.log_snr(schedule, levels))
+        grid = timetables.log_snr(schedule, levels, t_max=top, t_min=bottom)
+        table = timetables.repaint(schedule, jump=max(2, levels // 10), times=3, grid=grid)
         if len(table) > rows:
             break
         best = table
@@ -86,6 +121,18 @@ def late(schedule, rows):
 def noise_free(build):
     """``build`` without the measurement's noise level, for methods that know none."""
     return lambda denoise, m, **settings: build(denoise, dj.base.replace(m, noise_std=0.0), **settings)
+
+
+def dps(key, denoise, measurement, shape, dtype, calls, settings):
+    """Steps of a fixed length add up like noise: the scale of the paper, for 1000 calls, times sqrt(1000 / calls). Below the noise
+    of the data they only jitter: the grid of the paper, equal in t, has few rows there."""
+    settings = {"scale": 0.3} | ({} if "top" in settings else {"bend": 1.0}) | settings
+    settings["scale"] *= (1000 / calls) ** 0.5
+    return walk(methods.DPS, ancestral)(key, denoise, measurement, shape, dtype, calls, settings)
+
+
+def pigdm_bayes(denoise, measurement, **settings):
+    return methods.PiGDM(denoise, measurement, weight="bayes", **settings)
 
 
 def copaint(key, denoise, measurement, shape, dtype, calls, settings):
@@ -113,9 +160,18 @@ def ddim(schedule, settings):
     return kernels.DDIM(schedule)
 
 
+def fresh(value):
+    """DDIM with ``value`` for its eta: 1 is DDPM."""
+    return lambda schedule, settings: kernels.DDIM(schedule, eta=settings.pop("eta", value))
+
+
 def share(value):
     """DDIM with a share zeta of fresh noise."""
     return lambda schedule, settings: kernels.DDIM(schedule, zeta=settings.pop("zeta", value))
+
+
+def euler_maruyama(schedule, settings):
+    return kernels.DDPM(schedule, variance="large")  # the same on a VE schedule
 
 
 def second_order(schedule, settings):
@@ -127,33 +183,44 @@ def marginal(schedule, settings):
 
 
 MM = ("azula-mmps", "deepinv-mm")
+ETA = (0.0, 0.5, 1.0)
 METHODS = {
     "twisted": Entry(two_stage, EDM, "twisted SMC, then MMPS (twisted.for_calls)", {"threshold": (0.2, 0.5, 0.8)},
                      ("azula-tds",)),
-    "mmps": Entry(walk(methods.MMPS, second_order, EDM), EDM, "10 CG steps, DPM-Solver++ 2M", peers=MM),
-    "mmps-ddpm": Entry(walk(methods.MMPS, ancestral, EDM), EDM, "10 CG steps, DDPM", peers=MM),
-    "pigdm": Entry(walk(methods.PiGDM, ddim), VP, "DDIM",
-                   {"scale": (0.5, 1.0), "prior_std": (0.25, 0.5, 1.0, 2.0)}, ("azula-pgdm", "deepinv-pigdm")),
-    "pigdm-bayes": Entry(walk(lambda d, m, **k: methods.PiGDM(d, m, weight="bayes", **k), second_order), VP,
-                         "DPM-Solver++ 2M", {"prior_std": (0.1, 0.25, 0.5, 1.0, 2.0)}, ("azula-pgdm", "deepinv-pigdm")),
-    "dps": Entry(walk(methods.DPS, ancestral), VP, "DDPM", {"scale": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)},
+    "mmps": Entry(walk(methods.MMPS, second_order, EDM), EDM, "10 CG steps, DPM-Solver++ 2M",
+                  {"top": (20.0, 40.0, 80.0), "bottom": (0.002, 0.005, 0.01, 0.02)}, MM),
+    "mmps-ddpm": Entry(walk(methods.MMPS, fresh(1.0), EDM, top=20.0, bottom=0.002), EDM,
+                       "10 CG steps, DDPM from sigma / alpha = 20",
+                       {"eta": (0.0, 0.25, 0.5, 1.0), "top": (20.0, 80.0), "bottom": (0.002, 0.01)}, MM),
+    "pigdm": Entry(walk(methods.PiGDM, fresh(1.0), bend=2.0), VP, "DDIM, eta 1 as in the paper, t quadratic",
+                   {"scale": (0.5, 0.7, 1.0), "eta": ETA, "bend": (1.0, 1.5, 2.0)}, ("azula-pgdm", "deepinv-pigdm")),
+    # a prior_std below the data's largest deviation overshoots, and diverges where rows are few: none below the paper's 1
+    "pigdm-bayes": Entry(walk(pigdm_bayes, fresh(1.0), **SHORT), VP, "DDPM from 20 to 0.02",
+                         {"prior_std": (1.0, 2.0, 4.0), "scale": (0.7, 1.0), "eta": ETA, "bottom": (0.002, 0.02)},
+                         ("azula-pgdm", "deepinv-pigdm")),
+    "dps": Entry(dps, VP, "DDPM, equal steps of t, scale 0.3 sqrt(1000 / calls)",
+                 {"scale": (0.03, 0.1, 0.15, 0.2, 0.3, 0.4), "top": (20.0, 100.0), "bottom": (0.02, 0.1, 0.14, 0.2)},
                  ("azula-dps", "deepinv-dps")),
     "mcg": Entry(walk(methods.MCG, ancestral), VP, "DDPM", {"scale": (0.0, 0.1, 0.3, 1.0, 3.0)}),
-    "diffpir": Entry(walk(methods.DiffPIR, share(0.3)), VP, "DDIM, zeta 0.3",
-                     {"lam": (0.25, 0.5, 1.0, 1.75, 4.0), "zeta": (0.1, 0.3, 0.5, 1.0)}, ("azula-diffpir", "deepinv-diffpir")),
-    "ddrm": Entry(walk(methods.DDRM, marginal), VP, "", {"eta": (0.0, 0.5, 0.85, 1.0), "eta_b": (0.5, 1.0)},
+    "diffpir": Entry(walk(methods.DiffPIR, share(0.3), **SHORT), VP, "DDIM from 20 to 0.02, zeta 0.3",
+                     {"lam": (0.5, 1.0, 1.75), "zeta": (0.1, 0.3, 0.5, 1.0), "top": (20.0, 100.0), "bottom": (0.002, 0.02)},
+                     ("azula-diffpir", "deepinv-diffpir")),
+    "ddrm": Entry(walk(methods.DDRM, marginal, **SHORT), VP, "from 20 to 0.02",
+                  {"eta": (0.5, 0.7, 0.85, 0.95, 1.0), "eta_b": (0.5, 1.0), "top": (20.0, 100.0), "bottom": (0.002, 0.02)},
                   ("deepinv-ddrm",)),
-    "ddnm+": Entry(walk(methods.DDNMPlus, marginal), VP, "svd", {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)}),
-    "ddnm": Entry(walk(noise_free(methods.DDNM), share(0.85**2)), VP, "DDIM, zeta 0.85^2; y taken for exact",
-                  {"zeta": (0.1, 0.3, 0.5, 0.7225, 1.0)}),
-    "score-sde": Entry(walk(methods.Replacement, ancestral), VP, "DDPM", {"strength": (0.3, 0.5, 0.8, 1.0)},
-                       ("deepinv-scoresde",)),
-    "ilvr": Entry(walk(noise_free(methods.CCDF), ancestral), VP, "DDPM; y taken for exact",
+    "ddnm+": Entry(walk(methods.DDNMPlus, marginal, **SHORT), VP, "svd, from 20 to 0.02",
+                   {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)}),
+    "ddnm": Entry(walk(noise_free(methods.DDNM), share(0.85**2), **SHORT), VP,
+                  "DDIM from 20 to 0.02, zeta 0.85^2; y taken for exact", {"zeta": (0.1, 0.3, 0.5, 0.7225, 1.0)}),
+    "score-sde": Entry(walk(methods.Replacement, ancestral, **SHORT), VP, "DDPM from 20 to 0.02",
+                       {"strength": (0.3, 0.5, 0.8, 1.0)}, ("deepinv-scoresde",)),
+    "ilvr": Entry(walk(noise_free(methods.CCDF), euler_maruyama, EDM, **SHORT), EDM,
+                  "Euler-Maruyama, VE from 20 to 0.02; y taken for exact",
                   {"strength": (0.3, 0.5, 0.8, 1.0)}, ("deepinv-ilvr",)),
     "ccdf": Entry(walk(methods.CCDF, ancestral, grid=late), VP, "DDPM from sigma / alpha = 1",
                   {"strength": (0.3, 0.5, 0.8, 1.0)}),
-    "repaint": Entry(walk(methods.RePaint, ancestral, grid=jumping), VP, "DDPM, 3 walks per stretch",
-                     peers=("azula-repaint",)),
+    "repaint": Entry(walk(methods.RePaint, fresh(0.0), grid=jumping), VP, "DDIM from 20 to 0.02, 3 walks per stretch",
+                     {"eta": ETA}, ("azula-repaint",)),
     "blended": Entry(walk(lambda d, m, **k: methods.Blended(d, m, bounds=UNBOUNDED, **k), ddim), VP, "DDIM"),
     "resampling": Entry(walk(lambda d, m, **k: methods.Resampling(d, m, bounds=UNBOUNDED, particles=5, **k), ddim), VP,
                         "DDIM, 5 particles", {"scale": (1.0, 10.0, 100.0)}),

@@ -2,24 +2,26 @@
 
 Every method restores the same bundled images from the same measurements, one restoration each, clamped to [-1, 1].
 Without --tasks: inpainting behind the papers' seven masks. Columns: hole PSNR (dB, peak 2 on [-1, 1], mean over images, at
-most 48.1: an error of one grey level), lpips@64 of the whole image, network calls and seconds per image of the compiled
-program. Writes inpainting_PRIOR; inpainting_PRIOR_lpips and _psnr, a row for each method and a column for each mask;
-inpainting_PRIOR_differences, paired differences between methods with a 95 % interval over the images.
+most 48.1: an error of one grey level), lpips@64 of the whole image, network calls per image (seconds: experiments.seconds).
+Writes inpainting_PRIOR; inpainting_PRIOR_lpips and _psnr, a row for each method and a column for each mask;
+inpainting_PRIOR_differences (_differences_lpips: a column for each mask), paired differences between methods with a 95 %
+interval over the images.
 With --tasks: what plug-and-play papers report, with noise (0.05 on [0, 1]) and without. Columns: PSNR, SSIM, lpips@64, misfit
 |A x - y| / (noise_std sqrt m) (the truth's is 1; without noise |A x - y| / sqrt m), and the difference in lpips from the best
 method with its paired 95 % interval. Writes plug_and_play_PRIOR, _noisy, _noiseless and _differences.
 Each is a .json and a .md file in experiments/results, and there is a .png with the first two images of each cell. A cell
 without a number says why. A cell is kept in --cells as soon as it is done, so an interrupted run goes on; --fresh computes all
-again. --quick runs a little of everything in minutes.
+again. --quick runs a little of everything in minutes; --paper runs the papers' own settings (experiments.paper_settings), on 8
+images, and writes inpainting_PRIOR_paper and plug_and_play_PRIOR_paper.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from .options import Parser
 MASKS = ("half", "wide", "expand", "altern", "sr2", "narrow", "text")
 TASKS = ("deblur", "motion", "sr4", "box", "random")
 NOISE = (0.05, 0.0)
+SCORES = ("psnr_hole", "lpips")
 SHOWN = 2  # images of a cell that are kept for the pictures
 CEILING = 20 * np.log10(255)  # a hole of pure background can be filled exactly: one such image must not rule the mean
 # what the papers lead one to expect to be positive in PSNR and negative in lpips
@@ -89,14 +92,19 @@ def difference(a, b, form):
     return f"{mean:{form}} ± {half:{form[1:]}}"
 
 
-# --- cells: scores per image, network calls and seconds per image of one method on one measurement ----------------------
+# --- cells: scores per image and network calls of one method on one measurement -----------------------------------------
+
+
+def registry(options) -> dict:
+    """The methods by name: ours, or the papers'."""
+    from . import methods, paper_settings
+
+    return paper_settings.METHODS if options.paper else methods.METHODS
 
 
 def steps_of(name, options):
     """Levels of the timetable; None: the method's own."""
-    from .methods import METHODS
-
-    entry = METHODS.get(name)
+    entry = registry(options).get(name)
     if options.steps is not None or entry is None:
         return options.steps
     if options.quick:
@@ -107,30 +115,26 @@ def steps_of(name, options):
 def cell(prior, name, truth, masks, options, programs=None) -> dict:
     """One method behind one kind of mask."""
     from .baselines import biharmonic
-    from .methods import METHODS
     from .solve import inpaint
 
     ys = np.where(masks[..., None] > 0, truth, 0).astype(np.float32)
-    start = time.perf_counter()
     if name == "biharmonic":
         x, calls = np.stack([biharmonic(y, mask) for y, mask in zip(ys, masks)]), 0
-        seconds = time.perf_counter() - start
     else:
         try:
-            done = inpaint(prior, METHODS[name], ys, masks, steps=steps_of(name, options), seed=options.seed,
-                           batch=options.batch, programs=programs)  # fmt: skip
+            done = inpaint(prior, registry(options)[name], ys, masks, steps=steps_of(name, options), seed=options.seed,
+                           batch=options.batch, programs=programs, stream=False)  # fmt: skip
         except UserError as error:
             return {"reason": str(error)}
-        x, calls, seconds = done.x[:, 0], done.network_calls, done.seconds_run
+        x, calls = done.x[:, 0], done.network_calls
     x = np.clip(x, -1, 1)
+    return inpainted(x, calls, truth, masks)
+
+
+def inpainted(x, calls, truth, masks) -> dict:
+    """The cell of restorations x (N, H, W, C)."""
     psnr, perceptual = scores(x, truth, masks)
-    return {
-        "psnr_hole": psnr.round(3).tolist(),
-        "lpips": perceptual.round(5).tolist(),
-        "network_calls": calls,
-        "seconds": round(seconds / len(ys), 3),
-        "shown": bytes_of(x),
-    }
+    return {"psnr_hole": psnr.round(3).tolist(), "lpips": perceptual.round(5).tolist(), **about(x, calls)}
 
 
 def regularised(y, A, noise_std):
@@ -140,36 +144,44 @@ def regularised(y, A, noise_std):
 
 def task_cell(prior, name, task, truth, noise_std, options, programs=None) -> dict:
     """One method on one task."""
-    from .methods import METHODS, kind
+    from .methods import kind
     from .solve import restore
-    from .tasks import measure, misfit
+    from .tasks import measure
 
     ys, operators = measure(task, truth, noise_std, options.seed)
     if name == "regularised":
-        start = time.perf_counter()
         x, calls = np.stack([regularised(y, A, noise_std) for y, A in zip(ys, operators)]), 0
-        seconds = time.perf_counter() - start
     else:
-        entry = METHODS[name]
+        entry = registry(options)[name]
         if kind(operators[0]) not in entry.tasks:
             return {"reason": f"{name} is for {' and '.join(entry.tasks)} only"}
         try:
             done = restore(prior, entry, ys, operators, noise_std=noise_std, steps=steps_of(name, options), seed=options.seed,
-                           batch=options.batch, programs=programs)  # fmt: skip
+                           batch=options.batch, programs=programs, stream=False)  # fmt: skip
         except UserError as error:
             return {"reason": str(error)}
-        x, calls, seconds = done.x[:, 0], done.network_calls, done.seconds_run
-    x = np.clip(x, -1, 1)
+        x, calls = done.x[:, 0], done.network_calls
+    return restored(np.clip(x, -1, 1), calls, truth, ys, operators, noise_std)
+
+
+def restored(x, calls, truth, ys, operators, noise_std) -> dict:
+    """The cell of restorations x (N, H, W, C)."""
+    from .tasks import misfit
+
     psnr, perceptual = scores(x, truth)
     return {
         "psnr": psnr.round(3).tolist(),
         "ssim": score("ssim", x, truth).round(4).tolist(),
         "lpips": perceptual.round(5).tolist(),
         "misfit": [round(misfit(A, image, y, noise_std), 4) for A, image, y in zip(operators, x, ys)],
-        "network_calls": calls,
-        "seconds": round(seconds / len(ys), 3),
-        "shown": bytes_of(x),
+        **about(x, calls),
     }
+
+
+def about(x, calls) -> dict:
+    import jax
+
+    return {"network_calls": calls, "device": jax.devices()[0].device_kind, "shown": bytes_of(x)}
 
 
 def bytes_of(x) -> list:
@@ -199,10 +211,15 @@ def tables(cells: dict, masks, methods):
     found, differences = [], []
     cells = {k: c if "reason" in c else c | {"psnr_hole": np.minimum(c["psnr_hole"], CEILING)} for k, c in cells.items()}
     pairs = [*PAIRS, *((m, "repaint") for m in methods if (m, "repaint") not in PAIRS and m not in ("repaint", "biharmonic"))]
-    for mask in masks:
-        for method in methods:
-            c = cells[mask, method]
-            found.append({"mask": mask, "method": method, **summary(c, {"hole PSNR": "psnr_hole", "lpips@64": "lpips"})})
+    for mask, method in itertools.product(masks, methods):
+        columns = {"hole PSNR": "psnr_hole", "lpips@64": "lpips"}
+        found.append({"mask": mask, "method": method, **summary(cells[mask, method], columns)})
+    for method in methods:  # image by image
+        of = [cells[mask, method] for mask in masks]
+        missing = any("reason" in c for c in of)
+        average = {"reason": "a mask is missing"} if missing else {k: np.mean([c[k] for c in of], 0) for k in SCORES}
+        cells["average", method] = average
+    for mask in (*masks, "average"):
         for a, b in pairs:
             if all(m in methods and "reason" not in cells[mask, m] for m in (a, b)):
                 of = lambda key, form: difference(cells[mask, a][key], cells[mask, b][key], form)  # noqa: B023
@@ -211,12 +228,20 @@ def tables(cells: dict, masks, methods):
     return found, differences
 
 
+def across(differences, masks, column):
+    """The differences of one column, a row each, a column for each mask."""
+    rows = {}
+    for d in differences:
+        rows.setdefault(d["difference"], {"difference": d["difference"]} | dict.fromkeys(masks))[d["mask"]] = d[column]
+    return list(rows.values())
+
+
 def summary(c, columns) -> dict:
-    """Means over the images, network calls and seconds of a cell; the reason where there are none."""
+    """Means over the images and network calls of a cell; the reason where there are none."""
     if "reason" in c:
         return {"why": c["reason"]}
     means = {label: float(np.mean(c[key])) for label, key in columns.items()}
-    return means | {"network calls": c["network_calls"], "s / image": c["seconds"]}
+    return means | {"network calls": c["network_calls"]}
 
 
 def layout(cells, columns, methods, key, most=np.inf):
@@ -276,6 +301,11 @@ def without_pictures(c):
     return {key: value for key, value in c.items() if key != "shown"}
 
 
+def devices(cells) -> str:
+    """What the cells were computed on."""
+    return ", ".join(sorted({c["device"] for c in cells.values() if "device" in c}))
+
+
 # --- the program -------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +321,7 @@ def parser():
     p.add_argument("--tasks", nargs="*", help=f"other measurements than masks (alone: {' '.join(TASKS)})")
     p.add_argument("--noise", nargs="+", type=float, default=list(NOISE), help="with --tasks, on [0, 1] (default: 0.05 0)")
     p.add_argument("--baseline", default="diffpir", help="with --tasks, what the differences are from (default: diffpir)")
-    p.add_argument("--count", type=int, default=32, help="images per cell, at most those bundled (default 32)")
+    p.add_argument("--count", type=int, help="images per cell, at most those bundled (default 32, with --paper 8)")
     p.add_argument("--steps", type=int, default=None, help="levels of the timetable (default: the method's)")
     p.add_argument("--at-most", type=int, metavar="N", help="N levels for methods that have more")
     p.add_argument("--batch", type=int, default=16)
@@ -300,21 +330,24 @@ def parser():
     p.add_argument("--cells", default="runs/evaluate", help="folder where finished cells are kept")
     p.add_argument("--fresh", action="store_true", help="compute finished cells again")
     p.add_argument("--quick", action="store_true", help="masks and tasks, four images, at most eight levels")
+    p.add_argument("--paper", action="store_true", help="the papers' settings: masks, or with --tasks tasks, eight images")
     return p
 
 
 def main(argv=None) -> int:
     from .masks import ALIASES
-    from .methods import ANY, METHODS
+    from .methods import ANY
     from .tasks import TASKS as KNOWN
 
     options = parser().parse(argv)
+    methods = registry(options)
     for name in options.methods or ():
-        if name not in METHODS:
-            raise unknown("method", name, METHODS)
+        if name not in methods:
+            raise unknown("method", name, methods)
     for name in options.tasks or ():
         if ALIASES.get(name, name) not in KNOWN:
             raise unknown("task", name, KNOWN)
+    options.count = (8 if options.paper else 32) if options.count is None else options.count
     if options.quick:
         options.count = min(options.count, 4)
     if options.count < 2:
@@ -334,20 +367,21 @@ def main(argv=None) -> int:
     given = [a for a in (sys.argv[1:] if argv is None else argv) if a != "--fresh"]
     command = shlex.join(["python", "-m", "experiments.evaluate", *given])
     if options.tasks is None or (options.quick and options.masks):
-        inpainting(prior, truth, options.methods or list(METHODS), options, command)
+        inpainting(prior, truth, options.methods or list(methods), options, command)
     if options.tasks is not None or (options.quick and options.masks is None):
-        every = [name for name, e in METHODS.items() if e.tasks == ANY and not e.long]
+        every = [name for name, e in methods.items() if e.tasks == ANY and not e.long]
         plug_and_play(prior, truth, options.methods or every, options, command)
     return 0
 
 
 def cell_file(prior, what, name, truth, options):
-    steps = steps_of(name, options) or "default"
+    steps = steps_of(name, options) or ("paper" if options.paper else "default")
     return Path(options.cells) / prior.name / f"{what}_{name}_{steps}_{options.seed}_{len(truth)}.json"
 
 
 def say(what, name, found):
-    print(f"{what} {name}: " + found.get("reason", f"{found.get('seconds')} s per image"), file=sys.stderr, flush=True)
+    lpips = f"lpips {np.mean(found.get('lpips', np.nan)):.4f}"
+    print(f"{what} {name}: {found.get('reason', lpips)}", file=sys.stderr, flush=True)
 
 
 def inpainting(prior, truth, methods, options, command):
@@ -365,13 +399,16 @@ def inpainting(prior, truth, methods, options, command):
             cells[mask, method] = kept(file, make_it, options.fresh)
             say(mask, method, cells[mask, method])
     found, differences = tables(cells, names, methods)
+    on = devices(cells)
     per_image = {f"{mask}/{method}": without_pictures(c) for (mask, method), c in cells.items()}
-    name = f"inpainting_{prior.name}" + (f"_at_most_{options.at_most}" if options.at_most else "")
-    print(record.write(name, command, found, options.out, images=len(truth), cells=per_image))
+    name = f"inpainting_{prior.name}" + "_paper" * options.paper + (f"_at_most_{options.at_most}" if options.at_most else "")
+    print(record.write(name, command, found, options.out, images=len(truth), device=on, cells=per_image))
     for score, key, most in (("lpips", "lpips", np.inf), ("psnr", "psnr_hole", CEILING)):
         rows = layout(cells, names, methods, key, most)
-        print(f"\n{score}\n" + record.write(f"{name}_{score}", command, rows, options.out, images=len(truth)))
-    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth)))
+        print(f"\n{score}\n" + record.write(f"{name}_{score}", command, rows, options.out, images=len(truth), device=on))
+    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth), device=on))
+    rows = across(differences, (*names, "average"), "lpips@64")
+    record.write(f"{name}_differences_lpips", command, rows, options.out, images=len(truth), device=on)
     seen = {m: [np.where(make(m, x.shape[:2], seed=n)[..., None] > 0, x, 0) for n, x in enumerate(truth)] for m in names}
     picture(cells, names, methods, seen, truth, Path(options.out) / f"{name}.png")
 
@@ -394,16 +431,17 @@ def plug_and_play(prior, truth, methods, options, command):
                 cells[task, noise, method] = kept(file, make_it, options.fresh)
                 say(f"{task} {noise:g}", method, cells[task, noise, method])
     found, by_method, differences = task_tables(cells, names, noises, methods, options.baseline)
+    on = devices(cells)
     per_image = {f"{task}/{noise:g}/{method}": without_pictures(c) for (task, noise, method), c in cells.items()}
-    name = f"plug_and_play_{prior.name}"
-    print(record.write(name, command, found, options.out, images=len(truth), cells=per_image))
+    name = f"plug_and_play_{prior.name}" + "_paper" * options.paper
+    print(record.write(name, command, found, options.out, images=len(truth), device=on, cells=per_image))
     for noise, rows in by_method.items():
         suffix = {0.05: "noisy", 0.0: "noiseless"}.get(noise, f"noise_{noise:g}".replace(".", "_"))
-        print(f"\n{suffix}\n" + record.write(f"{name}_{suffix}", command, rows, options.out, images=len(truth)))
+        print(f"\n{suffix}\n" + record.write(f"{name}_{suffix}", command, rows, options.out, images=len(truth), device=on))
         here = {(task, method): cells[task, noise, method] for task in names for method in methods}
         seen = {task: measure(task, truth, 2 * noise, options.seed)[0] for task in names}
         picture(here, names, methods, seen, truth, Path(options.out) / f"{name}_{suffix}.png")
-    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth)))
+    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth), device=on))
 
 
 if __name__ == "__main__":

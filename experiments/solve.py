@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import time
 from dataclasses import dataclass
 
@@ -17,11 +18,13 @@ from experiments.progress import Progress
 class Restored:
     """x: (images, samples, H, W, C) in about [-1, 1], with ``sweep`` (settings, images, ...); table: the timetable walked;
     network_calls: forward calls per restoration, their mean where the method's number varies (an int where it is whole), with
-    ``sweep`` a list of them; seconds_compile, seconds_run; devices, batch: how many, and how many restorations at a time."""
+    ``sweep`` a list of them; each_calls: (images, samples) of them, with ``sweep`` (settings, images, samples);
+    seconds_compile, seconds_run; devices, batch: how many, and how many restorations at a time."""
 
     x: np.ndarray
     table: object
     network_calls: float
+    each_calls: np.ndarray
     seconds_compile: float
     seconds_run: float
     devices: int
@@ -55,8 +58,8 @@ def inpaint(prior, entry: Entry, ys, masks, **options) -> Restored:
 
 
 def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, cfg=1.0, samples=1, steps=None, seed=0,
-            batch=16, devices=None, names=None, stream=None, announce=lambda: None, classifier=None, classifier_scale=1.0,
-            sweep=None, programs=None) -> Restored:  # fmt: skip
+            batch=16, devices=None, names=None, numbers=None, stream=None, announce=lambda: None, classifier=None,
+            classifier_scale=1.0, sweep=None, programs=None) -> Restored:  # fmt: skip
     """Restore images from measurements with one method.
 
     ys:      (N, ...) measurements of images in [-1, 1]
@@ -66,7 +69,8 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
     samples: restorations of each image; the one with number s of image n has the key fold_in(fold_in(key(seed), n), s),
              so it does not depend on ``batch`` (restorations at a time) or ``devices`` (default: all of jax)
     steps:   levels of the method's timetable (default: the method's)
-    names:   of the images, for messages; stream: where the progress bar goes (default: stderr)
+    names:   of the images, for messages; numbers: of the images, for their keys (default 0, 1, ...)
+    stream:  where the progress bar goes (default: stderr; False: nowhere, and the program calls nothing back)
     announce: called when all is found to be in order, before the first program is compiled
     classifier: a ``zoo.public.Classifier`` to guide towards the labels: the kernel's mean as in RePaint's ImageNet runs
              where the kernel is DDPM, else the score; classifier_scale: how much
@@ -137,8 +141,8 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
 
     image, sample = np.divmod(np.arange(total + -total % batch) % total, samples)
     setting, image = np.divmod(image, len(ys))
-    key = jax.random.key(seed)
-    keys = jax.jit(jax.vmap(lambda n, s: jax.random.fold_in(jax.random.fold_in(key, n), s)))(image, sample)
+    key, numbers = jax.random.key(seed), np.arange(len(ys)) if numbers is None else np.asarray(numbers)
+    keys = jax.jit(jax.vmap(lambda n, s: jax.random.fold_in(jax.random.fold_in(key, n), s)))(numbers[image], sample)
     chunks = len(image) // batch
     ticker = _Ticker()
 
@@ -150,7 +154,8 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
         method, kernel, table = problem(params, y, A, label, setting)
         # the row's number is the same for the whole batch, so vmap leaves one callback per row and device
         trace = lambda x, row, info: jax.debug.callback(ticker, row.i)
-        result = dj.sample(key, method, kernel, table, prior.shape, remat="none", trace=trace)
+        watched = {} if stream is False else {"trace": trace}
+        result = dj.sample(key, method, kernel, table, prior.shape, remat="none", **watched)
         calls = result.info.rows["calls"].sum() if "calls" in result.info.rows else method.calls(kernel) * len(table)
         return result.x, result.info.finite, jnp.int32(calls * (2 if guided else 1))
 
@@ -170,14 +175,14 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
     programs = Programs() if programs is None else programs
     start, given = time.perf_counter(), arguments(0)
     shapes = jax.tree.structure(given), tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(given))
-    signature = prior.name, entry, steps, repr(noise_std), cfg, repr(classifier_scale), mesh, shapes
+    signature = prior.name, entry, steps, stream is False, repr(noise_std), cfg, repr(classifier_scale), mesh, shapes
     if signature not in programs:
         axes = (None, 0, 0, 0 if each else None, 0, 0)
         programs[signature] = dj.parallel.shard(one, mesh, in_axes=axes).lower(*given).compile(), ticker
     compiled, ticker = programs[signature]
     seconds_compile = time.perf_counter() - start
 
-    ticker.progress = Progress(chunks * len(table), label="restoring", stream=stream)
+    ticker.progress = Progress(chunks * len(table), label="restoring", stream=io.StringIO() if stream is False else stream)
     results, counts, start = [], [], time.perf_counter()
     with ticker.progress as progress:
         for chunk in range(chunks):
@@ -190,10 +195,10 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
         progress.done = progress.total
     seconds_run = time.perf_counter() - start
     x = np.concatenate(results)[:total].reshape(*((-1,) if sweep else ()), len(ys), samples, *prior.shape)
-    counts = np.concatenate(counts)[:total].reshape(-1, len(ys) * samples).mean(1).round(1)
-    calls = [int(c) if c == int(c) else float(c) for c in counts]
-    calls = calls if sweep else calls[0]
-    return Restored(x, table, calls, seconds_compile, seconds_run, count, batch)
+    counts = np.concatenate(counts)[:total].reshape(-1, len(ys), samples)
+    calls = [int(c) if c == int(c) else float(c) for c in counts.mean((1, 2)).round(1)]
+    each, calls = (counts, calls) if sweep else (counts[0], calls[0])
+    return Restored(x, table, calls, each, seconds_compile, seconds_run, count, batch)
 
 
 def _settings(sweep, entry) -> dict:

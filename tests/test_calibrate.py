@@ -10,7 +10,7 @@ import pytest
 
 import diffjax as dj
 import experiments.calibrate as calibrate
-from experiments.calibration_methods import METHODS
+from experiments.calibration_methods import METHODS, VP, between, power
 from experiments.errors import UserError
 from experiments.repaint_on_mixtures import load_oracle
 
@@ -129,6 +129,17 @@ def test_tuned_settings_are_leaves_of_methods(tuning, name):
     walk = lambda key, s: entry.run(key, prior.denoiser(entry.schedule), m, shape, dtype, 20, s)[0]
     settings = {k: np.asarray(v[0], dtype) for k, v in entry.sweep.items()}
     assert jax.eval_shape(walk, jax.random.key(0), settings).shape == shape
+
+
+def test_grids_with_traced_ends_are_the_timetables():
+    with jax.enable_x64(True):
+        found = [jax.jit(lambda a, b: between(VP, 12, a, b))(20.0, 0.02), jax.jit(lambda bend: power(VP, 12, bend))(2.0)]
+    ends = (float(VP.time(-2 * np.log(ratio))) for ratio in (20.0, 0.02))
+    expected = [dj.timetables.log_snr(VP, 12, *ends), dj.timetables.quadratic(VP, 12)]
+    for one, other in zip(found, expected, strict=True):
+        for name in ("t", "s", "r", "up", "level", "i", "fresh"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-9, atol=1e-12, err_msg=name)
+        assert not one.jumps
 
 
 def test_a_budget_is_spent_and_not_exceeded():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_prior import write
 
-from experiments import errors, evaluate
+from experiments import errors, evaluate, seconds
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,9 @@ def arguments(prior, folder):
 def test_cells_are_kept_and_reused(prior, tmp_path, capsys):
     assert evaluate.main(arguments(prior, tmp_path)) == 0
     written = next((tmp_path / "out").glob("inpainting_*_differences.json"))
+    assert list(json.loads(written.with_name(f"{written.stem}_lpips.json").read_text())["rows"][0])[1:] == ["half", "average"]
     rows = json.loads(written.read_text())["rows"]
-    assert [r["difference"] for r in rows] == ["repaint - biharmonic"]
+    assert [(r["mask"], r["difference"]) for r in rows] == [(m, "repaint - biharmonic") for m in ("half", "average")]
     (file,) = (tmp_path / "cells").rglob("half_repaint_*.json")
     kept = json.loads(file.read_text())
     assert len(kept["psnr_hole"]) == 3 and kept["network_calls"] > 0
@@ -91,6 +92,48 @@ def test_what_no_prior_knows_of():
         expected = np.linalg.solve(A.T @ A + rho * np.eye(6), A.T @ y)
         found = evaluate.regularised(np.float32(y), operator, std)
         np.testing.assert_allclose(np.ravel(found), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_average_over_masks_is_paired_image_by_image():
+    rng = np.random.default_rng(1)
+    of = lambda: {"psnr_hole": rng.normal(size=5).tolist(), "lpips": rng.random(5).tolist(), "network_calls": 1}
+    cells = {(mask, m): of() for mask in ("half", "wide") for m in ("biharmonic", "repaint")}
+    rows = evaluate.tables(cells, ["half", "wide"], ["biharmonic", "repaint"])[1]
+    a, b = (np.mean([cells[mask, m]["lpips"] for mask in ("half", "wide")], 0) for m in ("repaint", "biharmonic"))
+    (compact,) = evaluate.across(rows, ["half", "wide", "average"], "lpips@64")
+    assert compact["average"] == f"{(a - b).mean():+.4f} ± {1.96 * (a - b).std(ddof=1) / np.sqrt(5):.4f}"
+    cells["wide", "repaint"] = {"reason": "cannot"}
+    rows = evaluate.tables(cells, ["half", "wide"], ["biharmonic", "repaint"])[1]
+    assert evaluate.across(rows, ["half", "wide", "average"], "lpips@64")[0]["average"] is None
+
+
+def test_the_papers_settings(prior, tmp_path, capsys):
+    """Their timetables, not ours; --count is 8 by default; cells of their own."""
+    options = "--paper --methods ddrm ddnm --masks half --count 2".split()
+    folders = ["--prior", str(prior), "--out", str(tmp_path / "out"), "--cells", str(tmp_path / "cells")]
+    assert evaluate.main([*options, *folders]) == 0
+    rows = json.loads(next((tmp_path / "out").glob("inpainting_*_paper.json")).read_text())["rows"]
+    assert {r["method"]: r["network calls"] for r in rows} == {"biharmonic": 0, "ddrm": 20, "ddnm": 100}
+    assert {f.name for f in (tmp_path / "cells").rglob("*.json")} >= {"half_ddrm_paper_0_2.json"}
+    with pytest.raises(errors.UserError, match="unknown method"):
+        evaluate.main([*options[:2], "twisted", *folders])
+
+
+def test_seconds_of_a_device_stay_beside_those_of_others(prior, tmp_path, capsys):
+    options = ["--prior", str(prior), "--out", str(tmp_path), "--count", "2", "--steps", "3"]
+    assert seconds.main([*options, "--methods", "ddrm"]) == 0
+    (file,) = tmp_path.glob("seconds_*.json")
+    found = json.loads(file.read_text())
+    (column,) = [c for c in found["rows"][0] if c.endswith("s / image")]
+    assert "cpu, batch 2" in column and found["rows"][0][column] > 0 and found["rows"][0]["network calls"] == 3
+    other = column.replace("cpu", "other")
+    found["rows"][0][other] = 7.0
+    file.write_text(json.dumps(found))
+    assert seconds.main([*options, "--methods", "ddnm"]) == 0
+    rows = {r["method"]: r for r in json.loads(file.read_text())["rows"]}
+    assert rows["ddrm"][other] == 7.0 and column in rows["ddrm"] and column in rows["ddnm"] and list(rows) == ["ddrm", "ddnm"]
+    with pytest.raises(errors.UserError, match="did you mean"):
+        seconds.main(["--methods", "ddrn"])
 
 
 def test_levels():

@@ -98,13 +98,16 @@ def test_restored_from_block_means_alone_as_in_a_batch(prior, truth, quiet):
     entry, programs = methods.METHODS["ddrm"], solve.Programs()
     ys, operators = tasks.measure("sr4-mean", truth)
     options = dict(steps=3, seed=4, programs=programs, **quiet)
+    last = solve.restore(prior, entry, ys[2:], operators[2:], batch=1, numbers=[2], **(options | {"stream": False}))
     a = solve.restore(prior, entry, ys, operators, batch=3, **options)
     np.testing.assert_allclose(a.x[:, 0].reshape(3, 8, 4, 8, 4, 1).mean((2, 4)), ys, atol=1e-4)
     b = solve.restore(prior, entry, ys, operators[0], batch=1, **options)  # one operator for all
     np.testing.assert_allclose(a.x, b.x, atol=1e-4)
-    assert len(programs) == 2  # batch 3 and batch 1
+    np.testing.assert_allclose(a.x[2:], last.x, atol=1e-4)
+    assert a.each_calls.shape == (3, 1) and a.network_calls == a.each_calls.mean()
+    assert len(programs) == 3  # batch 3, batch 1, and batch 1 without a callback
     other = solve.restore(prior, entry, ys[::-1], operators, batch=3, **options)
-    assert len(programs) == 2 and other.seconds_compile < a.seconds_compile / 5
+    assert len(programs) == 3 and other.seconds_compile < a.seconds_compile / 5
     np.testing.assert_allclose(other.x[:, 0].reshape(3, 8, 4, 8, 4, 1).mean((2, 4)), ys[::-1], atol=1e-4)
 
 

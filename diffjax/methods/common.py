@@ -18,7 +18,7 @@ def cast(y, dtype):
 
 def inner(u, v):
     """<u, v> over all leaves, a real scalar."""
-    return sum(jnp.vdot(a, b).real for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(v), strict=True))
+    return sum(jnp.vdot(a, b, precision="highest").real for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(v), strict=True))
 
 
 def norm(r):
@@ -45,19 +45,23 @@ def conjugate_gradients(apply, b, iterations):
     """Solve apply(u)[0] = b, apply linear, symmetric and positive, from u = 0 by a fixed number of steps.
 
     ``apply(p)`` returns (K p, anything else that is linear in p); the same combination of that is summed along the way, so
-    that it costs no further product. Returns (u, the sum, |r| / |b|).
+    that it costs no further product. Returns (u, the sum, |r| / |b|) of the last step whose |r| is at most |b|, u = 0
+    included: where K is not positive (a trained network's Jacobian), the steps may diverge, the answer does not.
     """
     like = jax.eval_shape(lambda p: apply(p)[1], b)
     zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
 
     def turn(carry, _):
-        u, extra, r, p, rr = carry
+        (u, extra, r, p, rr), kept = carry
         Kp, more = apply(p)
         step = safe_divide(rr, inner(p, Kp))
         u, extra, r = axpy(step, p, u), axpy(step, more, extra), axpy(-step, Kp, r)
         new = inner(r, r)
-        return (u, extra, r, axpy(safe_divide(new, rr), p, r), new), None
+        p = axpy(safe_divide(new, rr), p, r)
+        kept = jax.tree.map(lambda a, b: jnp.where(new <= bb, a, b), (u, extra, new), kept)  # False for NaN
+        return ((u, extra, r, p, new), kept), None
 
-    start = (zeros(b), zeros(like), b, b, inner(b, b))
-    (u, extra, _, _, rr), _ = jax.lax.scan(turn, start, None, length=iterations)
-    return u, extra, safe_sqrt(safe_divide(rr, inner(b, b)))
+    bb = inner(b, b)
+    start = (zeros(b), zeros(like), b, b, bb), (zeros(b), zeros(like), bb)
+    (_, (u, extra, rr)), _ = jax.lax.scan(turn, start, None, length=iterations)
+    return u, extra, safe_sqrt(safe_divide(rr, bb))

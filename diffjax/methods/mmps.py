@@ -33,8 +33,9 @@ class MMPS(Method):
     iterations: conjugate-gradient steps per network call, no more than y has entries (then they are exact); what is left of
     the residual is ``info["solve_residual"]``
     A correction of the prediction: any kernel runs it. With an exact denoiser DPM-Solver++ 2M on ``timetables.log_snr`` is the
-    best we know. A trained network's Jacobian times sigma^2 / alpha is no covariance at very high noise, where 10 steps can
-    diverge: see "solve_residual", and take 1 to 3 steps and ``DDIM(eta=1)``.
+    best we know. A trained network's Jacobian times sigma^2 / alpha is no covariance at very high noise: steps that leave more
+    than they found are not taken ("solve_residual" 1: none was). There start at sigma / alpha = 80 (``t_max``), with
+    ``DDIM(eta=1)``, and 3 steps do.
     Raises ValueError for an operator without adjoint or iterations < 1.
     """
 

@@ -181,7 +181,7 @@ class CGProx(Operator):
         rho = jnp.asarray(rho).astype(z.dtype)
         apply = lambda d: self.A.T(self.A(d)) + rho * d
         b = -self.A.T(self.A.residual(z, y))  # of the correction d = x - z
-        inner = lambda u, v: jnp.vdot(u, v).real
+        inner = lambda u, v: jnp.vdot(u, v, precision="highest").real
 
         def turn(carry, _):
             d, r, p, rr = carry

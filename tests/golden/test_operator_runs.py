@@ -198,3 +198,33 @@ def test_phase_and_poisson(golden_file):
             z = ((y + 1) / 2 - level) / np.sqrt(np.maximum(level, 1e-9) / (255 * rate))
             z = z[inside & (level > 0.1) & (level < 0.9)]
             assert abs(z.std() - 1) < 5 / np.sqrt(2 * z.size) and abs(z.mean()) < 5 / np.sqrt(z.size)
+
+
+def dps_mask(kind, size, rng, margin, lengths=(8, 16), share=(0.3, 0.7)):
+    """DPS's ``mask_generator`` (1 = kept), which draws from numpy's global stream and not by a seed of its own."""
+    mask = np.ones((size, size), np.int8)
+    if kind == "random":
+        dropped = int(size**2 * rng.uniform(*share))
+        mask.reshape(-1)[rng.choice(size**2, dropped, replace=False)] = 0
+        return mask
+    height, width = rng.randint(*lengths), rng.randint(*lengths)
+    top, left = rng.randint(margin, size - margin - height), rng.randint(margin, size - margin - width)
+    mask[top : top + height, left : left + width] = 0
+    return 1 - mask if kind == "extreme" else mask
+
+
+@pytest.mark.golden("plug_and_play", "ops_dps_masks")
+def test_masks_of_dps(golden_file):
+    """Its masks as operators: what is kept comes through, the adjoint of what is dropped is 0."""
+    run, _ = load(golden_file)
+    x = np.random.default_rng(0).normal(size=(32, 32, 3))
+    for name in [k for k in run if run[k].shape == (32, 32)]:
+        kind, seed = name.split("_seed")
+        mask = dps_mask(kind, 32, np.random.RandomState(int(seed)), 4)
+        np.testing.assert_array_equal(mask, run[name], err_msg=name)
+        A = O.Mask(mask[..., None])
+        np.testing.assert_array_equal(np.asarray(A.T(A(jnp.asarray(x)))) == 0, np.broadcast_to(mask[..., None] == 0, x.shape))
+    large = np.argwhere(dps_mask("box", 256, np.random.RandomState(0), 16, (128, 129)) == 0)
+    np.testing.assert_array_equal([*large.min(0), *(large.max(0) + 1)], run["box256_seed0_tlbr"])
+    packed = np.packbits(dps_mask("random", 256, np.random.RandomState(0), 16))
+    np.testing.assert_array_equal(packed, run["random256_seed0_packed"])

@@ -120,6 +120,26 @@ def test_solve_residual_is_reported_and_falls_with_iterations():
         assert left[0] > left[1] > 1e-6 > left[2]
 
 
+def test_the_solver_never_leaves_more_than_it_found():
+    """Right for a positive matrix; for others, as trained networks give, the steps diverge and the answer does not."""
+    from diffjax.methods.common import conjugate_gradients
+
+    rng = np.random.default_rng(0)
+    M, b = rng.normal(size=(6, 6)), jnp.asarray(rng.normal(size=6))
+    with jax.enable_x64(True):
+        solve = lambda K, n: conjugate_gradients(lambda p: (K @ p, 2 * p), jnp.asarray(b, float), n)
+        u, twice, left = solve(M @ M.T + np.eye(6), 6)
+        np.testing.assert_allclose(u, np.linalg.solve(M @ M.T + np.eye(6), b), atol=1e-6)
+        np.testing.assert_allclose(twice, 2 * u, atol=1e-12)
+        assert left < 1e-6
+        for K in (M, M - 3 * np.eye(6), np.full((6, 6), np.nan), np.zeros((6, 6))):
+            for n in (1, 3, 10):
+                u, twice, left = solve(K, n)
+                assert left <= 1
+                np.testing.assert_allclose(left, np.linalg.norm(np.nan_to_num(K) @ u - b) / np.linalg.norm(b), atol=1e-6)
+                np.testing.assert_allclose(twice, 2 * u)
+
+
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
 @pytest.mark.parametrize("name", ["mask", "means"])
 def test_pigdm_is_exact_for_white_priors(name, noise_std):
