@@ -124,8 +124,8 @@ def noise_free(build):
 
 
 def dps(key, denoise, measurement, shape, dtype, calls, settings):
-    """Steps of a fixed length add up like noise: the scale of the paper, for 1000 calls, times sqrt(1000 / calls). Below the noise
-    of the data they only jitter: the grid of the paper, equal in t, has few rows there."""
+    """Steps of a fixed length add up like noise: the paper's ``scale``, for 1000 calls, times sqrt(1000 / calls). Below the
+    noise of the data they only jitter: the paper's grid, equal in t, has few rows there."""
     settings = {"scale": 0.3} | ({} if "top" in settings else {"bend": 1.0}) | settings
     settings["scale"] *= (1000 / calls) ** 0.5
     return walk(methods.DPS, ancestral)(key, denoise, measurement, shape, dtype, calls, settings)
@@ -188,10 +188,10 @@ METHODS = {
     "twisted": Entry(two_stage, EDM, "twisted SMC, then MMPS (twisted.for_calls)", {"threshold": (0.2, 0.5, 0.8)},
                      ("azula-tds",)),
     "mmps": Entry(walk(methods.MMPS, second_order, EDM), EDM, "10 CG steps, DPM-Solver++ 2M",
-                  {"top": (20.0, 40.0, 80.0), "bottom": (0.002, 0.005, 0.01, 0.02)}, MM),
+                  {"top": (20.0, 40.0, 80.0), "bottom": (0.002,)}, MM),
     "mmps-ddpm": Entry(walk(methods.MMPS, fresh(1.0), EDM, top=20.0, bottom=0.002), EDM,
                        "10 CG steps, DDPM from sigma / alpha = 20",
-                       {"eta": (0.0, 0.25, 0.5, 1.0), "top": (20.0, 80.0), "bottom": (0.002, 0.01)}, MM),
+                       {"eta": (0.0, 0.25, 0.5, 1.0), "top": (20.0, 80.0), "bottom": (0.002,)}, MM),
     "pigdm": Entry(walk(methods.PiGDM, fresh(1.0), bend=2.0), VP, "DDIM, eta 1 as in the paper, t quadratic",
                    {"scale": (0.5, 0.7, 1.0), "eta": ETA, "bend": (1.0, 1.5, 2.0)}, ("azula-pgdm", "deepinv-pigdm")),
     # a prior_std below the data's largest deviation overshoots, and diverges where rows are few: none below the paper's 1
