@@ -125,19 +125,11 @@ def pigdm(denoise, measurement, schedule, steps, scale=1.0, prior_std=0.5, eta=1
 
 
 def mmps(denoise, measurement, schedule, steps):
-    """3 conjugate-gradient steps, fresh noise and a start at sigma / alpha = 80: above, a trained network's Jacobian times
-    sigma^2 / alpha is no covariance. (For exact denoisers 10 steps and DPM-Solver++ 2M are best: experiments.calibrate.)"""
+    """3 solver steps and fresh noise. (For exact denoisers 10 steps and DPM-Solver++ 2M are best: experiments.calibrate.)"""
     from diffjax import kernels, methods, timetables
 
     method = methods.MMPS(denoise, measurement, iterations=3)
-    return method, kernels.DDIM(schedule, eta=1.0), timetables.log_snr(schedule, steps, t_max=below(schedule, 80.0))
-
-
-def below(schedule, level):
-    """The time of sigma / alpha = ``level``, or the schedule's last."""
-    import math
-
-    return min(float(schedule.time(-2 * math.log(level))), float(schedule.T))
+    return method, kernels.DDIM(schedule, eta=1.0), timetables.log_snr(schedule, steps)
 
 
 def twisted(denoise, measurement, schedule, steps, noise_floor=0.05):
@@ -147,7 +139,7 @@ def twisted(denoise, measurement, schedule, steps, noise_floor=0.05):
 
     measurement = dj.replace(measurement, noise_std=_at_least(measurement.noise_std, noise_floor))
     method = methods.TwistedSMC(denoise, measurement, iterations=3, particles=4)
-    return method, kernels.DDPM(schedule), timetables.log_snr(schedule, steps, t_max=below(schedule, 80.0))
+    return method, kernels.DDPM(schedule), timetables.log_snr(schedule, steps)
 
 
 def _at_least(a, b):

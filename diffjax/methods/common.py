@@ -1,4 +1,4 @@
-"""What gradient-guided methods share: y and residuals as pytrees (``operators.stack``), norms, conjugate gradients."""
+"""What gradient-guided methods share: y and residuals as pytrees (``operators.stack``), norms, a linear solver."""
 
 from __future__ import annotations
 
@@ -41,27 +41,33 @@ def needs(method, A, *names):
             )
 
 
-def conjugate_gradients(apply, b, iterations):
-    """Solve apply(u)[0] = b, apply linear, symmetric and positive, from u = 0 by a fixed number of steps.
+def least_residual(apply, b, iterations):
+    """Solve apply(u)[0] = b, apply linear, from u = 0 by a fixed number of steps: of all that b and its images under ``apply``
+    span, the u with the least |b - apply(u)[0]| (generalised conjugate residuals: GMRES without its triangular solve).
 
-    ``apply(p)`` returns (K p, anything else that is linear in p); the same combination of that is summed along the way, so
-    that it costs no further product. Returns (u, the sum, |r| / |b|) of the last step whose |r| is at most |b|, u = 0
-    included: where K is not positive (a trained network's Jacobian), the steps may diverge, the answer does not.
+    Nothing is asked of ``apply``: with a positive one it converges as conjugate gradients do, with any other the residual
+    never grows. ``apply(p)`` returns (K p, anything else that is linear in p); the same combination of that is summed along
+    the way, so that it costs no further product. Returns (u, the sum, |r| / |b|). Memory: three arrays for each step.
     """
-    like = jax.eval_shape(lambda p: apply(p)[1], b)
+    like = jax.eval_shape(apply, b)
     zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
+    history = lambda tree: jax.tree.map(lambda a: jnp.zeros((iterations, *a.shape), a.dtype), tree)
+    less = lambda a, c, past: jax.tree.map(lambda a, past: a - jnp.tensordot(c, past, 1, precision="highest"), a, past)
+    real = lambda c, tree: jax.tree.map(lambda a: c.astype(a.real.dtype) * a, tree)
 
-    def turn(carry, _):
-        (u, extra, r, p, rr), kept = carry
-        Kp, more = apply(p)
-        step = safe_divide(rr, inner(p, Kp))
-        u, extra, r = axpy(step, p, u), axpy(step, more, extra), axpy(-step, Kp, r)
-        new = inner(r, r)
-        p = axpy(safe_divide(new, rr), p, r)
-        kept = jax.tree.map(lambda a, b: jnp.where(new <= bb, a, b), (u, extra, new), kept)  # False for NaN
-        return ((u, extra, r, p, new), kept), None
+    def turn(carry, j):
+        u, extra, r, past = carry  # past: of each step (p, K p, the rest of it), the K p orthonormal
+        new = r, *apply(r)
+        size = norm(new[1])
+        for _ in range(2):  # once leaves rounding errors that add up
+            overlap = jax.vmap(inner, (0, None))(past[1], new[1])
+            new = less(new, overlap, past)
+        rest = norm(new[1])  # nothing but rounding errors: there is no further direction
+        new = real(jnp.where(rest > 100 * jnp.finfo(rest.dtype).eps * size, safe_divide(1.0, rest), 0.0), new)
+        past = jax.tree.map(lambda past, a: past.at[j].set(a), past, new)
+        step = inner(r, new[1])
+        return (axpy(step, new[0], u), axpy(step, new[2], extra), axpy(-step, new[1], r), past), None
 
-    bb = inner(b, b)
-    start = (zeros(b), zeros(like), b, b, bb), (zeros(b), zeros(like), bb)
-    (_, (u, extra, rr)), _ = jax.lax.scan(turn, start, None, length=iterations)
-    return u, extra, safe_sqrt(safe_divide(rr, bb))
+    start = zeros(b), zeros(like[1]), b, (history(b), history(like[0]), history(like[1]))
+    (u, extra, r, _), _ = jax.lax.scan(turn, start, jnp.arange(iterations))
+    return u, extra, safe_divide(norm(r), norm(b))

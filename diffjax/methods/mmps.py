@@ -4,14 +4,15 @@ expectation maximization", section 4.2).
     p(x_0 | x_t) ~ N(m, V),    m = x0_hat(x_t),    V = sigma_t^2 / alpha_t dm/dx_t     (Tweedie: the exact covariance)
     E[x_0 | x_t, y] = m + V A^T (noise_std^2 I + A V A^T)^{-1} (y - A m)
 
-The linear system is solved by ``iterations`` conjugate-gradient steps, each one product with the network's Jacobian.
+The linear system is solved by ``iterations`` steps of a Krylov method, each one product with the network's Jacobian.
 Exact for a Gaussian prior once they converge; else biased as far as p(x_0 | x_t) is not one Gaussian: samples of separate
 modes are right inside each mode, and wrong in how often they choose it.
 
-Paper and code: the paper solves with one to a few steps and recommends GMRES where the Jacobian of a trained network is
-not symmetric; the authors' library (azula) defaults to one GMRES step. We default to 10 conjugate-gradient steps, since
-fewer leave a Gaussian posterior visibly too wide or too narrow. The covariance is held constant when the likelihood is
-differentiated (all of them).
+Paper and code: the paper solves by one to a few conjugate-gradient steps and recommends GMRES where the Jacobian of a trained
+network is not symmetric; the authors' library (azula) defaults to one GMRES step. We take 10 steps that minimise the residual
+(GMRES's): fewer leave a Gaussian posterior visibly too wide or too narrow. Conjugate gradients do as well with exact denoisers
+and diverge with trained ones, whose Jacobian times the large sigma^2 / alpha of high noise is no covariance. The covariance is
+held constant when the likelihood is differentiated (all of them).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import Measurement, Method, Prediction, expand, pytree, safe_divide, static
-from .common import axpy, cast, conjugate_gradients, inner, needs
+from .common import axpy, cast, inner, least_residual, needs
 
 
 @pytree
@@ -30,12 +31,10 @@ class MMPS(Method):
     """denoise: the prior, not clipped (its Jacobian is the covariance). measurement: y with a linear operator that has its
     adjoint A.T (``operators.from_function`` gives any function one); noise_std in y's units.
 
-    iterations: conjugate-gradient steps per network call, no more than y has entries (then they are exact); what is left of
-    the residual is ``info["solve_residual"]``
+    iterations: solver steps per network call, no more than y has entries (then they are exact); what is left of the residual
+    is ``info["solve_residual"]``
     A correction of the prediction: any kernel runs it. With an exact denoiser DPM-Solver++ 2M on ``timetables.log_snr`` is the
-    best we know. A trained network's Jacobian times sigma^2 / alpha is no covariance at very high noise: steps that leave more
-    than they found are not taken ("solve_residual" 1: none was). There start at sigma / alpha = 80 (``t_max``), with
-    ``DDIM(eta=1)``, and 3 steps do.
+    best we know; with a trained one 3 steps and ``DDIM(eta=1)``.
     Raises ValueError for an operator without adjoint or iterations < 1.
     """
 
@@ -59,11 +58,11 @@ class MMPS(Method):
             return axpy(noise_std**2, v, A(Vv)), Vv
 
         b = jax.tree.map(jnp.negative, A.residual(p.x0, cast(self.measurement.y, x.dtype)))
-        u, shift, left = conjugate_gradients(system, b, self.solves())
+        u, shift, left = least_residual(system, b, self.solves())
         return p, shift, -0.5 * inner(b, u), left
 
     def solves(self) -> int:
-        """Conjugate-gradient steps per network call."""
+        """Solver steps per network call."""
         return min(self.iterations, sum(math.prod(jnp.shape(a)) for a in jax.tree.leaves(self.measurement.y)))
 
     def corrected(self, x, t):
