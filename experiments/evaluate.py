@@ -5,7 +5,7 @@ Without --tasks: inpainting behind the papers' seven masks. Columns: hole PSNR (
 most 48.1: an error of one grey level), lpips@64 of the whole image, network calls per image (seconds: experiments.seconds).
 Writes inpainting_PRIOR; inpainting_PRIOR_lpips and _psnr, a row for each method and a column for each mask;
 inpainting_PRIOR_differences (_differences_lpips: a column for each mask), paired differences between methods with a 95 %
-interval over the images.
+interval over the images; inpainting_PRIOR_order, the order of CoPaint's paper beside ours.
 With --tasks: what plug-and-play papers report, with noise (0.05 on [0, 1]) and without. Columns: PSNR, SSIM, lpips@64, misfit
 |A x - y| / (noise_std sqrt m) (the truth's is 1; without noise |A x - y| / sqrt m), and the difference in lpips from the best
 method with its paired 95 % interval. Writes plug_and_play_PRIOR, _noisy, _noiseless and _differences.
@@ -18,7 +18,6 @@ images, and writes inpainting_PRIOR_paper and plug_and_play_PRIOR_paper.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import shlex
 import sys
@@ -27,23 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from . import record
+from .comparisons import CEILING, across, layout, order, tables, task_tables
 from .errors import UserError, library_errors, run, unknown
 from .options import Parser
 
 MASKS = ("half", "wide", "expand", "altern", "sr2", "narrow", "text")
 TASKS = ("deblur", "motion", "sr4", "box", "random")
 NOISE = (0.05, 0.0)
-SCORES = ("psnr_hole", "lpips")
 SHOWN = 2  # images of a cell that are kept for the pictures
-CEILING = 20 * np.log10(255)  # a hole of pure background can be filled exactly: one such image must not rule the mean
-# what the papers lead one to expect to be positive in PSNR and negative in lpips
-PAIRS = (
-    ("repaint", "biharmonic"),
-    ("copaint-fast", "repaint"),
-    ("copaint", "repaint"),
-    ("copaint-tt", "repaint"),
-    ("copaint-tt", "copaint"),
-)
 
 
 @functools.cache
@@ -78,18 +68,6 @@ def holes(operators):
     """(N, H, W) masks of a list of operators that are masks; None for others."""
     masks = [getattr(A, "mask", None) for A in operators]
     return None if masks[0] is None else np.stack([np.asarray(m)[..., 0] for m in masks])
-
-
-def interval(differences):
-    """(mean, half width of the 95 % interval) of paired differences, normal approximation."""
-    d = np.asarray(differences, np.float64)
-    return float(d.mean()), float(1.96 * d.std(ddof=1) / np.sqrt(len(d)))
-
-
-def difference(a, b, form):
-    """The text of :func:`interval` of a - b; form: of a signed number."""
-    mean, half = interval(np.subtract(a, b))
-    return f"{mean:{form}} ± {half:{form[1:]}}"
 
 
 # --- cells: scores per image and network calls of one method on one measurement -----------------------------------------
@@ -203,82 +181,7 @@ def kept(file: Path, make, fresh: bool):
     return found
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
-
-
-def tables(cells: dict, masks, methods):
-    """(rows of the scores, rows of the paired differences) from {(mask, method): cell}."""
-    found, differences = [], []
-    cells = {k: c if "reason" in c else c | {"psnr_hole": np.minimum(c["psnr_hole"], CEILING)} for k, c in cells.items()}
-    pairs = [*PAIRS, *((m, "repaint") for m in methods if (m, "repaint") not in PAIRS and m not in ("repaint", "biharmonic"))]
-    for mask, method in itertools.product(masks, methods):
-        columns = {"hole PSNR": "psnr_hole", "lpips@64": "lpips"}
-        found.append({"mask": mask, "method": method, **summary(cells[mask, method], columns)})
-    for method in methods:  # image by image
-        of = [cells[mask, method] for mask in masks]
-        missing = any("reason" in c for c in of)
-        average = {"reason": "a mask is missing"} if missing else {k: np.mean([c[k] for c in of], 0) for k in SCORES}
-        cells["average", method] = average
-    for mask in (*masks, "average"):
-        for a, b in pairs:
-            if all(m in methods and "reason" not in cells[mask, m] for m in (a, b)):
-                of = lambda key, form: difference(cells[mask, a][key], cells[mask, b][key], form)  # noqa: B023
-                differences.append({"mask": mask, "difference": f"{a} - {b}", "hole PSNR": of("psnr_hole", "+.2f"),
-                                    "lpips@64": of("lpips", "+.4f")})  # fmt: skip
-    return found, differences
-
-
-def across(differences, masks, column):
-    """The differences of one column, a row each, a column for each mask."""
-    rows = {}
-    for d in differences:
-        rows.setdefault(d["difference"], {"difference": d["difference"]} | dict.fromkeys(masks))[d["mask"]] = d[column]
-    return list(rows.values())
-
-
-def summary(c, columns) -> dict:
-    """Means over the images and network calls of a cell; the reason where there are none."""
-    if "reason" in c:
-        return {"why": c["reason"]}
-    means = {label: float(np.mean(c[key])) for label, key in columns.items()}
-    return means | {"network calls": c["network_calls"]}
-
-
-def layout(cells, columns, methods, key, most=np.inf):
-    """A row for each method, a column for each of ``columns``, the last one their average (None where one is missing)."""
-    rows = []
-    for method in methods:
-        values = [cells[c, method].get(key) for c in columns]
-        means = [None if v is None else float(np.minimum(v, most).mean()) for v in values]
-        average = None if None in means else float(np.mean(means))
-        rows.append({"method": method, **dict(zip(columns, means)), "average": average})
-    return rows
-
-
-def task_tables(cells, tasks, noises, methods, baseline):
-    """(rows of the scores, {noise: rows by method}, rows of paired differences) from {(task, noise, method): cell}."""
-    found, by_method, differences = [], {n: [{"method": m} for m in methods] for n in noises}, []
-    columns = {"PSNR": "psnr", "SSIM": "ssim", "lpips@64": "lpips", "misfit": "misfit"}
-    for noise in noises:
-        for task in tasks:
-            of = {m: cells[task, noise, m] for m in methods}
-            scored = [m for m in methods if "reason" not in of[m]]
-            best = min(scored, key=lambda m: np.mean(of[m]["lpips"]), default=None)
-            for method, row in zip(methods, by_method[noise]):
-                c = of[method]
-                here = summary(c, columns)
-                if method == best:
-                    here["lpips from best"] = "best"
-                elif method in scored:
-                    here["lpips from best"] = difference(c["lpips"], of[best]["lpips"], "+.4f")
-                found.append({"task": task, "noise": noise, "method": method, **here})
-                row["network calls"] = row.get("network calls") or c.get("network_calls")
-                row |= {f"{task} PSNR": here.get("PSNR"), f"{task} lpips": here.get("lpips@64")}
-                if method in scored and baseline in scored and method != baseline:
-                    differences.append({"task": task, "noise": noise, "difference": f"{method} - {baseline}",
-                                        "PSNR": difference(c["psnr"], of[baseline]["psnr"], "+.2f"),
-                                        "lpips@64": difference(c["lpips"], of[baseline]["lpips"], "+.4f")})  # fmt: skip
-    return found, by_method, differences
+# --- what is written ---------------------------------------------------------------------------------------------------
 
 
 def picture(cells, whats, methods, seen, truth, path):
@@ -407,6 +310,8 @@ def inpainting(prior, truth, methods, options, command):
         rows = layout(cells, names, methods, key, most)
         print(f"\n{score}\n" + record.write(f"{name}_{score}", command, rows, options.out, images=len(truth), device=on))
     print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth), device=on))
+    if set(MASKS) <= set(names) and (rows := order(cells, MASKS, methods)):
+        record.write(f"{name}_order", command, rows, options.out, images=len(truth), device=on)
     rows = across(differences, (*names, "average"), "lpips@64")
     record.write(f"{name}_differences_lpips", command, rows, options.out, images=len(truth), device=on)
     seen = {m: [np.where(make(m, x.shape[:2], seed=n)[..., None] > 0, x, 0) for n, x in enumerate(truth)] for m in names}

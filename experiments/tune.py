@@ -88,7 +88,8 @@ def main(argv=None) -> int:
 
     from diffjax import zoo
 
-    from .evaluate import CEILING, holes, scores
+    from .comparisons import CEILING
+    from .evaluate import holes, scores
     from .solve import Programs, restore
     from .tasks import measure
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_prior import write
 
-from experiments import errors, evaluate, seconds
+from experiments import comparisons, errors, evaluate, seconds
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_tables_are_means_and_paired_intervals():
         "seconds": 1,
     }
     cells = {("half", "biharmonic"): cell(0), ("half", "repaint"): cell(3)}
-    rows, differences = evaluate.tables(cells, ["half"], ["biharmonic", "repaint"])
+    rows, differences = comparisons.tables(cells, ["half"], ["biharmonic", "repaint"])
     d = np.subtract(cells["half", "repaint"]["psnr_hole"], cells["half", "biharmonic"]["psnr_hole"])
     assert rows[1]["hole PSNR"] == np.mean(cells["half", "repaint"]["psnr_hole"])
     assert differences[0]["hole PSNR"] == f"{d.mean():+.2f} ± {1.96 * d.std(ddof=1) / 3:.2f}"
@@ -53,7 +53,7 @@ def test_tables_are_means_and_paired_intervals():
 def test_a_row_for_each_method_and_their_average():
     cells = {(m, k): {"lpips": [0.1 * n, 0.3 * n]} for n, m in enumerate(("half", "wide"), 1) for k in ("a", "b")}
     cells["wide", "b"] = {"reason": "cannot"}
-    a, b = evaluate.layout(cells, ["half", "wide"], ["a", "b"], "lpips")
+    a, b = comparisons.layout(cells, ["half", "wide"], ["a", "b"], "lpips")
     assert a == {"method": "a", "half": pytest.approx(0.2), "wide": pytest.approx(0.4), "average": pytest.approx(0.3)}
     assert b == {"method": "b", "half": pytest.approx(0.2), "wide": None, "average": None}
 
@@ -98,13 +98,24 @@ def test_the_average_over_masks_is_paired_image_by_image():
     rng = np.random.default_rng(1)
     of = lambda: {"psnr_hole": rng.normal(size=5).tolist(), "lpips": rng.random(5).tolist(), "network_calls": 1}
     cells = {(mask, m): of() for mask in ("half", "wide") for m in ("biharmonic", "repaint")}
-    rows = evaluate.tables(cells, ["half", "wide"], ["biharmonic", "repaint"])[1]
+    rows = comparisons.tables(cells, ["half", "wide"], ["biharmonic", "repaint"])[1]
     a, b = (np.mean([cells[mask, m]["lpips"] for mask in ("half", "wide")], 0) for m in ("repaint", "biharmonic"))
-    (compact,) = evaluate.across(rows, ["half", "wide", "average"], "lpips@64")
+    (compact,) = comparisons.across(rows, ["half", "wide", "average"], "lpips@64")
     assert compact["average"] == f"{(a - b).mean():+.4f} ± {1.96 * (a - b).std(ddof=1) / np.sqrt(5):.4f}"
     cells["wide", "repaint"] = {"reason": "cannot"}
-    rows = evaluate.tables(cells, ["half", "wide"], ["biharmonic", "repaint"])[1]
-    assert evaluate.across(rows, ["half", "wide", "average"], "lpips@64")[0]["average"] is None
+    rows = comparisons.tables(cells, ["half", "wide"], ["biharmonic", "repaint"])[1]
+    assert comparisons.across(rows, ["half", "wide", "average"], "lpips@64")[0]["average"] is None
+
+
+def test_the_order_of_the_paper():
+    """Neighbours in the paper's order, paired image by image; a method without a number is passed over."""
+    cells = {
+        (mask, m): {"lpips": [0.1 * n, 0.3 * n]} for mask in "ab" for n, m in enumerate(("copaint-tt", "repaint", "ddrm"), 1)
+    }
+    cells["b", "repaint"] = {"reason": "cannot"}
+    rows = comparisons.order(cells, "ab", ["biharmonic", "ddrm", "repaint", "copaint-tt"])
+    assert [r["method"] for r in rows] == ["copaint-tt", "ddrm"] and rows[0]["from the line above"] is None
+    assert rows[1]["here"] == pytest.approx(0.6) and rows[1]["from the line above"].startswith("+0.4000 ± ")
 
 
 def test_the_papers_settings(prior, tmp_path, capsys):
