@@ -187,10 +187,10 @@ ETA = (0.0, 0.5, 1.0)
 METHODS = {
     "twisted": Entry(two_stage, EDM, "twisted SMC, then MMPS (twisted.for_calls)", {"threshold": (0.2, 0.5, 0.8)},
                      ("azula-tds",)),
-    "mmps": Entry(walk(methods.MMPS, second_order, EDM), EDM, "10 CG steps, DPM-Solver++ 2M",
+    "mmps": Entry(walk(methods.MMPS, second_order, EDM), EDM, "10 solver steps, DPM-Solver++ 2M",
                   {"top": (20.0, 40.0, 80.0), "bottom": (0.002,)}, MM),
     "mmps-ddpm": Entry(walk(methods.MMPS, fresh(1.0), EDM, top=20.0, bottom=0.002), EDM,
-                       "10 CG steps, DDPM from sigma / alpha = 20",
+                       "10 solver steps, DDPM from sigma / alpha = 20",
                        {"eta": (0.0, 0.25, 0.5, 1.0), "top": (20.0, 80.0), "bottom": (0.002,)}, MM),
     "pigdm": Entry(walk(methods.PiGDM, fresh(1.0), bend=2.0), VP, "DDIM, eta 1 as in the paper, t quadratic",
                    {"scale": (0.5, 0.7, 1.0), "eta": ETA, "bend": (1.0, 1.5, 2.0)}, ("azula-pgdm", "deepinv-pigdm")),

@@ -81,6 +81,21 @@ def test_any_linear_function_with_conjugate_gradients_or_gradients():
     np.testing.assert_allclose(close, result.x, atol=1e-3)
 
 
+def test_a_matrix_and_the_mask_it_spells():
+    """Measurements of another rank than the image's: the same walk as the operator that keeps its shape."""
+    keep = np.random.default_rng(3).random(SHAPE) < 0.5
+    A = dj.operators.matrix(np.eye(keep.size)[keep.ravel()], SHAPE)
+    x = np.random.default_rng(4).uniform(-0.8, 0.8, SHAPE).astype(np.float32)
+    rows = [(jnp.asarray(x.ravel()[keep.ravel()]), A), (jnp.asarray(x * keep), dj.operators.Mask(jnp.asarray(keep, float)))]
+    table, kernel = dj.timetables.diffpir(SCHEDULE, 6), dj.kernels.DDIM(SCHEDULE)
+    admm = lambda *a: dj.methods.DiffPIR(*a, splitting="admm")
+    for build in (dj.methods.DiffPIR, admm, dj.methods.PiGDM, dj.methods.DPS, dj.methods.Replacement, dj.methods.CCDF):
+        a, b = (
+            dj.sample(jax.random.key(0), build(prior(), dj.Measurement(y, op, 0.1)), kernel, table, SHAPE).x for y, op in rows
+        )
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_ilvr_shares_low_frequencies():
     reference = jnp.asarray(np.random.default_rng(1).uniform(-0.8, 0.8, SHAPE), jnp.float32)
     table, kernel = dj.timetables.log_snr(SCHEDULE, 10), dj.kernels.DDPM(SCHEDULE)

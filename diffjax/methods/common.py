@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..base import safe_divide, safe_sqrt
+from ..base import expand, safe_divide, safe_sqrt
 from ..operators import Operator
 
 
@@ -14,6 +14,11 @@ def cast(y, dtype):
     both = jnp.complex128 if jnp.finfo(dtype).bits == 64 else jnp.complex64
     is_complex = lambda a: jnp.issubdtype(a.dtype, jnp.complexfloating)
     return jax.tree.map(lambda a: a.astype(both if is_complex(a) else dtype), jax.tree.map(jnp.asarray, y))
+
+
+def level(coefficient, x):
+    """``base.expand``, but a scalar stays one: it may stand beside y or coefficients, whose rank need not be that of x."""
+    return expand(coefficient, x) if jnp.ndim(coefficient) else jnp.asarray(coefficient).astype(x.dtype)
 
 
 def inner(u, v):

@@ -40,9 +40,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import process, timetables
-from ..base import Measurement, Method, expand, nearest, pytree, static
+from ..base import Measurement, Method, nearest, pytree, static
 from ..kernels import DDIM
-from .common import inner, needs
+from .common import inner, level, needs
 
 DATA = ("prox", "gradient", "back_projection")
 SPLITTINGS = ("hqs", "admm")
@@ -89,7 +89,7 @@ class DiffPIR(Method):
         """The penalty at a prediction's time. Not below 1e-12, so that nothing unmeasured is divided by 0."""
         cast = lambda a: jnp.asarray(a, p.x0.dtype)
         noise = jnp.maximum(cast(self.measurement.noise_std), cast(self.noise_floor))
-        alpha, sigma = expand(p.alpha, p.x0), jnp.maximum(expand(p.sigma, p.x0), cast(1e-10))
+        alpha, sigma = level(p.alpha, p.x0), jnp.maximum(level(p.sigma, p.x0), cast(1e-10))
         precision = (alpha / sigma) ** 2 + 1 / cast(self.prior_std) ** 2
         return jnp.maximum(cast(self.lam) * noise**2 * precision, cast(1e-12))
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Measurement, Method, expand, is_concrete, pytree, safe_sqrt
-from .common import cast, needs
+from ..base import Measurement, Method, is_concrete, pytree, safe_sqrt
+from .common import cast, level, needs
 
 
 @pytree
@@ -43,7 +43,7 @@ class Replacement(Method):
     def noisy_measurement(self, x, alpha, sigma, z):
         """y_t for unit noise z of the image's shape."""
         A, y = self.measurement.A, cast(self.measurement.y, x.dtype)
-        alpha, sigma = expand(alpha, x), expand(sigma, x)
+        alpha, sigma = level(alpha, x), level(sigma, x)
         if not A.has("svd"):  # then y has no noise
             return jax.tree.map(lambda y, z: alpha * y + sigma * z, y, A(z))
         D = A.svd
