@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 from typing import Any
 
 import jax
@@ -165,7 +167,7 @@ class Measurement:
     noise_std:    standard deviation of the noise in the units of ``value_range``: 0.05 on images in [0, 1] is 0.1 on
                   [-1, 1]. The two are never converted silently.
     value_range:  (low, high) of clean measurements
-    Raises ValueError when a concrete ``y`` lies far outside ``value_range``.
+    Raises ValueError when a concrete ``y`` lies far outside ``value_range``, and for a function that is no operator.
     """
 
     y: Any
@@ -174,6 +176,8 @@ class Measurement:
     value_range: tuple = static(default=(-1.0, 1.0))
 
     def __post_init__(self):
+        if inspect.isfunction(self.A) or isinstance(self.A, (functools.partial, jax.stages.Wrapped)):
+            raise ValueError("A is a mere function: make it an operator, operators.from_function(A, shape of the image)")
         low, high = self.value_range
         if not low < high:
             raise ValueError(f"value_range {self.value_range} is empty: give (low, high), for example (-1.0, 1.0)")

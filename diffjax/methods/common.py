@@ -26,6 +26,12 @@ def inner(u, v):
     return sum(jnp.vdot(a, b, precision="highest").real for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(v), strict=True))
 
 
+def squares(r):
+    """|r|_2^2 over all leaves."""
+    square = lambda a: a.real**2 + a.imag**2 if jnp.iscomplexobj(a) else a**2
+    return sum(square(a).sum() for a in jax.tree.leaves(r))
+
+
 def norm(r):
     """|r|_2 over all leaves, with gradient 0 at r = 0 (torch's; ``jnp.linalg.norm`` gives NaN)."""
     return safe_sqrt(inner(r, r))

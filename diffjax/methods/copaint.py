@@ -25,6 +25,7 @@ from .. import timetables
 from ..base import Measurement, Method, Prediction, clip, expand, namespace, nearest, pytree, static
 from ..kernels import DDIM
 from ..operators import Mask
+from .common import cast, squares
 
 SHRINK = 0.8
 
@@ -145,8 +146,12 @@ class CoPaint(Method):
         x, _ = jax.lax.scan(jax.checkpoint(down, prevent_cse=False), x, (times[:-1], times[1:]))
         return clip(x, *self.bounds)
 
+    def misfit(self, x0):
+        """|A x0 - y|^2"""
+        return squares(self.measurement.A.residual(x0, cast(self.measurement.y, x0.dtype)))
+
     def _objective(self, x, x_t, row):
-        data = (self.measurement.A.residual(self.estimate(x, row), self.measurement.y.astype(x.dtype)) ** 2).sum()
+        data = self.misfit(self.estimate(x, row))
         return data + row.m.reg.astype(x.dtype) * ((x_t - x) ** 2).sum(), data
 
     def _search(self, x, x_t, row, loss, gradient, lr):
@@ -185,7 +190,7 @@ class CoPaint(Method):
     def step(self, kernel, x, state, row, noise):
         x, lr, reductions = self.optimise(x, row)
         p = self.predict(x, row.t)
-        data = (self.measurement.A.residual(p.x0, self.measurement.y.astype(x.dtype)) ** 2).sum()
+        data = self.misfit(p.x0)
         x, state = kernel.step(self.predict, x, state, row, noise, first=p)
         trials = self.iterations + reductions.sum() if self.adaptive else 0
         calls = 1 + self.estimate_steps * (self.iterations + trials)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from ..base import pytree
 from ..kernels import DDIM
 from ..sample import sample
+from .common import cast, squares
 
 
 @pytree
@@ -56,14 +57,14 @@ def optimise_start(
     kernel = DDIM(denoise.schedule) if kernel is None else kernel
     given = hasattr(shape_or_start, "shape")
     start = jnp.asarray(shape_or_start) if given else jax.random.normal(key, tuple(shape_or_start))
-    y = measurement.y.astype(start.dtype)
+    y = cast(measurement.y, start.dtype)
     unused = jax.random.key(0)  # the kernel is deterministic
 
     def walk(start):
         return sample(unused, denoise, kernel, table, start, remat=remat).x
 
     def objective(start):
-        return (measurement.A.residual(walk(start), y) ** 2).sum() + reg * (start**2).sum()
+        return squares(measurement.A.residual(walk(start), y)) + reg * (start**2).sum()
 
     def iteration(carry, n):
         start, mean, square = carry

@@ -226,21 +226,28 @@ class FromFunction(Operator):
     args: tuple
     f: Callable = static(default=None)
     shape: tuple = static(default=())
+    linear: bool = static(default=True)
+
+    def has(self, name: str) -> bool:
+        return super().has(name) and (self.linear or name != "T")
 
     def __call__(self, x):
         return self.f(x, *self.args)
 
     def T(self, y):
+        if not self.linear:
+            raise ValueError("FromFunction has no T (adjoint), as f is not linear: use a method that needs only A (DPS)")
         x = jax.ShapeDtypeStruct(self.shape, jnp.finfo(jax.tree.leaves(y)[0].dtype).dtype)
         y = jax.tree.map(jnp.conj, y)  # a transpose does not conjugate, an adjoint does
         return jax.linear_transpose(lambda x: self.f(x, *self.args), x)(y)[0]
 
 
 def from_function(f, shape, *args) -> FromFunction:
-    """Any linear function ``f(x, *args)`` of one image of ``shape`` as an operator; its adjoint by transposition.
+    """Any function ``f(x, *args)`` of one image of ``shape`` as an operator; its adjoint by transposition, if it is linear (as
+    JAX sees it: no tanh, no clip). Others have no adjoint: DPS, CoPaint, RED-diff and DiffPIR's gradient steps do without.
 
-    args: arrays it uses, kept as leaves. Raises ValueError if f does not accept ``shape``, or is not linear (f(0) != 0,
-    checked on concrete args).
+    args: arrays it uses, kept as leaves. Raises ValueError if f does not accept ``shape``, or f(0) != 0 (checked on concrete
+    args).
     """
     A = FromFunction(tuple(args), f, tuple(shape))
     try:
@@ -248,5 +255,9 @@ def from_function(f, shape, *args) -> FromFunction:
     except TypeError as error:
         raise ValueError(f"f does not accept an image of shape {A.shape}: {error}") from error
     if not isinstance(zero, jax.core.Tracer) and bool(jnp.any(jnp.abs(zero) > 1e-6)):
-        raise ValueError("f(0) is not 0: from_function takes linear functions; subtract the offset from f and from y")
+        raise ValueError("f(0) is not 0: subtract the offset from f and from y")
+    try:
+        jax.eval_shape(A.T, zero)
+    except NotImplementedError:  # what JAX raises for a function that it cannot transpose
+        return FromFunction(A.args, f, A.shape, linear=False)
     return A
