@@ -76,7 +76,7 @@ def test_red_diff_without_regulariser_fits_y_and_with_it_leans_to_the_prior():
 def test_what_a_method_cannot_do_is_said_at_construction():
     denoise = prior().denoiser(SCHEDULE)
     y = np.zeros(SHAPE)
-    only_forward = dj.Measurement(y, lambda x: x**2)
+    only_forward = dj.Measurement(y, dj.operators.from_function(lambda x: x**2, SHAPE))
     function = dj.Measurement(np.zeros(6), operators()["function"])
     for method, m, what in (
         (dj.methods.MMPS, only_forward, "A.T"),
