@@ -44,12 +44,16 @@ def axpy(c, u, v):
 
 def needs(method, A, *names):
     """Raise ValueError, naming the fallback, where the concrete operator ``A`` lacks one of the capabilities ``names``."""
+    instead = {
+        "T": "operators.from_function(f, shape) if A is linear",
+        "pinv": "MMPS, which needs A.T",
+        "svd": "MMPS, which needs A.T",
+        "prox": "operators.cg_prox(A, iterations) if A is linear",
+    }
     for name in names:
         if callable(A) and not (A.has(name) if isinstance(A, Operator) else hasattr(type(A), name)):
-            instead = "operators.cg_prox(A, iterations)" if name == "prox" else "operators.from_function(f, shape)"
-            raise ValueError(
-                f"{method} needs A.{name}, which {type(A).__name__} lacks: use {instead}, or DPS, which needs only A"
-            )
+            lacks = f"{method} needs A.{name}, which {type(A).__name__} lacks"
+            raise ValueError(f"{lacks}: use {instead[name]}, or DPS, which needs only A")
 
 
 def least_residual(apply, b, iterations):
@@ -57,8 +61,9 @@ def least_residual(apply, b, iterations):
     span, the u with the least |b - apply(u)[0]| (generalised conjugate residuals: GMRES without its triangular solve).
 
     Nothing is asked of ``apply``: with a positive one it converges as conjugate gradients do, with any other the residual
-    never grows. ``apply(p)`` returns (K p, anything else that is linear in p); the same combination of that is summed along
-    the way, so that it costs no further product. Returns (u, the sum, |r| / |b|). Memory: three arrays for each step.
+    never grows; where it stands still, as <r, apply(r)[0]> = 0, the walk goes on along the newest image. ``apply(p)`` returns
+    (K p, anything else that is linear in p); the same combination of that is summed along the way, so that it costs no further
+    product. Returns (u, the sum, |r| / |b|). Memory: three arrays for each step.
     """
     like = jax.eval_shape(apply, b)
     zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
@@ -66,19 +71,26 @@ def least_residual(apply, b, iterations):
     less = lambda a, c, past: jax.tree.map(lambda a, past: a - jnp.tensordot(c, past, 1, precision="highest"), a, past)
     real = lambda c, tree: jax.tree.map(lambda a: c.astype(a.real.dtype) * a, tree)
 
+    size_b = norm(b)
+    eps = jnp.finfo(size_b.dtype).eps
+
     def turn(carry, j):
-        u, extra, r, past = carry  # past: of each step (p, K p, the rest of it), the K p orthonormal
-        new = r, *apply(r)
+        u, extra, r, p, past = carry  # past: of each step (p, K p, the rest of it), the K p orthonormal
+        new = p, *apply(p)
         size = norm(new[1])
         for _ in range(2):  # once leaves rounding errors that add up
             overlap = jax.vmap(inner, (0, None))(past[1], new[1])
             new = less(new, overlap, past)
         rest = norm(new[1])  # nothing but rounding errors: there is no further direction
-        new = real(jnp.where(rest > 100 * jnp.finfo(rest.dtype).eps * size, safe_divide(1.0, rest), 0.0), new)
+        new = real(jnp.where(rest > 100 * eps * size, safe_divide(1.0, rest), 0.0), new)
         past = jax.tree.map(lambda past, a: past.at[j].set(a), past, new)
         step = inner(r, new[1])
-        return (axpy(step, new[0], u), axpy(step, new[2], extra), axpy(-step, new[1], r), past), None
+        # r spans nothing new; what rounding leaves of a solved system does not either, and is no reason to go on
+        stands = (jnp.abs(step) <= 100 * eps * norm(r)) & (norm(r) > jnp.sqrt(eps) * size_b)
+        r = axpy(-step, new[1], r)
+        p = jax.tree.map(lambda image, r: jnp.where(stands, image, r), new[1], r)
+        return (axpy(step, new[0], u), axpy(step, new[2], extra), r, p, past), None
 
-    start = zeros(b), zeros(like[1]), b, (history(b), history(like[0]), history(like[1]))
-    (u, extra, r, _), _ = jax.lax.scan(turn, start, jnp.arange(iterations))
-    return u, extra, safe_divide(norm(r), norm(b))
+    start = zeros(b), zeros(like[1]), b, b, (history(b), history(like[0]), history(like[1]))
+    (u, extra, r, _, _), _ = jax.lax.scan(turn, start, jnp.arange(iterations))
+    return u, extra, safe_divide(norm(r), size_b)

@@ -17,7 +17,7 @@ values of its blurs belong to other coefficients (those of ``operators`` are rig
 Biased by design. Each step's share eta of fresh noise narrows what y hides: even where it is independent of what y sees, the
 limit of many steps keeps (1 + sqrt(1 - eta^2)) / 2 of its variance, 0.76 at the default, and all of it, so that DDRM is
 exact, only for eta = 0 and std = 0. What y sees with noise takes too little notice of the prior: on a Gaussian prior the
-default has about half of the posterior's variance.
+default has less than the posterior's variance, the less the more rows of low noise the table has.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class RePaint(Method):
             raise ValueError(f"unknown order {self.order!r}: {nearest(self.order, ORDERS)}")
         A = getattr(self.measurement, "A", None)
         if callable(A) and not isinstance(A, Mask):
-            raise ValueError(f"RePaint needs a Mask, not {type(A).__name__}: it pastes known pixels")
+            raise ValueError(f"RePaint needs a Mask, not {type(A).__name__}: it pastes known pixels; use DDNM or DPS")
 
     def plan(self, kernel, table) -> Plan:
         at = table.t if self.order == "official" else table.s

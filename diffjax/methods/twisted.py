@@ -61,6 +61,11 @@ class TwistedSMC(MMPS):
         super().__post_init__()
         if not isinstance(self.particles, int) or self.particles < 1:
             raise ValueError(f"particles {self.particles!r} is out of range: choose a whole number >= 1")
+        noise = getattr(self.measurement, "noise_std", None)
+        if isinstance(noise, (int, float, np.ndarray, jax.Array)) and is_concrete(noise) and np.any(np.asarray(noise) == 0):
+            raise ValueError(
+                "TwistedSMC weighs by the likelihood of y, which noise_std 0 has none of: use MMPS, or a small one"
+            )
 
     def check(self, kernel, table):
         eta = getattr(kernel, "eta", 1.0)

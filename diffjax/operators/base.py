@@ -254,7 +254,8 @@ def from_function(f, shape, *args) -> FromFunction:
         zero = A(jnp.zeros(A.shape, jnp.float32))
     except TypeError as error:
         raise ValueError(f"f does not accept an image of shape {A.shape}: {error}") from error
-    if not isinstance(zero, jax.core.Tracer) and bool(jnp.any(jnp.abs(zero) > 1e-6)):
+    leaves = jax.tree.leaves(zero)
+    if any(not isinstance(a, jax.core.Tracer) and bool(jnp.any(jnp.abs(a) > 1e-6)) for a in leaves):
         raise ValueError("f(0) is not 0: subtract the offset from f and from y")
     try:
         jax.eval_shape(A.T, zero)

@@ -131,7 +131,9 @@ def test_the_solver_never_leaves_more_than_it_found():
     krylov = lambda K, n: np.stack([np.linalg.matrix_power(K, k) @ b for k in range(n)], 1)
     with jax.enable_x64(True):
         solve = lambda K, n: least_residual(lambda p: (K @ p, 2 * p), jnp.asarray(b, float), n)
-        for K in (positive, M, M - 3 * np.eye(6), np.diag([1.0, 1, 2, 2, 3, 3])):
+        turn, shift = np.kron(np.eye(3), [[0.0, 1], [-1, 0]]), np.roll(np.eye(6), 1, 0)
+        stalling = turn, shift, M - M.T, np.diag([1.0, -1, 1, -1, 1, -1]), np.diag([1.0, -2, 3, -4, 5, -6]) / 6
+        for K in (positive, M, M - 3 * np.eye(6), np.diag([1.0, 1, 2, 2, 3, 3]), *stalling):
             for n in (1, 2, 3, 6, 10):
                 u, twice, left = solve(K, n)
                 best = krylov(K, min(n, 6)) @ np.linalg.lstsq(K @ krylov(K, min(n, 6)), b)[0]
@@ -140,9 +142,27 @@ def test_the_solver_never_leaves_more_than_it_found():
                 np.testing.assert_allclose(twice, 2 * u)
         for K in (np.zeros((6, 6)), np.outer(b, b)):
             assert solve(K, 10)[2] <= 1 and np.isfinite(solve(K, 10)[0]).all()
+        z = np.ones(2)  # <z, K z> is exactly 0
+        assert least_residual(lambda p: (jnp.array([1.0, -1.0]) * p, p), jnp.asarray(z), 2)[2] < 1e-12
         z = np.exp(1j * np.arange(3))  # complex measurements
         u, _, left = least_residual(lambda p: ({"a": 2 * p["a"]}, p), {"a": jnp.asarray(z)}, 2)
         np.testing.assert_allclose(u["a"], z / 2)
+
+
+def test_the_solver_stays_finite_once_it_is_done():
+    """In float32, long after rounding errors are all that is left, for decaying spectra over a floor of noise."""
+    from diffjax.methods.common import least_residual
+
+    rng = np.random.default_rng(1)
+    Q = np.linalg.qr(rng.normal(size=(50, 50)))[0]
+    for floor, lowest in ((1e-4, 1e-9), (1e-4, 1e-2), (1.0, 1e-3)):
+        K = jnp.asarray(Q * (floor + np.geomspace(1, lowest, 50)) @ Q.T, jnp.float32)
+        for b in (Q[:, 0] + 0.1 * Q[:, 1], rng.normal(size=50)):
+            for n in (3, 10, 30):
+                u, _, left = least_residual(lambda p: (jnp.matmul(K, p), p), jnp.asarray(b, jnp.float32), n)
+                true = np.linalg.norm(np.asarray(K, float) @ np.asarray(u, float) - b) / np.linalg.norm(b)
+                assert left <= 1 and abs(left - true) < 2e-3
+                assert np.linalg.norm(u) <= 2 * np.linalg.norm(b) / floor
 
 
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
