@@ -3,7 +3,8 @@
 An entry walks one image to one sample. It is given a function ``denoise(x, t)``, a measurement and a budget of calls, and
 nothing of the problem behind them. Grids are equal in log-SNR from sigma / alpha = 80 (100 for VP) to 0.002 and 0, unless the
 entry has its own: methods that put the data in step by step have no use for rows in pure noise or far below the measurement's,
-and walk from 20 to 0.02 and 0 (``SHORT``). All such choices were made on the tuning problems of ``experiments.calibrate``.
+and walk from 20 to 0.02 and 0 (``SHORT``). Such choices were made on the tuning problems of ``experiments.calibrate`` and from
+the papers; those of ``dps``, ``pigdm-bayes`` and ``mmps``' sweep once more after their scores on the core had been seen.
 Nothing is clamped: the priors are Gaussian.
 """
 
