@@ -205,6 +205,10 @@ class Method:
 
     denoise: Any
 
+    def default_kernel(self):
+        """The kernel, without a schedule, that ``sample`` takes where none is given; None: DDIM."""
+        return None
+
     def image_shape(self, shape):
         """The shape of one image, given that of the state (methods with particles: without their axis)."""
         return shape

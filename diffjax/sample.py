@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .base import Measurement, as_method, is_concrete, nearest, pytree, replace, time_dtype
+from .kernels import DDIM
 
 START, ROWS, JUMPS = range(3)  # streams of a key: fold_in(fold_in(key, stream), row)
 REMAT = ("none", "row", "sqrt")
@@ -75,6 +76,20 @@ def _plan(method, kernel, table, dtype):
     return replace(rows, k=k, m=m)
 
 
+def bind(method, kernel=None):
+    """``kernel`` (default: the method's own) with the denoiser's schedule where it has none."""
+    if kernel is None:
+        kernel = method.default_kernel() or DDIM()
+    if kernel.schedule is not None:
+        return kernel
+    schedule = getattr(method.denoise, "schedule", None)
+    if schedule is None:
+        raise ValueError(
+            f"neither the denoiser nor {type(kernel).__name__} has a schedule: pass kernels.{type(kernel).__name__}(schedule)"
+        )
+    return replace(kernel, schedule=schedule)
+
+
 def _check_times(kernel, table):
     T = kernel.schedule.T
     if is_concrete(table, T):
@@ -104,10 +119,11 @@ def _check_measurement(method, shape, dtype):
         raise ValueError(f"y has shape {size(m.y)}, but A of an image {image.shape} gives {size(measured)}: correct one")
 
 
-def draws(key, denoiser_or_method, kernel, table, shape_or_x, dtype=jnp.float32) -> Draws:
+def draws(key, denoiser_or_method, table, shape_or_x, dtype=jnp.float32, *, kernel=None) -> Draws:
     """The noise that ``sample`` would draw from ``key``, stacked: ``sample(None, ..., recorded=draws(key, ...))``
     equals ``sample(key, ...)``. Takes memory for all rows; for tests and for editing noise by hand."""
     method = as_method(denoiser_or_method)
+    kernel = bind(method, kernel)
     given = hasattr(shape_or_x, "shape")
     start = None if given else method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype)
     if given:
@@ -125,10 +141,10 @@ def draws(key, denoiser_or_method, kernel, table, shape_or_x, dtype=jnp.float32)
 def sample(
     key,
     denoiser_or_method,
-    kernel,
     table,
     shape_or_x,
     *,
+    kernel=None,
     recorded=None,
     state=None,
     remat="row",
@@ -139,9 +155,10 @@ def sample(
 
     key:           PRNG key, or None when ``recorded`` holds every draw
     denoiser_or_method: (x, t) -> Prediction, or a method wrapping one
-    kernel:        how to move; brings the schedule
     table:         a Timetable; may be traced (another one of the same length costs no retrace)
     shape_or_x:    shape to draw the start from, or an array that already is at the first row's t
+    kernel:        how to move; default the method's own (``Method.default_kernel``). Without a schedule of its own it takes
+                   the denoiser's
     recorded:      ``Draws`` to use in place of the key's
     state:         ``Result.state`` of the rows before: then ``table[:n]`` and ``table[n:]`` equal one call
     remat:         memory of reverse mode: "none" keeps every row's activations, "row" one state per row, "sqrt" about
@@ -155,6 +172,7 @@ def sample(
     if key is None and recorded is None:
         raise ValueError("no key and no recorded draws: pass a jax.random.key(seed)")
     method = as_method(denoiser_or_method)
+    kernel = bind(method, kernel)
     _check_times(kernel, table)
     method.check(kernel, table)
 

@@ -48,12 +48,12 @@ def samplers(net, schedule, table):
     denoise = lambda params: dj.denoisers.from_v(net.apply, params, schedule)
 
     def ddim(key, params, x):
-        return dj.sample(key, denoise(params), dj.kernels.DDIM(schedule), table, x).x
+        return dj.sample(key, denoise(params), table, x, kernel=dj.kernels.DDIM(schedule)).x
 
     def repaint(key, params, x):
         mask = jnp.ones(SHAPE).at[:, 16:].set(0)
         method = dj.methods.RePaint(denoise(params), dj.Measurement(jnp.zeros(SHAPE), dj.operators.Mask(mask)))
-        return dj.sample(key, method, dj.kernels.DDPM(schedule), table, x).x
+        return dj.sample(key, method, table, x, kernel=dj.kernels.DDPM(schedule)).x
 
     return {"DDIM": ddim, "RePaint + DDPM": repaint}
 
@@ -105,7 +105,7 @@ def gradient_memory(remat: str, rows: int) -> int:
 
     def loss(params, x):
         denoise = dj.denoisers.from_v(net.apply, params, schedule)
-        return dj.sample(jax.random.key(0), denoise, dj.kernels.DDIM(schedule, eta=0.5), table, x, remat=remat).x.sum()
+        return dj.sample(jax.random.key(0), denoise, table, x, kernel=dj.kernels.DDIM(schedule, eta=0.5), remat=remat).x.sum()
 
     return jax.jit(jax.grad(loss)).lower(params, jnp.zeros(SHAPE)).compile().memory_analysis().temp_size_in_bytes
 

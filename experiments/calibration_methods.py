@@ -89,7 +89,7 @@ def walk(build, kernel, schedule=VP, grid=None, **defaults):
         moves = kernel(schedule, settings)
         method = build(denoise, measurement, **settings)
         table = chosen(schedule, max(calls // method.calls(moves), 2), **named)
-        return dj.sample(key, method, moves, table, shape, dtype=dtype, remat="none").x, *cost(method, moves, table)
+        return dj.sample(key, method, table, shape, kernel=moves, dtype=dtype, remat="none").x, *cost(method, moves, table)
 
     return run
 
@@ -139,7 +139,9 @@ def pigdm_bayes(denoise, measurement, **settings):
 def copaint(key, denoise, measurement, shape, dtype, calls, settings):
     published, table = methods.copaint.published("copaint-fast", TABLE, max(2, min(calls // 3, 250)))
     chosen = {"bounds": UNBOUNDED, "exact": False, **published, **settings}
-    result = dj.sample(key, methods.CoPaint(denoise, measurement, **chosen), kernels.DDIM(TABLE), table, shape, dtype=dtype)
+    result = dj.sample(
+        key, methods.CoPaint(denoise, measurement, **chosen), table, shape, kernel=kernels.DDIM(TABLE), dtype=dtype
+    )
     return result.x, result.info.rows["calls"].sum(), len(table)
 
 

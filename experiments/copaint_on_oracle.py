@@ -50,7 +50,7 @@ def sampler(shape, name, steps):
     settings, table = dj.methods.copaint.published(name, schedule, steps)
 
     def one(key, method):
-        result = dj.sample(key, method, dj.kernels.DDIM(schedule), table, shape)
+        result = dj.sample(key, method, table, shape, kernel=dj.kernels.DDIM(schedule))
         return result.x, result.info.rows["calls"].sum()
 
     return jax.jit(jax.vmap(one, in_axes=(0, None))), schedule, settings, int(table.level[-1])

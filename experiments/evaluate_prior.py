@@ -248,7 +248,7 @@ def sampler(prior, kernel, table, o, guided):
 
     def one(params, key, label, scale):
         denoise = dj.replace(prior, params=params).denoiser(label, scale if guided else 1.0)
-        x = dj.sample(key, denoise, kernel, table, prior.shape, remat="none").x
+        x = dj.sample(key, denoise, table, prior.shape, kernel=kernel, remat="none").x
         return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5)
 
     program = dj.parallel.shard(one, mesh, in_axes=(None, 0, 0, None))

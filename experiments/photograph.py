@@ -46,7 +46,7 @@ def restore(key, A, x, passes=PASSES):
     schedule, denoise = dj.schedules.EDM(), dj.zoo.dncnn()
     table = dj.timetables.from_rows([(level, level, level)] * passes)
     method = dj.methods.DPIR(denoise, measurement)
-    return measurement.y, dj.sample(key, method, dj.kernels.Marginal(schedule), table, x.shape).x
+    return measurement.y, dj.sample(key, method, table, x.shape, kernel=dj.kernels.Marginal(schedule)).x
 
 
 def main(argv=None) -> int:

@@ -49,7 +49,7 @@ def sampler(shape, times, levels, jump):
     """(restorer of a batch of keys, schedule, rows walked); compiled once for all problems with equally many components."""
     schedule = dj.schedules.discrete(dj.schedules.linear_betas(1000))
     table = dj.timetables.repaint(schedule, jump=jump, times=times, grid=dj.timetables.log_snr(schedule, levels))
-    one = lambda key, method: dj.sample(key, method, dj.kernels.DDPM(schedule), table, shape).x
+    one = lambda key, method: dj.sample(key, method, table, shape, kernel=dj.kernels.DDPM(schedule)).x
     return jax.jit(jax.vmap(one, in_axes=(0, None))), schedule, len(table)
 
 

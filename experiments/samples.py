@@ -26,7 +26,7 @@ def make_sampler(net, schedule, config, devices, seed=0):
     def one(params, key, label):
         args = (label,) if config.classes else ()
         denoise = adapter(net.apply, params, schedule, args=args, learned_variance=config.loss == "hybrid")
-        return sample(key, denoisers.clipped(denoise), kernel, table, shape).x
+        return sample(key, denoisers.clipped(denoise), table, shape, kernel=kernel).x
 
     def grid(params):
         keys = jax.random.split(jax.random.key(seed), rows * COLUMNS)

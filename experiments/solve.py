@@ -155,7 +155,7 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
         # the row's number is the same for the whole batch, so vmap leaves one callback per row and device
         trace = lambda x, row, info: jax.debug.callback(ticker, row.i)
         watched = {} if stream is False else {"trace": trace}
-        result = dj.sample(key, method, kernel, table, prior.shape, remat="none", **watched)
+        result = dj.sample(key, method, table, prior.shape, kernel=kernel, remat="none", **watched)
         calls = result.info.rows["calls"].sum() if "calls" in result.info.rows else method.calls(kernel) * len(table)
         return result.x, result.info.finite, jnp.int32(calls * (2 if guided else 1))
 

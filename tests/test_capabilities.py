@@ -75,7 +75,7 @@ def test_runs_or_names_what_does(name, noise_std):
             assert "use " in str(error), (method, error)
             refused.add(method)
             continue
-        walk = lambda key: dj.sample(key, built, kernel(SCHEDULE), TABLE, SHAPE).x
+        walk = lambda key: dj.sample(key, built, TABLE, SHAPE, kernel=kernel(SCHEDULE)).x
         assert jax.eval_shape(walk, jax.random.key(0)).shape == SHAPE, method
     assert not refused & set(ALWAYS)
     assert name != "mask" or refused == ({"ddnm"} if noise_std else {"twisted"})

@@ -27,7 +27,7 @@ def method(network=gaussian, **kwargs):
 
 @functools.cache
 def compiled(**static):
-    return jax.jit(lambda y, lr: dj.sample(jax.random.key(0), method(y=y, lr=lr, **static), KERNEL, TABLE, SHAPE))
+    return jax.jit(lambda y, lr: dj.sample(jax.random.key(0), method(y=y, lr=lr, **static), TABLE, SHAPE, kernel=KERNEL))
 
 
 def run(y=None, lr=0.02, **static):
@@ -104,7 +104,7 @@ def test_gradients_through_the_whole_restoration():
             denoise = dj.denoisers.from_x0(network, at[0], SCHEDULE)
             m = dj.methods.CoPaint(denoise, dj.Measurement(at[1], dj.operators.Mask(jnp.asarray(MASK))), lr=3.0)
             kernel = dj.kernels.DDIM(SCHEDULE, eta=0.3)
-            result = dj.sample(jax.random.key(1), m, kernel, table, SHAPE, dtype=jnp.float64)
+            result = dj.sample(jax.random.key(1), m, table, SHAPE, kernel=kernel, dtype=jnp.float64)
             return (weights * result.x).sum(), result.info.rows["reductions"]
 
         (_, reductions), gradient = loss(at)
@@ -125,10 +125,10 @@ def test_gradients_through_the_whole_restoration():
 def test_candidates_keep_the_start_with_the_lowest_loss():
     key, candidates = jax.random.key(3), 4
     m = method(candidates=candidates)
-    chosen = jax.jit(lambda key: dj.sample(key, m, KERNEL, TABLE, SHAPE))(key)
-    noise = dj.draws(key, m, KERNEL, TABLE, SHAPE)
+    chosen = jax.jit(lambda key: dj.sample(key, m, TABLE, SHAPE, kernel=KERNEL))(key)
+    noise = dj.draws(key, m, TABLE, SHAPE, kernel=KERNEL)
     assert noise.start.shape == (candidates, *SHAPE)
-    one = jax.jit(jax.vmap(lambda x: dj.sample(key, method(), KERNEL, TABLE, x)))(noise.start)
+    one = jax.jit(jax.vmap(lambda x: dj.sample(key, method(), TABLE, x, kernel=KERNEL)))(noise.start)
     losses = np.asarray(one.info.rows["loss"])[:, 0]  # after optimising at the first level
     np.testing.assert_allclose(chosen.x, one.x[np.argmin(losses)], atol=1e-5)
     assert np.abs(chosen.x - one.x[np.argmax(losses)]).max() > 1e-2
@@ -149,7 +149,7 @@ def test_published_tables_have_the_papers_calls(name, rows, calls):
     [
         (lambda: method(iterations=0), "iterations 0"),
         (lambda: dj.methods.copaint.published("copaint-t", SCHEDULE), "did you mean"),
-        (lambda: dj.sample(jax.random.key(0), method(), dj.kernels.DDPM(SCHEDULE), TABLE, SHAPE), "use kernels.DDIM"),
+        (lambda: dj.sample(jax.random.key(0), method(), TABLE, SHAPE, kernel=dj.kernels.DDPM(SCHEDULE)), "use kernels.DDIM"),
     ],
 )
 def test_errors(make, message):
@@ -169,7 +169,7 @@ def test_optimise_start_finds_the_exact_minimum():
                 jax.random.key(0), denoise, measurement, table, jnp.zeros(SHAPE), reg=reg, iterations=600, lr=0.02
             )
         )()
-        walk = lambda x: dj.sample(jax.random.key(0), denoise, KERNEL, table, x.reshape(SHAPE)).x.ravel()
+        walk = lambda x: dj.sample(jax.random.key(0), denoise, table, x.reshape(SHAPE), kernel=KERNEL).x.ravel()
         a, B = walk(jnp.zeros(n)), jax.jacfwd(walk)(jnp.zeros(n))
         m = MASK.ravel().astype(np.float64)
         exact = np.linalg.solve(B.T @ np.diag(m) @ B + reg * np.eye(n), B.T @ (m * (y.ravel() - a)))

@@ -26,7 +26,7 @@ def test_singular_vectors_do_not_matter():
 
     def run(A, y):
         method = M.DDRM(PRIOR, dj.Measurement(y, A, 0.3))
-        return dj.sample(jax.random.key(0), method, dj.kernels.Marginal(VP), TABLE, SHAPE).x
+        return dj.sample(jax.random.key(0), method, TABLE, SHAPE, kernel=dj.kernels.Marginal(VP)).x
 
     np.testing.assert_allclose(run(other, Y.reshape(-1)), run(Downsample(2), Y), atol=1e-5)
 
@@ -35,7 +35,7 @@ def test_singular_vectors_do_not_matter():
 def test_gradients_are_finite_without_noise(method):
     def end(std, y):
         walk = method(PRIOR, dj.Measurement(y, Downsample(2), std))
-        return dj.sample(jax.random.key(0), walk, dj.kernels.Marginal(VP), TABLE, SHAPE).x.sum()
+        return dj.sample(jax.random.key(0), walk, TABLE, SHAPE, kernel=dj.kernels.Marginal(VP)).x.sum()
 
     value, gradients = jax.jit(jax.value_and_grad(end, (0, 1)))(jnp.zeros(()), Y)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
@@ -43,7 +43,7 @@ def test_gradients_are_finite_without_noise(method):
 
 def test_noiseless_simplified_is_ddnm_by_ddim():
     def run(method, kernel):
-        return dj.sample(jax.random.key(0), method, kernel, TABLE, SHAPE).x
+        return dj.sample(jax.random.key(0), method, TABLE, SHAPE, kernel=kernel).x
 
     measured = dj.Measurement(Y, Downsample(2))
     plus = run(M.DDNMPlus(PRIOR, measured, form="simplified"), dj.kernels.Marginal(VP))

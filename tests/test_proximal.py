@@ -51,7 +51,9 @@ def test_published_tables(golden_file):
 
 def test_noiseless_known_pixels_are_kept():
     method = dj.methods.DiffPIR(prior(), measured(noise_std=0.0))
-    x = dj.sample(jax.random.key(0), method, dj.kernels.DDIM(SCHEDULE, zeta=1.0), dj.timetables.diffpir(SCHEDULE, 10), SHAPE).x
+    x = dj.sample(
+        jax.random.key(0), method, dj.timetables.diffpir(SCHEDULE, 10), SHAPE, kernel=dj.kernels.DDIM(SCHEDULE, zeta=1.0)
+    ).x
     m = method.measurement.A.mask
     np.testing.assert_allclose(m * x, m * method.measurement.y, atol=0.002)  # the noise floor
     assert np.isfinite(x).all()
@@ -72,7 +74,7 @@ def test_a_late_start_begins_at_the_guess():
 def test_any_linear_function_with_conjugate_gradients_or_gradients():
     A = dj.operators.from_function(lambda x: x[::2] + 0.5 * x[1::2], SHAPE)
     walk = lambda method: dj.sample(
-        jax.random.key(0), method, dj.kernels.DDIM(SCHEDULE), dj.timetables.diffpir(SCHEDULE, 10), SHAPE
+        jax.random.key(0), method, dj.timetables.diffpir(SCHEDULE, 10), SHAPE, kernel=dj.kernels.DDIM(SCHEDULE)
     )
     y = measured(dj.operators.cg_prox(A, 8), (2, 4, 1))
     result = walk(dj.methods.DiffPIR(prior(), y))
@@ -91,7 +93,8 @@ def test_a_matrix_and_the_mask_it_spells():
     admm = lambda *a: dj.methods.DiffPIR(*a, splitting="admm")
     for build in (dj.methods.DiffPIR, admm, dj.methods.PiGDM, dj.methods.DPS, dj.methods.Replacement, dj.methods.CCDF):
         a, b = (
-            dj.sample(jax.random.key(0), build(prior(), dj.Measurement(y, op, 0.1)), kernel, table, SHAPE).x for y, op in rows
+            dj.sample(jax.random.key(0), build(prior(), dj.Measurement(y, op, 0.1)), table, SHAPE, kernel=kernel).x
+            for y, op in rows
         )
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -103,9 +106,9 @@ def test_ilvr_shares_low_frequencies():
         dj.sample(
             jax.random.key(0),
             dj.methods.ilvr(prior(), reference, 2, until),
-            kernel,
             table,
             jax.random.normal(jax.random.key(1), SHAPE),
+            kernel=kernel,
         ).x
     )
     A = dj.operators.Downsample(2)
@@ -167,7 +170,7 @@ def test_more_particles_come_closer_to_the_posterior():
 
     def error(particles):
         method = dj.methods.Resampling(denoise, measurement, particles=particles, bounds=(-5.0, 5.0))
-        walk = lambda key: dj.sample(key, method, kernel, table, SHAPE).x
+        walk = lambda key: dj.sample(key, method, table, SHAPE, kernel=kernel).x
         x = jax.jit(jax.vmap(walk), compiler_options=QUICK)(jax.random.split(jax.random.key(0), n))
         z = (np.asarray(x).reshape(n, 16)[:, hidden].mean(0) - gain @ y[known]) @ V / np.sqrt(e)
         return np.sqrt((z**2).mean())
@@ -185,7 +188,7 @@ def test_dpir_is_its_recursion():
     y = measured(noise_std=noise_std)
     table = dj.timetables.dpir(SCHEDULE, noise_std)
     method = dj.methods.DPIR(prior(variance=variance), y, lam=0.5)
-    got = dj.sample(jax.random.key(0), method, dj.kernels.Marginal(SCHEDULE), table, SHAPE).x
+    got = dj.sample(jax.random.key(0), method, table, SHAPE, kernel=dj.kernels.Marginal(SCHEDULE)).x
     m, z = np.asarray(y.A.mask), np.zeros(SHAPE)
     for ratio in np.geomspace(98 / 255, noise_std, 8):
         rho = 0.5 * noise_std**2 / ratio**2
@@ -193,7 +196,7 @@ def test_dpir_is_its_recursion():
         z = 0.2 + variance / (variance + ratio**2) * (x - 0.2)
     np.testing.assert_allclose(got, z, atol=1e-5)
     with pytest.raises(ValueError, match="Marginal"):
-        dj.sample(jax.random.key(0), method, dj.kernels.DDIM(SCHEDULE), table, SHAPE)
+        dj.sample(jax.random.key(0), method, table, SHAPE, kernel=dj.kernels.DDIM(SCHEDULE))
 
 
 def psnr(a, b):
@@ -226,7 +229,9 @@ def test_dpir_with_dncnn_deblurs_a_photograph():
     denoise = zoo.dncnn()
     method = dj.methods.DPIR(denoise, dj.Measurement(y, A, 0.05))
     table = dj.timetables.from_rows([(50 / 255, 50 / 255, 50 / 255)] * 6)
-    walk = jax.jit(lambda m: dj.sample(jax.random.key(0), m, dj.kernels.Marginal(denoise.schedule), table, image.shape).x)
+    walk = jax.jit(
+        lambda m: dj.sample(jax.random.key(0), m, table, image.shape, kernel=dj.kernels.Marginal(denoise.schedule)).x
+    )
     x = walk(method)
     print(f"{psnr(y, image):.2f} dB -> {psnr(x, image):.2f} dB")
     assert psnr(x, image) > psnr(y, image) + 2

@@ -23,7 +23,7 @@ def test_one_trace_for_masks_images_noise_levels_tables_and_hyper_parameters():
     def paint(key, y, mask, noise_std, eta, table):
         traces.append(1)
         method = dj.methods.RePaint(denoiser(), dj.Measurement(y, dj.operators.Mask(mask), noise_std))
-        return dj.sample(key, method, dj.kernels.DDIM(SCHEDULE, eta=eta), table, SHAPE).x
+        return dj.sample(key, method, table, SHAPE, kernel=dj.kernels.DDIM(SCHEDULE, eta=eta)).x
 
     y = arguments()[1]
     jumping = [
@@ -48,8 +48,8 @@ def test_traced_table_gives_the_concrete_tables_result():
     """Coefficients planned in float32 inside jit agree with those planned in float64 on the host."""
     start = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
     for kernel in (KERNEL, dj.kernels.DDPM(SCHEDULE), dj.kernels.DPMSolverPP2M(SCHEDULE), dj.kernels.Heun(SCHEDULE)):
-        concrete = dj.sample(jax.random.key(0), denoiser(), kernel, TABLE, start).x
-        traced = jax.jit(lambda table: dj.sample(jax.random.key(0), denoiser(), kernel, table, start).x)(TABLE)
+        concrete = dj.sample(jax.random.key(0), denoiser(), TABLE, start, kernel=kernel).x
+        traced = jax.jit(lambda table: dj.sample(jax.random.key(0), denoiser(), table, start, kernel=kernel).x)(TABLE)
         np.testing.assert_allclose(traced, concrete, atol=2e-5)
 
 
@@ -58,7 +58,7 @@ def test_sweep_over_a_schedule_and_gradient_into_it():
 
     def final(scale):
         schedule = dj.schedules.discrete(scale * jnp.asarray(betas, jnp.float32))
-        return (dj.sample(jax.random.key(0), denoiser(), dj.kernels.DDIM(schedule), TABLE, SHAPE).x ** 2).sum()
+        return (dj.sample(jax.random.key(0), denoiser(), TABLE, SHAPE, kernel=dj.kernels.DDIM(schedule)).x ** 2).sum()
 
     values = jax.vmap(final)(jnp.array([0.5, 0.8, 1.0]))
     assert np.unique(np.round(values, 4)).size == 3
@@ -71,13 +71,15 @@ def test_trace_sees_every_row_and_info_where_it_went_wrong():
         x0, mix = gaussian(params, x, i)
         return jnp.where(i < 40, jnp.nan, x0), mix
 
-    result = dj.sample(jax.random.key(0), denoiser(bad_below_40), KERNEL, TABLE, SHAPE, trace=lambda x, row, info: (row.s, x))
+    result = dj.sample(
+        jax.random.key(0), denoiser(bad_below_40), TABLE, SHAPE, kernel=KERNEL, trace=lambda x, row, info: (row.s, x)
+    )
     times, states = result.trace
     np.testing.assert_allclose(times, TABLE.s, rtol=1e-6)
     assert states.shape == (8, *SHAPE)
     first_bad = int(np.argmin(result.info.finite))
     assert first_bad == int(np.argmax(TABLE.t - 1 < 40)) > 0
-    good = dj.sample(jax.random.key(0), denoiser(), KERNEL, TABLE, SHAPE, trace=lambda x, row, info: x)
+    good = dj.sample(jax.random.key(0), denoiser(), TABLE, SHAPE, kernel=KERNEL, trace=lambda x, row, info: x)
     assert good.info.finite.all()
     np.testing.assert_array_equal(good.trace[-1], good.x)
 
@@ -85,11 +87,11 @@ def test_trace_sees_every_row_and_info_where_it_went_wrong():
 def test_a_start_array_is_taken_as_it_is_and_variance_exploding_starts_are_scaled():
     x = jnp.full(SHAPE, 0.25)
     table = dj.timetables.from_rows([(40, 40, 40)])
-    np.testing.assert_array_equal(dj.sample(jax.random.key(0), denoiser(), KERNEL, table, x).x, x)
+    np.testing.assert_array_equal(dj.sample(jax.random.key(0), denoiser(), table, x, kernel=KERNEL).x, x)
     ve = dj.schedules.VE(0.01, 50.0)
     still = dj.timetables.from_rows([(1.0, 1.0, 1.0)])
     start = dj.sample(
-        jax.random.key(0), lambda x, t: dj.Prediction(x, x, None, x, 1.0, 1.0), dj.kernels.DDIM(ve), still, (64, 64, 1)
+        jax.random.key(0), lambda x, t: dj.Prediction(x, x, None, x, 1.0, 1.0), still, (64, 64, 1), kernel=dj.kernels.DDIM(ve)
     ).x
     np.testing.assert_allclose(start.std(), 50.0, rtol=0.05)  # 4096 draws: 4.5 standard errors
 
@@ -109,15 +111,15 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: dj.sample(jax.random.key(0), denoiser(), KERNEL, TABLE, SHAPE, remat="rows"), "did you mean 'row'"),
-        (lambda: dj.sample(None, denoiser(), KERNEL, TABLE, SHAPE), "no key"),
+        (lambda: dj.sample(jax.random.key(0), denoiser(), TABLE, SHAPE, kernel=KERNEL, remat="rows"), "did you mean 'row'"),
+        (lambda: dj.sample(None, denoiser(), TABLE, SHAPE, kernel=KERNEL), "no key"),
         (
-            lambda: dj.sample(jax.random.key(0), denoiser(), KERNEL, dj.timetables.from_times([1000, 0]), SHAPE),
+            lambda: dj.sample(jax.random.key(0), denoiser(), dj.timetables.from_times([1000, 0]), SHAPE, kernel=KERNEL),
             "beyond the schedule's 100",
         ),
         (
             lambda: dj.sample(
-                jax.random.key(0), denoiser(), dj.kernels.DDPM(SCHEDULE), dj.timetables.from_times([10, 20]), SHAPE
+                jax.random.key(0), denoiser(), dj.timetables.from_times([10, 20]), SHAPE, kernel=dj.kernels.DDPM(SCHEDULE)
             ),
             "DDIM",
         ),
@@ -135,9 +137,9 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
             lambda: dj.sample(
                 jax.random.key(0),
                 dj.denoisers.from_eps(lambda x, i: x, None, SCHEDULE),
-                dj.kernels.DDPM(SCHEDULE, variance="learned"),
                 TABLE,
                 SHAPE,
+                kernel=dj.kernels.DDPM(SCHEDULE, variance="learned"),
             ),
             "learned_variance=True",
         ),
@@ -145,9 +147,9 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
             lambda: dj.sample(
                 jax.random.key(0),
                 dj.denoisers.from_eps(lambda x, i: jnp.concatenate([x, x], -1), None, SCHEDULE),
-                KERNEL,
                 TABLE,
                 SHAPE,
+                kernel=KERNEL,
             ),
             "learned_variance=True",
         ),
@@ -187,9 +189,9 @@ def test_every_parameterisation_on_every_schedule(schedule, kind):
 def test_measurements_of_another_shape_are_refused(y, mask, message):
     method = dj.methods.RePaint(denoiser(), dj.Measurement(y, dj.operators.Mask(mask)))
     with pytest.raises(ValueError, match=message):
-        dj.sample(jax.random.key(0), method, dj.kernels.DDPM(SCHEDULE), TABLE, SHAPE)
+        dj.sample(jax.random.key(0), method, TABLE, SHAPE, kernel=dj.kernels.DDPM(SCHEDULE))
 
 
 def test_a_method_without_its_measurement_is_refused():
     with pytest.raises(ValueError, match="RePaint has no measurement"):
-        dj.sample(jax.random.key(0), dj.methods.RePaint(denoiser()), dj.kernels.DDPM(SCHEDULE), TABLE, SHAPE)
+        dj.sample(jax.random.key(0), dj.methods.RePaint(denoiser()), TABLE, SHAPE, kernel=dj.kernels.DDPM(SCHEDULE))

@@ -312,8 +312,8 @@ def test_a_table_beyond_the_schedule_is_refused():
         dj.sample(
             None,
             lambda x, t: None,
-            dj.kernels.DDPM(short),
             timetables.uniform(LINEAR, 5),
             np.zeros((2, 2, 1), np.float32),
+            kernel=dj.kernels.DDPM(short),
             recorded=dj.Draws(),
         )

@@ -31,9 +31,10 @@ class Kernel:
                   for; ``edit(x, t, j)`` is applied after inner update j
     transition(p, x, row) -> (mean, std)   only kernels whose step is Gaussian
     calls         network calls per row
+    schedule      None: the denoiser's, which ``sample`` fills in
     """
 
-    schedule: Any
+    schedule: Any = None
     calls = 1
     ascends = False
 

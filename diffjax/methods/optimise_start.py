@@ -61,7 +61,7 @@ def optimise_start(
     unused = jax.random.key(0)  # the kernel is deterministic
 
     def walk(start):
-        return sample(unused, denoise, kernel, table, start, remat=remat).x
+        return sample(unused, denoise, table, start, kernel=kernel, remat=remat).x
 
     def objective(start):
         return squares(measurement.A.residual(walk(start), y)) + reg * (start**2).sum()

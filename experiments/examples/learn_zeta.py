@@ -23,7 +23,7 @@ def main(images=4, steps=15, updates=20):
         measurement = dj.operators.measure(key_noise, A, x, noise_std=0.1)
         method = dj.methods.DiffPIR(prior.denoiser(), measurement, lam=jnp.exp(settings["log_lam"]))
         kernel = dj.kernels.DDIM(prior.schedule, zeta=jax.nn.sigmoid(settings["zeta"]))
-        return ((dj.sample(key_sample, method, kernel, table, x.shape, remat="row").x - x) ** 2).mean()
+        return ((dj.sample(key_sample, method, table, x.shape, kernel=kernel, remat="row").x - x) ** 2).mean()
 
     loss = lambda settings: jax.vmap(error, (None, 0, 0))(settings, keys, truth).mean()
     optimizer = optax.adam(0.2)

@@ -30,7 +30,7 @@ def main(images=4, steps=50):
 
     def restore(key, measurement):
         method = dj.methods.DDNMPlus(prior.denoiser(), measurement)
-        return dj.sample(key, method, dj.kernels.Marginal(prior.schedule), table, prior.shape).x
+        return dj.sample(key, method, table, prior.shape, kernel=dj.kernels.Marginal(prior.schedule)).x
 
     together = jax.jit(jax.vmap(restore))(keys, measured)
     alone = jax.jit(restore)(keys[0], jax.tree.map(lambda leaf: leaf[0], measured))

@@ -36,7 +36,7 @@ def main(images=8, steps=50):
 
     scores = {}
     for build in (dps, mmps, diffpir):
-        restore = lambda key, m, build=build: dj.sample(key, build(m), kernel, table, prior.shape).x
+        restore = lambda key, m, build=build: dj.sample(key, build(m), table, prior.shape, kernel=kernel).x
         x = jax.jit(jax.vmap(restore))(keys, measured)
         scores[build.__name__] = float(jax.vmap(dj.metrics.psnr)(x, truth).mean())
         print(f"{build.__name__:8s} {scores[build.__name__]:.2f} dB")

@@ -22,7 +22,7 @@ def main(images=4, steps=20, values=16):
         key_noise, key_sample = jax.random.split(key)
         measurement = dj.operators.measure(key_noise, A, x, noise_std=0.1)
         method = dj.methods.DiffPIR(prior.denoiser(), measurement, lam=lam)
-        restored = dj.sample(key_sample, method, dj.kernels.DDIM(prior.schedule, zeta=0.3), table, x.shape)
+        restored = dj.sample(key_sample, method, table, x.shape, kernel=dj.kernels.DDIM(prior.schedule, zeta=0.3))
         return dj.metrics.psnr(restored.x, x)
 
     sweep = jax.jit(jax.vmap(jax.vmap(score, (None, 0, 0)), (0, None, None)))

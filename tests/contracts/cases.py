@@ -116,7 +116,7 @@ def program(case, network=gaussian, remat="row", table=None):
     kernel = case.kernel(SCHEDULE)
 
     def run(key, params, y):
-        return dj.sample(key, build(case, params, y, network), kernel, table, SHAPE, remat=remat, dtype=y.dtype)
+        return dj.sample(key, build(case, params, y, network), table, SHAPE, kernel=kernel, remat=remat, dtype=y.dtype)
 
     return run
 

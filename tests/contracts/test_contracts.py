@@ -53,12 +53,14 @@ def test_image_alone_equals_image_in_a_batch_on_four_devices(case):
 def replayed(case):
     """(draws, params, y) -> x, compiled once"""
     table, kernel = case.table(SCHEDULE), case.kernel(SCHEDULE)
-    return jax.jit(lambda noise, params, y: dj.sample(None, build(case, params, y), kernel, table, SHAPE, recorded=noise).x)
+    return jax.jit(
+        lambda noise, params, y: dj.sample(None, build(case, params, y), table, SHAPE, kernel=kernel, recorded=noise).x
+    )
 
 
 @cache
 def drawn(case, seed):
-    return dj.draws(jax.random.key(seed), build(case, *arguments()), case.kernel(SCHEDULE), case.table(SCHEDULE), SHAPE)
+    return dj.draws(jax.random.key(seed), build(case, *arguments()), case.table(SCHEDULE), SHAPE, kernel=case.kernel(SCHEDULE))
 
 
 def test_recorded_draws_replay_the_run(case):
@@ -83,8 +85,8 @@ def test_walk_in_two_parts_equals_one(case):
     @jax.jit
     def two_parts(key, params, y):
         method = build(case, params, y)
-        head = dj.sample(key, method, kernel, table[:n], SHAPE)
-        return dj.sample(key, method, kernel, table[n:], SHAPE, state=head.state)
+        head = dj.sample(key, method, table[:n], SHAPE, kernel=kernel)
+        return dj.sample(key, method, table[n:], SHAPE, kernel=kernel, state=head.state)
 
     np.testing.assert_allclose(
         two_parts(jax.random.key(0), *arguments()).x, run(case).x, atol=1e-5 * np.abs(run(case).x).max()
@@ -154,7 +156,7 @@ def test_no_move_returns_x_itself(case):
         pytest.skip("methods may act at s = t (optimise before travelling)")
     x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
     table = dj.timetables.from_rows([(40.0, 40.0, 40.0)])
-    got = dj.sample(jax.random.key(0), build(case, *arguments()), case.kernel(SCHEDULE), table, x).x
+    got = dj.sample(jax.random.key(0), build(case, *arguments()), table, x, kernel=case.kernel(SCHEDULE)).x
     np.testing.assert_array_equal(got, x)
 
 

@@ -32,7 +32,7 @@ def parts(run, meta, dtype):
 def go(method, kernel, table, x_T, rows, dtype):
     recorded = jax.tree.map(lambda a: jnp.asarray(a, dtype), dj.Draws(None, rows, None))
     trace = lambda x, row, info: x
-    run = lambda x, r: dj.sample(None, method, kernel, table, x, recorded=r, trace=trace)
+    run = lambda x, r: dj.sample(None, method, table, x, kernel=kernel, recorded=r, trace=trace)
     return jax.jit(run, compiler_options=QUICK)(jnp.asarray(x_T, dtype), recorded)
 
 

@@ -82,7 +82,9 @@ def replay(run, meta, dtype):
     )
 
     def go(recorded):
-        return dj.sample(None, method, kernel, table, shape, recorded=recorded, dtype=dtype, trace=lambda x, row, info: x)
+        return dj.sample(
+            None, method, table, shape, kernel=kernel, recorded=recorded, dtype=dtype, trace=lambda x, row, info: x
+        )
 
     return jax.jit(go, compiler_options=QUICK)(recorded), np.array(row_ends)
 

@@ -73,7 +73,7 @@ def replay(run, meta, dtype):
     def one(y, x, rows, jumps):
         recorded = dj.Draws(None, rows, jumps)
         trace = lambda x, row, info: x
-        result = dj.sample(None, make(y, denoise), kernel, table, x, recorded=recorded, trace=trace)
+        result = dj.sample(None, make(y, denoise), table, x, kernel=kernel, recorded=recorded, trace=trace)
         return result.x, jnp.concatenate([x[None], result.trace]), result.state.inner[1]
 
     y = run["y"] if meta["variant"] == "simplified" else run["y"].reshape(len(run["y"]), -1)
@@ -121,7 +121,7 @@ def copaint_replay(run, meta, dtype):
         prior = dj.denoisers.clipped(denoise, keep_eps=True)
         method = SquaredAlpha(prior, measured, settings.get("eta", 0.85), "simplified", travel="x", level="t")
         kernel = dj.kernels.Marginal(schedule)
-        return dj.sample(None, method, kernel, table, x, recorded=recorded, trace=lambda x, row, info: x)
+        return dj.sample(None, method, table, x, kernel=kernel, recorded=recorded, trace=lambda x, row, info: x)
 
     x_T = draw(run, found[(-1, "x_T")][0], shape)
     return jax.jit(go, compiler_options=QUICK)(jnp.asarray(run["gt"], dtype), jnp.asarray(x_T, dtype), recorded), ends

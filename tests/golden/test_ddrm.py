@@ -38,7 +38,7 @@ def replay(run, meta, dtype, operator=None):
         top = jax.tree.map(lambda a: a[0], table.rows())
         x = method.start(kernel, top, start) / VP.sigma(top.t).astype(dtype)  # the official start is not scaled by alpha
         recorded = dj.Draws(None, rows[: len(walk)], None)
-        result = dj.sample(None, method, kernel, walk, x, recorded=recorded, trace=lambda x, row, info: x)
+        result = dj.sample(None, method, walk, x, kernel=kernel, recorded=recorded, trace=lambda x, row, info: x)
         end = denoise(result.x, jnp.asarray(table.t[-1], dtype)).x0 if noiseless else result.x
         return end, jnp.concatenate([x[None], result.trace])
 
@@ -87,7 +87,7 @@ def copaint_replay(run, meta, dtype):
         x = method.start(dj.kernels.Marginal(schedule), top, start) / schedule.sigma(top.t).astype(dtype)
         recorded = dj.Draws(None, rows, None)
         kernel = dj.kernels.Marginal(schedule)
-        return dj.sample(None, method, kernel, table, x, recorded=recorded, trace=lambda x, row, info: x)
+        return dj.sample(None, method, table, x, kernel=kernel, recorded=recorded, trace=lambda x, row, info: x)
 
     args = (jnp.asarray(a, dtype) for a in (run["gt"], start, rows))
     return jax.jit(go, compiler_options=QUICK)(*args)

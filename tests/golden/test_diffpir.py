@@ -100,7 +100,7 @@ def replay(run, meta, dtype):
         else:
             method = denoise
         recorded = dj.Draws(None, rows, jumps)
-        return dj.sample(None, method, kernel, table, x, recorded=recorded, trace=lambda x, row, info: x)
+        return dj.sample(None, method, table, x, kernel=kernel, recorded=recorded, trace=lambda x, row, info: x)
 
     run_all = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, 1, 1)), compiler_options=QUICK)
     return start, run_all(*cast((start, y, mask, psf, rows, jumps)))

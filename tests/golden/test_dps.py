@@ -39,7 +39,9 @@ def own_replay(run, meta, dtype):
 
     def walk(y, x_T):
         method = cls(denoise, dj.Measurement(y, A, value_range=(-2.0, 2.0)), scale=scale)
-        return dj.sample(None, method, kernel, table, x_T, recorded=recorded, trace=lambda x, row, info: (x, info["loss"]))
+        return dj.sample(
+            None, method, table, x_T, kernel=kernel, recorded=recorded, trace=lambda x, row, info: (x, info["loss"])
+        )
 
     walk = jax.jit(walk, compiler_options=QUICK)
     return walk(jnp.asarray(run["y"], dtype), jnp.asarray(run["draw__x_T"][0], dtype)), A
@@ -106,7 +108,7 @@ def test_copaints_copy_replays(golden_file):
 
             def walk(y, x_T):
                 method = dj.methods.DPS(dj.denoisers.clipped(denoise), dj.Measurement(y, A), scale=settings["step_size"])
-                return dj.sample(None, method, kernel, table, x_T, recorded=recorded, trace=lambda x, row, info: x)
+                return dj.sample(None, method, table, x_T, kernel=kernel, recorded=recorded, trace=lambda x, row, info: x)
 
             x_T = jnp.asarray(get(-1, "x_T"), dtype)
             result = jax.jit(walk, compiler_options=QUICK)(y, x_T)

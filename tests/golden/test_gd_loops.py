@@ -56,7 +56,9 @@ def test_sampling_loops(golden_file):
                     else:
                         method = Watched(dj.denoisers.classifier(denoise, gradient, meta["cond_scale"]))
                 recorded = dj.Draws(None, noise, None)
-                result = dj.sample(None, method, move, table, x, recorded=recorded, trace=lambda x, row, info: (x, info["x0"]))
+                result = dj.sample(
+                    None, method, table, x, kernel=move, recorded=recorded, trace=lambda x, row, info: (x, info["x0"])
+                )
                 return result.x, result.trace
 
             end, (states, x0) = quick_jit(jax.vmap(one, (0, 1, 0), (0, 1)))(start, draws, jnp.asarray(run["y"]))

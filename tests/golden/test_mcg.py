@@ -28,7 +28,7 @@ def replay(run, meta, dtype):
 
     def walk(y, x_T):
         method = cls(denoise, dj.Measurement(y, A, value_range=(-2.0, 2.0)), scale=scale)
-        return dj.sample(None, method, kernel, table, x_T, recorded=recorded, trace=lambda x, row, info: x)
+        return dj.sample(None, method, table, x_T, kernel=kernel, recorded=recorded, trace=lambda x, row, info: x)
 
     y, x_T = jnp.asarray(run["y"], dtype), jnp.asarray(run["draw__x_T"][0], dtype)
     return jax.jit(walk, compiler_options=QUICK)(y, x_T), repeats

@@ -45,7 +45,7 @@ def replay(run, meta, dtype):
 
     def run_it(y, x_T, trace=None):
         method = dj.methods.RePaint(denoise, dj.Measurement(y, mask), exact=False) if injected else denoise
-        return dj.sample(None, method, kernel, table, x_T, recorded=recorded, trace=trace)
+        return dj.sample(None, method, table, x_T, kernel=kernel, recorded=recorded, trace=trace)
 
     return run_it, x_T, ends
 

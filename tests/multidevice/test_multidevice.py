@@ -15,14 +15,14 @@ COLLECTIVE = re.compile(r"= [^=]*\b(all-reduce|all-gather|all-to-all|collective-
 
 def ddim(key, y, mask):
     denoise = dj.denoisers.from_x0(gaussian, arguments()[0], SCHEDULE)
-    return dj.sample(key, denoise, dj.kernels.DDIM(SCHEDULE, eta=0.5), dj.timetables.log_snr(SCHEDULE, 8), SHAPE).x
+    return dj.sample(key, denoise, dj.timetables.log_snr(SCHEDULE, 8), SHAPE, kernel=dj.kernels.DDIM(SCHEDULE, eta=0.5)).x
 
 
 def repaint(key, y, mask):
     denoise = dj.denoisers.from_x0(gaussian, arguments()[0], SCHEDULE)
     method = dj.methods.RePaint(denoise, dj.Measurement(y, dj.operators.Mask(mask)))
     table = dj.timetables.repaint(SCHEDULE, jump=2, times=2, grid=dj.timetables.log_snr(SCHEDULE, 8))
-    return dj.sample(key, method, dj.kernels.DDPM(SCHEDULE), table, SHAPE).x
+    return dj.sample(key, method, table, SHAPE, kernel=dj.kernels.DDPM(SCHEDULE)).x
 
 
 def batch(n):

@@ -27,9 +27,9 @@ def law(kernel, table, start_variance=1.0):
     the slope of every pixel in every draw."""
     denoise = PRIOR.denoiser(kernel.schedule)
     with jax.enable_x64(True):
-        shapes = jax.eval_shape(lambda: dj.draws(jax.random.key(0), denoise, kernel, table, SHAPE, jnp.float64))
+        shapes = jax.eval_shape(lambda: dj.draws(jax.random.key(0), denoise, table, SHAPE, jnp.float64, kernel=kernel))
         zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        run = lambda d: dj.sample(None, denoise, kernel, table, SHAPE, recorded=d, dtype=jnp.float64).x
+        run = lambda d: dj.sample(None, denoise, table, SHAPE, kernel=kernel, recorded=d, dtype=jnp.float64).x
         slopes, mean = jax.jit(jax.grad(lambda d: (run(d).sum(), run(d)), has_aux=True), compiler_options=QUICK)(zero)
         variance = slopes.start**2 * start_variance
         for rows in jax.tree.leaves(slopes.rows):
@@ -170,7 +170,7 @@ def samples(make, etas, n=8192):
     table, denoise = dj.timetables.from_times(SUBSET), PRIOR.denoiser(TABLE_SCHEDULE)
     keys = jax.random.split(jax.random.key(11), n)
     many = jax.jit(
-        lambda eta: jax.vmap(lambda k: dj.sample(k, denoise, make(eta), table, SHAPE).x)(keys), compiler_options=QUICK
+        lambda eta: jax.vmap(lambda k: dj.sample(k, denoise, table, SHAPE, kernel=make(eta)).x)(keys), compiler_options=QUICK
     )
     return [np.asarray(many(eta), np.float64).reshape(n, 4) for eta in etas]
 

@@ -17,8 +17,8 @@ def test_dps_subtracts_the_gradient_taken_before_the_move(loss):
         denoise, t, s = p.denoiser(SCHEDULE), 300.0, 200.0
         x = jax.random.normal(jax.random.key(0), SHAPE, jnp.float64)
         table, kernel = dj.timetables.from_times([t, s]), dj.kernels.DDIM(SCHEDULE)
-        got = dj.sample(jax.random.key(1), dj.methods.DPS(denoise, m, scale=0.7, loss=loss), kernel, table, x).x
-        plain = dj.sample(jax.random.key(1), denoise, kernel, table, x).x
+        got = dj.sample(jax.random.key(1), dj.methods.DPS(denoise, m, scale=0.7, loss=loss), table, x, kernel=kernel).x
+        plain = dj.sample(jax.random.key(1), denoise, table, x, kernel=kernel).x
         J = jax.jacobian(lambda x: denoise(x, t).x0)(x).reshape(D, D)
         M = np.asarray(m.A.args[0])
         r = M @ np.asarray(denoise(x, t).x0).reshape(-1) - m.y
@@ -34,7 +34,7 @@ def test_dps_has_a_finite_gradient_where_the_residual_is_zero():
     y = denoise(x, 10.0).x0
     m = dj.Measurement(y, dj.operators.Mask(jnp.ones(SHAPE)), value_range=(-9.0, 9.0))
     table = dj.timetables.from_times([10.0, 0.0])
-    got = dj.sample(jax.random.key(0), dj.methods.DPS(denoise, m), dj.kernels.DDIM(SCHEDULE), table, x).x
+    got = dj.sample(jax.random.key(0), dj.methods.DPS(denoise, m), table, x, kernel=dj.kernels.DDIM(SCHEDULE)).x
     assert np.isfinite(got).all()
 
 
@@ -46,7 +46,7 @@ def test_mcg_reproduces_y_and_noises_it_to_the_level_of_the_state(name):
         denoise, kernel = p.denoiser(SCHEDULE), dj.kernels.DDPM(SCHEDULE)
         table = dj.timetables.log_snr(SCHEDULE, 12)
         keys = jax.random.split(jax.random.key(0), 2000)
-        walk = lambda key, table: dj.sample(key, dj.methods.MCG(denoise, m), kernel, table, SHAPE, dtype=jnp.float64).x
+        walk = lambda key, table: dj.sample(key, dj.methods.MCG(denoise, m), table, SHAPE, kernel=kernel, dtype=jnp.float64).x
         x = jax.jit(walk)(keys[0], table)
         np.testing.assert_allclose(m.A.residual(x, m.y), 0, atol=1e-12)
         n = 8
@@ -63,8 +63,9 @@ def test_red_diff_without_regulariser_fits_y_and_with_it_leans_to_the_prior():
         m = measure(p, operators()["function"], 0.3)
         kernel, table = dj.kernels.Marginal(SCHEDULE), dj.timetables.uniform(SCHEDULE, 500)
         method = dj.methods.REDDiff(p.denoiser(SCHEDULE), m, first=jnp.zeros(SHAPE), lr=0.02)
-        run = jax.jit(lambda weight: dj.sample(jax.random.key(0), dj.base.replace(method, weight=weight), kernel, table, SHAPE,
-                                               dtype=jnp.float64).x)  # fmt: skip
+        weighted = lambda weight: dj.base.replace(method, weight=weight)
+        walk = lambda m: dj.sample(jax.random.key(0), m, table, SHAPE, kernel=kernel, dtype=jnp.float64).x
+        run = jax.jit(lambda weight: walk(weighted(weight)))
         residual = lambda x: float(np.sqrt((np.asarray(m.A(x) - m.y) ** 2).mean()))
         density = lambda x: float(p.log_density(x))
         fit, regular = run(0.0), run(2.0)
@@ -94,4 +95,6 @@ def test_what_a_method_cannot_do_is_said_at_construction():
         dj.methods.MMPS(denoise, function, iterations=0)
     kernel, table = dj.kernels.DDIM(SCHEDULE), dj.timetables.log_snr(SCHEDULE, 4)
     with pytest.raises(ValueError, match="Marginal"):
-        dj.sample(jax.random.key(0), dj.methods.REDDiff(denoise, function, first=jnp.zeros(SHAPE)), kernel, table, SHAPE)
+        dj.sample(
+            jax.random.key(0), dj.methods.REDDiff(denoise, function, first=jnp.zeros(SHAPE)), table, SHAPE, kernel=kernel
+        )

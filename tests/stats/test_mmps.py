@@ -67,7 +67,7 @@ def test_prediction_is_the_exact_posterior_mean_for_a_gaussian_prior(name, noise
 
 def affine(method, kernel, table):
     """(mean, covariance) of the results of a walk that is affine in its start."""
-    walk = lambda x: dj.sample(jax.random.key(0), method, kernel, table, x).x.reshape(-1)
+    walk = lambda x: dj.sample(jax.random.key(0), method, table, x, kernel=kernel).x.reshape(-1)
     starts = jnp.concatenate([jnp.zeros((1, D)), jnp.eye(D)]).reshape(D + 1, *SHAPE)
     ends = np.asarray(jax.jit(jax.vmap(walk))(starts))
     M = (ends[1:] - ends[0]).T
@@ -116,7 +116,7 @@ def test_solve_residual_is_reported_and_falls_with_iterations():
             method = dj.methods.MMPS(p.denoiser(SCHEDULE), m, iterations=iterations)
             assert method.products(kernel) == iterations
             x = jnp.zeros(SHAPE)
-            left.append(float(dj.sample(jax.random.key(0), method, kernel, table, x).info.rows["solve_residual"].max()))
+            left.append(float(dj.sample(jax.random.key(0), method, table, x, kernel=kernel).info.rows["solve_residual"].max()))
         assert left[0] > left[1] > 1e-6 > left[2]
 
 
@@ -194,5 +194,5 @@ def test_pigdm_moves_as_published():
         alpha_s, sigma_s = SCHEDULE.alpha(s), SCHEDULE.sigma(s)
         want = alpha_s * plain.x0 + sigma_s * plain.eps + alpha_s * SCHEDULE.alpha(t) * g
         table = dj.timetables.from_times([t, s])
-        got = dj.sample(jax.random.key(1), dj.methods.PiGDM(denoise, m), dj.kernels.DDIM(SCHEDULE), table, x).x
+        got = dj.sample(jax.random.key(1), dj.methods.PiGDM(denoise, m), table, x, kernel=dj.kernels.DDIM(SCHEDULE)).x
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)

@@ -71,7 +71,7 @@ def deviation(order="official", make=dj.methods.RePaint, kinds=(0,), n=4096, noi
 
     def one(key, kind):
         method = replace(paint, kind=kind) if isinstance(paint, Mutant) else paint
-        return dj.sample(key, method, dj.kernels.DDPM(schedule), table, SHAPE).x
+        return dj.sample(key, method, table, SHAPE, kernel=dj.kernels.DDPM(schedule)).x
 
     keys = jax.random.split(jax.random.key(5), n)
     xs = jax.jit(lambda kind: jax.vmap(one, in_axes=(0, None))(keys, kind), compiler_options=QUICK)

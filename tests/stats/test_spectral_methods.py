@@ -139,7 +139,9 @@ def own(name, make=None, wrap=lambda d: d):
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def jacobian(method, draws):
-        run = lambda draws: dj.sample(None, method, kernel, table, SHAPE, recorded=draws, dtype=jnp.float64).x.reshape(-1)
+        run = lambda draws: dj.sample(None, method, table, SHAPE, kernel=kernel, recorded=draws, dtype=jnp.float64).x.reshape(
+            -1
+        )
         mean, pull = jax.vjp(run, draws)
         return mean, jax.vmap(lambda u: pull(u)[0])(jnp.eye(D))
 

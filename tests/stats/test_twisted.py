@@ -23,7 +23,7 @@ def error(particles, n=2000):
     prior, m, posterior = problem()
     table = dj.timetables.from_times(np.append(np.geomspace(10, 0.05, 25), 0.0))
     method = dj.methods.TwistedSMC(prior.denoiser(SCHEDULE), m, particles=particles, iterations=1)
-    one = lambda key: dj.sample(key, method, dj.kernels.DDPM(SCHEDULE), table, SHAPE).x
+    one = lambda key: dj.sample(key, method, table, SHAPE, kernel=dj.kernels.DDPM(SCHEDULE)).x
     x = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), n)))[:, :, 0, 0]
     return (x[:, 0] > 0).mean(), posterior.weights[1], x, posterior
 
@@ -45,7 +45,7 @@ def test_a_gaussian_prior_leaves_all_particles_alike():
     def effective(rows):
         table = dj.timetables.from_times(np.append(np.geomspace(10, 0.01, rows), 0.0))
         method = dj.methods.TwistedSMC(prior.denoiser(SCHEDULE), m, particles=16, iterations=1, threshold=0.0)
-        one = lambda key: dj.sample(key, method, dj.kernels.DDPM(SCHEDULE), table, SHAPE).info.rows["effective"]
+        one = lambda key: dj.sample(key, method, table, SHAPE, kernel=dj.kernels.DDPM(SCHEDULE)).info.rows["effective"]
         return float(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 100))[:, -1].mean())
 
     coarse, fine = effective(10), effective(160)
