@@ -48,15 +48,15 @@ def guess(measurement):
 
 def entry(late: bool):
     """DiffPIR whose timetable is a setting too; late: it starts from :func:`guess` plus the noise of its first level."""
-    from .methods import DIFFPIR_LAM, DIFFPIR_ZETA, Entry, by_task
+    from diffjax.registry import DIFFPIR_LAM, DIFFPIR_ZETA, Entry, by_task
 
-    def build(denoise, measurement, schedule, steps, lam=None, zeta=None, table=None):
+    def build(denoise, measurement, steps, lam=None, zeta=None, table=None):
         from diffjax import kernels, methods, timetables
 
         lam, zeta = (by_task(v, measurement, own) for v, own in ((lam, DIFFPIR_LAM), (zeta, DIFFPIR_ZETA)))
         method = methods.DiffPIR(denoise, measurement, lam=lam, guess=guess(measurement) if late else None)
-        table = timetables.diffpir(schedule, steps) if table is None else table
-        return method, kernels.DDIM(schedule, zeta=zeta), table
+        table = timetables.diffpir(denoise.schedule, steps) if table is None else table
+        return method, kernels.DDIM(zeta=zeta), table
 
     return Entry(build, STEPS, "DiffPIR")
 

@@ -31,10 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffjax as dj
+from diffjax.registry import COPAINT
 
 from . import record
 from .errors import UserError, run
-from .methods import COPAINT
 from .options import Parser
 from .repaint_on_mixtures import GAUSSIANS, MIXTURES, load_oracle
 

@@ -75,7 +75,9 @@ def holes(operators):
 
 def registry(options) -> dict:
     """The methods by name: ours, or the papers'."""
-    from . import methods, paper_settings
+    from diffjax import registry as methods
+
+    from . import paper_settings
 
     return paper_settings.METHODS if options.paper else methods.METHODS
 
@@ -122,7 +124,8 @@ def regularised(y, A, noise_std):
 
 def task_cell(prior, name, task, truth, noise_std, options, programs=None) -> dict:
     """One method on one task."""
-    from .methods import kind
+    from diffjax.registry import kind
+
     from .solve import restore
     from .tasks import measure
 
@@ -213,7 +216,7 @@ def devices(cells) -> str:
 
 
 def parser():
-    from .methods import METHODS
+    from diffjax.registry import METHODS
 
     p = Parser("experiments.evaluate", __doc__)
     p.add_argument("--prior", default="fashion32", help="a prior for 32 x 32 images: the bundled ones are its test")
@@ -238,8 +241,9 @@ def parser():
 
 
 def main(argv=None) -> int:
+    from diffjax.registry import ANY
+
     from .masks import ALIASES
-    from .methods import ANY
     from .tasks import TASKS as KNOWN
 
     options = parser().parse(argv)

@@ -7,54 +7,66 @@ optimise-start: for other problems) are not here.
 
 from __future__ import annotations
 
-from .methods import ANY, INPAINTING, Entry, by_task, kind
+from diffjax.registry import ANY, INPAINTING, Entry, by_task, kind
 
 
-def repaint(denoise, measurement, schedule, steps):
+def repaint(denoise, measurement, steps):
     """250 levels, stretches of 10 walked 10 times."""
     from diffjax import kernels, methods, timetables
 
-    return methods.RePaint(denoise, measurement), kernels.DDPM(schedule), timetables.published("repaint", schedule)
+    return (
+        methods.RePaint(denoise, measurement),
+        kernels.DDPM(),
+        timetables.published("repaint", denoise.schedule),
+    )
 
 
 def copaint(name):
-    def build(denoise, measurement, schedule, steps):
+    def build(denoise, measurement, steps):
         from diffjax import kernels, methods
 
-        settings, table = methods.copaint.published(name, schedule, steps)
-        return methods.CoPaint(denoise, measurement, **settings), kernels.DDIM(schedule), table
+        settings, table = methods.copaint.published(name, denoise.schedule, steps)
+        return methods.CoPaint(denoise, measurement, **settings), kernels.DDIM(), table
 
     return build
 
 
-def score_sde(denoise, measurement, schedule, steps):
+def score_sde(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
-    return methods.Replacement(denoise, measurement), kernels.DDPM(schedule), timetables.published("ddpm", schedule)
+    return (
+        methods.Replacement(denoise, measurement),
+        kernels.DDPM(),
+        timetables.published("ddpm", denoise.schedule),
+    )
 
 
-def blended(denoise, measurement, schedule, steps):
+def blended(denoise, measurement, steps):
     """CoPaint's tables: 250 levels."""
     from diffjax import kernels, methods, timetables
 
-    return methods.Blended(denoise, measurement), kernels.DDIM(schedule), timetables.published("adm-250", schedule)
+    return (
+        methods.Blended(denoise, measurement),
+        kernels.DDIM(),
+        timetables.published("adm-250", denoise.schedule),
+    )
 
 
-def resampling(denoise, measurement, schedule, steps):
+def resampling(denoise, measurement, steps):
     """CoPaint's tables: 250 levels, 10 particles."""
     from diffjax import kernels, methods, timetables
 
     method = methods.Resampling(denoise, measurement, particles=10)
-    return method, kernels.DDIM(schedule), timetables.published("adm-250", schedule)
+    return method, kernels.DDIM(), timetables.published("adm-250", denoise.schedule)
 
 
-def mcg(denoise, measurement, schedule, steps):
+def mcg(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
-    return methods.MCG(denoise, measurement), kernels.DDPM(schedule), timetables.published("ddpm", schedule)
+    return methods.MCG(denoise, measurement), kernels.DDPM(), timetables.published("ddpm", denoise.schedule)
 
 
-def dps(denoise, measurement, schedule, steps):
+def dps(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
     scales = methods.dps.SCALES
@@ -64,52 +76,68 @@ def dps(denoise, measurement, schedule, steps):
         "super-resolution": scales["super_resolution"],
     }
     method = methods.DPS(denoise, measurement, scale=by_task(None, measurement, values))
-    return method, kernels.DDPM(schedule), timetables.published("ddpm", schedule)
+    return method, kernels.DDPM(), timetables.published("ddpm", denoise.schedule)
 
 
-def pigdm(denoise, measurement, schedule, steps):
+def pigdm(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
-    return methods.PiGDM(denoise, measurement), kernels.DDIM(schedule, eta=1.0), timetables.published("ddnm", schedule)
+    return (
+        methods.PiGDM(denoise, measurement),
+        kernels.DDIM(eta=1.0),
+        timetables.published("ddnm", denoise.schedule),
+    )
 
 
-def ddrm(denoise, measurement, schedule, steps):
+def ddrm(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
-    return methods.DDRM(denoise, measurement), kernels.Marginal(schedule), timetables.published("ddrm", schedule)
+    return (
+        methods.DDRM(denoise, measurement),
+        kernels.Marginal(),
+        timetables.published("ddrm", denoise.schedule),
+    )
 
 
-def ddnm(denoise, measurement, schedule, steps):
+def ddnm(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
-    kernel = kernels.DDIM(schedule, zeta=0.85**2)
-    return methods.DDNM(denoise, measurement), kernel, timetables.published("ddnm", schedule)
+    kernel = kernels.DDIM(zeta=0.85**2)
+    return methods.DDNM(denoise, measurement), kernel, timetables.published("ddnm", denoise.schedule)
 
 
-def ddnm_plus(denoise, measurement, schedule, steps):
+def ddnm_plus(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
-    return methods.DDNMPlus(denoise, measurement), kernels.Marginal(schedule), timetables.published("ddnm", schedule)
+    return (
+        methods.DDNMPlus(denoise, measurement),
+        kernels.Marginal(),
+        timetables.published("ddnm", denoise.schedule),
+    )
 
 
-def diffpir(denoise, measurement, schedule, steps):
+def diffpir(denoise, measurement, steps):
     from diffjax import methods
 
-    settings, kernel, table = methods.diffpir.published(kind(measurement.A) or "deblurring", schedule, steps)
+    settings, kernel, table = methods.diffpir.published(kind(measurement.A) or "deblurring", denoise.schedule, steps)
     return methods.DiffPIR(denoise, measurement, **settings), kernel, table
 
 
-def red_diff(denoise, measurement, schedule, steps):
+def red_diff(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
-    return methods.REDDiff(denoise, measurement), kernels.Marginal(schedule), timetables.published("ddpm", schedule)
+    return (
+        methods.REDDiff(denoise, measurement),
+        kernels.Marginal(),
+        timetables.published("ddpm", denoise.schedule),
+    )
 
 
-def dpir(denoise, measurement, schedule, steps):
+def dpir(denoise, measurement, steps):
     from diffjax import kernels, methods, timetables
 
-    table = timetables.dpir(schedule, measurement.noise_std, steps)
-    return methods.DPIR(denoise, measurement), kernels.Marginal(schedule), table
+    table = timetables.dpir(denoise.schedule, measurement.noise_std, steps)
+    return methods.DPIR(denoise, measurement), kernels.Marginal(), table
 
 
 METHODS = {

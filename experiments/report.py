@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
+from diffjax.registry import METHODS
 from experiments import figures, images, tables
-from experiments.methods import METHODS
 
 _SHOWN = 4  # restorations per row of the grid
 _ROWS = 16  # images in the grid

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax.registry import METHODS
 from experiments import errors, images, masks, options, outputs, tables, tasks
 from experiments.errors import UserError
-from experiments.methods import METHODS
 
 EXAMPLES = """examples:
   python -m experiments.restore                                    four bundled images, right half hidden

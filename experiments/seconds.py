@@ -19,7 +19,7 @@ from .options import Parser
 
 
 def main(argv=None) -> int:
-    from .methods import METHODS
+    from diffjax.registry import METHODS
 
     parser = Parser("experiments.seconds", __doc__)
     parser.add_argument("--prior", default="fashion32")

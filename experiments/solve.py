@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from diffjax.registry import Entry
 from experiments.errors import UserError, library_errors, unknown
-from experiments.methods import Entry
 from experiments.progress import Progress
 
 
@@ -100,14 +99,14 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
     def problem(params, y, A, label, setting):
         params, guide = params
         denoise, measurement = given_to_method(params, y, A, label)
-        method, kernel, table = entry.build(denoise, measurement, prior.schedule, steps, **setting)
+        method, kernel, table = entry.build(denoise, measurement, steps, **setting)
         if guide is None:
             return method, kernel, table
         gradient = guide.gradient(label, prior.schedule)
         if isinstance(kernel, dj.kernels.DDPM):
             return method, dj.kernels.guided(kernel, gradient, classifier_scale), table
         denoise = dj.denoisers.classifier(denoise, gradient, classifier_scale)
-        return entry.build(denoise, measurement, prior.schedule, steps, **setting)
+        return entry.build(denoise, measurement, steps, **setting)
 
     with library_errors():
         labelled = labels is not None and None not in labels
@@ -148,7 +147,7 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
 
     def one(params, key, y, A, label, setting):
         if entry.whole is not None:
-            given = *given_to_method(params[0], y, A, label), prior.schedule, steps, prior.shape
+            given = *given_to_method(params[0], y, A, label), steps, prior.shape
             x, calls = entry.whole(key, *given, **setting)
             return x, jnp.isfinite(x).all()[None], jnp.int32(calls * (2 if guided else 1))
         method, kernel, table = problem(params, y, A, label, setting)
@@ -205,7 +204,7 @@ def _settings(sweep, entry) -> dict:
     """{name: stacked values, all of one length}, checked against what ``entry.build`` takes."""
     if not sweep:
         return {}
-    names = list(inspect.signature(entry.build).parameters)[4:]
+    names = entry.settings()
     for name in sweep:
         if name not in names:
             raise unknown("hyper-parameter", name, names)

@@ -59,9 +59,10 @@ def combinations(given, also) -> list[dict]:
 
 
 def main(argv=None) -> int:
+    from diffjax.registry import METHODS
+
     from .errors import library_errors
     from .masks import ALIASES
-    from .methods import METHODS
     from .tasks import TASKS
 
     parser = Parser("experiments.tune", __doc__)

@@ -23,6 +23,7 @@ FLOORS = [
     {"nets"},
     {"convert", "training"},
     {"zoo"},
+    {"registry"},
 ]
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
 OUTSIDE_CORE = {"nets", "convert", "training", "zoo"}

@@ -10,8 +10,8 @@ import pytest
 import tiny_prior
 from PIL import Image
 
-from diffjax import replace, zoo
-from experiments import methods, restore, solve
+from diffjax import registry as methods
+from diffjax import replace, restore, solve, zoo
 from experiments.errors import UserError
 
 

@@ -6,9 +6,10 @@ import pytest
 from scipy import ndimage
 
 import diffjax as dj
+from diffjax import registry as methods
 from diffjax import zoo
 from diffjax.base import as_method
-from experiments import ablation, errors, masks, methods, solve, tasks
+from experiments import ablation, errors, masks, solve, tasks
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_every_method_takes_the_tasks_it_claims(name, prior, truth):
         denoise = prior.denoiser(None, 1.0, clip=entry.clip)
 
         def build():
-            method, kernel, table = entry.build(denoise, dj.Measurement(ys[0], operators[0]), prior.schedule, 5)
+            method, kernel, table = entry.build(denoise, dj.Measurement(ys[0], operators[0]), 5)
             as_method(method).check(kernel, table)
 
         if methods.kind(operators[0]) in entry.tasks:
@@ -126,7 +127,7 @@ def test_a_method_that_is_no_walk(prior, truth, quiet):
     """``Entry.whole`` makes the result and counts the calls; optimising the start is one."""
     ys, operators = tasks.measure("sr4-mean", truth)
 
-    def whole(key, denoise, measurement, schedule, steps, shape, lr=1.0):
+    def whole(key, denoise, measurement, steps, shape, lr=1.0):
         return lr * measurement.A.pinv(measurement.y), 7 * steps
 
     of = methods.METHODS["optimise-start"]

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from diffjax import registry as methods
 from diffjax import zoo
-from experiments import errors, methods, solve, tasks, tune
+from experiments import errors, solve, tasks, tune
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +22,8 @@ def test_settings_of_a_sweep_are_as_if_each_ran_alone(prior, truth):
         options = dict(noise_std=0.1, steps=3, stream=stream, devices=1, seed=3)
         swept = solve.restore(prior, entry, ys, operators, sweep={"lam": [0.5, 4.0], "zeta": [0.3, 1.0]}, batch=3, **options)
 
-        def fixed(denoise, measurement, schedule, steps):
-            return entry.build(denoise, measurement, schedule, steps, lam=4.0, zeta=1.0)
+        def fixed(denoise, measurement, steps):
+            return entry.build(denoise, measurement, steps, lam=4.0, zeta=1.0)
 
         alone = solve.restore(prior, entry._replace(build=fixed), ys, operators, **options)
     assert swept.x.shape == (2, 2, 1, 32, 32, 1) and swept.network_calls == [3, 3] and alone.network_calls == 3

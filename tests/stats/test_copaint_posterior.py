@@ -7,8 +7,8 @@ import numpy as np
 import oracle
 import pytest
 
+from diffjax.registry import COPAINT
 from experiments.copaint_on_oracle import hidden, restore
-from experiments.methods import COPAINT
 
 N, SEEDS = 128, range(3)
 

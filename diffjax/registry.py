@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,11 +11,11 @@ ANY = ("inpainting", "deblurring", "super-resolution")
 
 
 class Entry(NamedTuple):
-    """build(denoise, measurement, schedule, steps, **settings) -> (method, kernel, table), settings: hyper-parameters that
+    """build(denoise, measurement, steps, **settings) -> (method, kernel, table), settings: hyper-parameters that
     may be traced, their defaults in its signature (None: it depends on the task); steps: the default; about: one line;
     tasks: what it can restore; clip: whether ``denoise`` comes with x0 clamped to [-1, 1] (False: the method does it, or its
     paper does not); long: takes over 300 network calls, or as much by Jacobian products;
-    whole(key, denoise, measurement, schedule, steps, shape, **settings) -> (x, network calls): all of the restoration, of
+    whole(key, denoise, measurement, steps, shape, **settings) -> (x, network calls): all of the restoration, of
     what is no method of the loop; ``build`` then is the walk inside, with the same settings."""
 
     build: Callable
@@ -25,10 +26,14 @@ class Entry(NamedTuple):
     long: bool = False
     whole: Callable | None = None
 
+    def settings(self) -> list[str]:
+        """The hyper-parameters that ``build`` takes by name."""
+        return list(inspect.signature(self.build).parameters)[3:]
+
 
 def kind(A):
     """Which of ``ANY`` an operator measures for; None for others."""
-    from diffjax import operators
+    from . import operators
 
     kinds = {
         operators.Mask: "inpainting",
@@ -44,12 +49,12 @@ def by_task(value, measurement, values: dict):
     return values.get(kind(measurement.A), next(iter(values.values()))) if value is None else value
 
 
-def repaint(denoise, measurement, schedule, steps):
+def repaint(denoise, measurement, steps):
     """RePaint on ``steps`` levels equal in log-SNR, every stretch of five walked five times: 280 calls for 60."""
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
 
-    table = timetables.repaint(schedule, jump=5, times=5, grid=timetables.log_snr(schedule, steps))
-    return methods.RePaint(denoise, measurement), kernels.DDPM(schedule), table
+    table = timetables.repaint(denoise.schedule, jump=5, times=5, grid=timetables.log_snr(denoise.schedule, steps))
+    return methods.RePaint(denoise, measurement), kernels.DDPM(), table
 
 
 # Not the paper's (lr 0.02, growing by 1.012 to 1.03 a level): how much x0 moves with x at high noise grows with the number of
@@ -62,12 +67,12 @@ COPAINT = {"lr": 1.0, "lr_decay": 1.0}
 def copaint(name):
     """A row of the paper's table (its timetable, iterations and weights for CelebA-HQ) with the rate ``COPAINT``."""
 
-    def build(denoise, measurement, schedule, steps, lr=COPAINT["lr"], lr_decay=COPAINT["lr_decay"]):
-        from diffjax import kernels, methods
+    def build(denoise, measurement, steps, lr=COPAINT["lr"], lr_decay=COPAINT["lr_decay"]):
+        from . import kernels, methods
 
-        settings, table = methods.copaint.published(name, schedule, steps)
+        settings, table = methods.copaint.published(name, denoise.schedule, steps)
         settings = {**settings, "lr": lr, "lr_decay": lr_decay}
-        return methods.CoPaint(denoise, measurement, **settings), kernels.DDIM(schedule), table
+        return methods.CoPaint(denoise, measurement, **settings), kernels.DDIM(), table
 
     return build
 
@@ -75,71 +80,83 @@ def copaint(name):
 # --- corrections and guidance of a walk that never climbs. Grids: equal steps in log-SNR unless the paper's is said -------
 
 
-def score_sde(denoise, measurement, schedule, steps):
-    from diffjax import kernels, methods, timetables
+def score_sde(denoise, measurement, steps):
+    from . import kernels, methods, timetables
 
-    return methods.Replacement(denoise, measurement), kernels.DDPM(schedule), timetables.log_snr(schedule, steps)
-
-
-def blended(denoise, measurement, schedule, steps):
-    from diffjax import kernels, methods, timetables
-
-    return methods.Blended(denoise, measurement), kernels.DDIM(schedule), timetables.log_snr(schedule, steps)
+    return (
+        methods.Replacement(denoise, measurement),
+        kernels.DDPM(),
+        timetables.log_snr(denoise.schedule, steps),
+    )
 
 
-def resampling(denoise, measurement, schedule, steps, scale=100.0):
+def blended(denoise, measurement, steps):
+    from . import kernels, methods, timetables
+
+    return methods.Blended(denoise, measurement), kernels.DDIM(), timetables.log_snr(denoise.schedule, steps)
+
+
+def resampling(denoise, measurement, steps, scale=100.0):
     """5 particles (10 in CoPaint's tables)."""
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
 
     method = methods.Resampling(denoise, measurement, scale=scale, particles=5)
-    return method, kernels.DDIM(schedule), timetables.log_snr(schedule, steps)
+    return method, kernels.DDIM(), timetables.log_snr(denoise.schedule, steps)
 
 
-def ccdf(denoise, measurement, schedule, steps):
+def ccdf(denoise, measurement, steps):
     """From sigma = alpha on; there is no published code, nor a value for these images."""
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
 
-    table = timetables.log_snr(schedule, steps, t_max=float(schedule.time(0.0)))
-    return methods.CCDF(denoise, measurement), kernels.DDPM(schedule), table
-
-
-def mcg(denoise, measurement, schedule, steps, scale=1.0):
-    from diffjax import kernels, methods, timetables
-
-    return methods.MCG(denoise, measurement, scale=scale), kernels.DDPM(schedule), timetables.log_snr(schedule, steps)
+    table = timetables.log_snr(denoise.schedule, steps, t_max=float(denoise.schedule.time(0.0)))
+    return methods.CCDF(denoise, measurement), kernels.DDPM(), table
 
 
-def dps(denoise, measurement, schedule, steps, scale=1.0):
+def mcg(denoise, measurement, steps, scale=1.0):
+    from . import kernels, methods, timetables
+
+    return (
+        methods.MCG(denoise, measurement, scale=scale),
+        kernels.DDPM(),
+        timetables.log_snr(denoise.schedule, steps),
+    )
+
+
+def dps(denoise, measurement, steps, scale=1.0):
     """scale: chosen below; 0.3 in the configurations, 0.5 for inpainting, for 1000 steps on images of 256x256x3."""
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
 
-    return methods.DPS(denoise, measurement, scale=scale), kernels.DDPM(schedule), timetables.log_snr(schedule, steps)
+    return (
+        methods.DPS(denoise, measurement, scale=scale),
+        kernels.DDPM(),
+        timetables.log_snr(denoise.schedule, steps),
+    )
 
 
-def pigdm(denoise, measurement, schedule, steps, scale=1.0, prior_std=0.5, eta=1.0):
+def pigdm(denoise, measurement, steps, scale=1.0, prior_std=0.5, eta=1.0):
     """prior_std: chosen below; 1 in the paper."""
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
 
     method = methods.PiGDM(denoise, measurement, scale=scale, prior_std=prior_std)
-    return method, kernels.DDIM(schedule, eta=eta), timetables.log_snr(schedule, steps)
+    return method, kernels.DDIM(eta=eta), timetables.log_snr(denoise.schedule, steps)
 
 
-def mmps(denoise, measurement, schedule, steps):
+def mmps(denoise, measurement, steps):
     """3 solver steps and fresh noise. (For exact denoisers 10 steps and DPM-Solver++ 2M are best: experiments.calibrate.)"""
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
 
     method = methods.MMPS(denoise, measurement, iterations=3)
-    return method, kernels.DDIM(schedule, eta=1.0), timetables.log_snr(schedule, steps)
+    return method, kernels.DDIM(eta=1.0), timetables.log_snr(denoise.schedule, steps)
 
 
-def twisted(denoise, measurement, schedule, steps, noise_floor=0.05):
+def twisted(denoise, measurement, steps, noise_floor=0.05):
     """4 particles. The likelihood needs noise: ``noise_floor`` where there is less."""
-    import diffjax as dj
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
+    from .base import replace
 
-    measurement = dj.replace(measurement, noise_std=_at_least(measurement.noise_std, noise_floor))
+    measurement = replace(measurement, noise_std=_at_least(measurement.noise_std, noise_floor))
     method = methods.TwistedSMC(denoise, measurement, iterations=3, particles=4)
-    return method, kernels.DDPM(schedule), timetables.log_snr(schedule, steps)
+    return method, kernels.DDPM(), timetables.log_snr(denoise.schedule, steps)
 
 
 def _at_least(a, b):
@@ -148,65 +165,65 @@ def _at_least(a, b):
     return jnp.maximum(a, b)
 
 
-def ddrm(denoise, measurement, schedule, steps, eta=None, eta_b=1.0):
-    from diffjax import kernels, methods, timetables
+def ddrm(denoise, measurement, steps, eta=None, eta_b=1.0):
+    from . import kernels, methods, timetables
 
     method = methods.DDRM(denoise, measurement, eta=by_task(eta, measurement, DDRM), eta_b=eta_b)
-    return method, kernels.Marginal(schedule), timetables.log_snr(schedule, steps)
+    return method, kernels.Marginal(), timetables.log_snr(denoise.schedule, steps)
 
 
-def ddnm(denoise, measurement, schedule, steps, eta=0.85):
-    from diffjax import kernels, methods, timetables
+def ddnm(denoise, measurement, steps, eta=0.85):
+    from . import kernels, methods, timetables
 
-    kernel = kernels.DDIM(schedule, zeta=eta**2)
-    return methods.DDNM(denoise, measurement), kernel, timetables.log_snr(schedule, steps)
+    kernel = kernels.DDIM(zeta=eta**2)
+    return methods.DDNM(denoise, measurement), kernel, timetables.log_snr(denoise.schedule, steps)
 
 
-def ddnm_plus(denoise, measurement, schedule, steps, eta=0.85):
-    from diffjax import kernels, methods, timetables
+def ddnm_plus(denoise, measurement, steps, eta=0.85):
+    from . import kernels, methods, timetables
 
     method = methods.DDNMPlus(denoise, measurement, eta=eta)
-    return method, kernels.Marginal(schedule), timetables.log_snr(schedule, steps)
+    return method, kernels.Marginal(), timetables.log_snr(denoise.schedule, steps)
 
 
-def diffpir(denoise, measurement, schedule, steps, lam=None, zeta=None):
+def diffpir(denoise, measurement, steps, lam=None, zeta=None):
     """On the paper's timetable, dense at low noise."""
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
 
     lam, zeta = (by_task(v, measurement, values) for v, values in ((lam, DIFFPIR_LAM), (zeta, DIFFPIR_ZETA)))
     method = methods.DiffPIR(denoise, measurement, lam=lam)
-    return method, kernels.DDIM(schedule, zeta=zeta), timetables.diffpir(schedule, steps)
+    return method, kernels.DDIM(zeta=zeta), timetables.diffpir(denoise.schedule, steps)
 
 
 # --- estimates: one answer, whose spread means nothing ------------------------------------------------------------------
 
 
-def red_diff(denoise, measurement, schedule, steps, weight=0.25, lr=0.1):
-    from diffjax import kernels, methods, timetables
+def red_diff(denoise, measurement, steps, weight=0.25, lr=0.1):
+    from . import kernels, methods, timetables
 
     method = methods.REDDiff(denoise, measurement, weight=weight, lr=lr)
-    return method, kernels.Marginal(schedule), timetables.log_snr(schedule, steps)
+    return method, kernels.Marginal(), timetables.log_snr(denoise.schedule, steps)
 
 
-def dpir(denoise, measurement, schedule, steps, lam=0.1):
+def dpir(denoise, measurement, steps, lam=0.1):
     """The prior as the denoiser, on the paper's levels. lam: chosen below; 0.23 in the paper."""
-    from diffjax import kernels, methods, timetables
+    from . import kernels, methods, timetables
 
-    table = timetables.dpir(schedule, measurement.noise_std, steps)
-    return methods.DPIR(denoise, measurement, lam=lam), kernels.Marginal(schedule), table
-
-
-def deterministic(denoise, measurement, schedule, steps, lr=0.05, reg=1e-4):
-    from diffjax import kernels, timetables
-    from diffjax.base import Method
-
-    return Method(denoise), kernels.DDIM(schedule), timetables.log_snr(schedule, steps)
+    table = timetables.dpir(denoise.schedule, measurement.noise_std, steps)
+    return methods.DPIR(denoise, measurement, lam=lam), kernels.Marginal(), table
 
 
-def optimise_start(key, denoise, measurement, schedule, steps, shape, lr=0.05, reg=1e-4, iterations=30):
-    from diffjax import methods
+def deterministic(denoise, measurement, steps, lr=0.05, reg=1e-4):
+    from . import kernels, timetables
+    from .base import Method
 
-    _, kernel, table = deterministic(denoise, measurement, schedule, steps)
+    return Method(denoise), kernels.DDIM(), timetables.log_snr(denoise.schedule, steps)
+
+
+def optimise_start(key, denoise, measurement, steps, shape, lr=0.05, reg=1e-4, iterations=30):
+    from . import methods
+
+    _, kernel, table = deterministic(denoise, measurement, steps)
     options = dict(iterations=iterations, lr=lr, reg=reg, kernel=kernel)
     return methods.optimise_start(key, denoise, measurement, table, shape, **options).x, steps * (iterations + 1)
 
