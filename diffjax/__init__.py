@@ -6,7 +6,7 @@ Four words: a *schedule* (x_t = alpha x_0 + sigma eps), a *denoiser* (``denoise(
 
 from . import denoisers, kernels, methods, operators, parallel, process, schedules, timetables
 from .base import Measurement, Method, Prediction, replace
-from .sample import Draws, Result, draws, sample
+from .sample import Draws, Result, Walk, draws, plan, run, sample
 
 __version__ = "0.1.0"
 
@@ -16,6 +16,7 @@ __all__ = [
     "Method",
     "Prediction",
     "Result",
+    "Walk",
     "denoisers",
     "draws",
     "kernels",
@@ -23,9 +24,12 @@ __all__ = [
     "metrics",
     "operators",
     "parallel",
+    "plan",
     "priors",
     "process",
+    "registry",
     "replace",
+    "run",
     "sample",
     "schedules",
     "timetables",
@@ -33,8 +37,21 @@ __all__ = [
 ]
 
 
+_LATER = (
+    "base",
+    "convert",
+    "likelihood",
+    "metrics",
+    "nets",
+    "priors",
+    "registry",
+    "training",
+    "zoo",
+)  # imported when asked for
+
+
 def __getattr__(name):
-    if name in ("metrics", "priors", "zoo"):
+    if name in _LATER:
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -24,6 +25,7 @@ def _batch_size(args, in_axes):
     return sizes.pop()
 
 
+@functools.lru_cache(maxsize=32)  # as jax.jit: the same function again finds its program
 def _over_devices(fn, devices_mesh, in_axes):
     devices_mesh = Mesh(devices_mesh.devices, devices_mesh.axis_names)  # jax.make_mesh's explicit axes forbid cropping
     count = math.prod(devices_mesh.devices.shape)
@@ -60,7 +62,7 @@ def _over_devices(fn, devices_mesh, in_axes):
 
 def _axes(in_axes, args):
     axes = (in_axes,) * len(args) if in_axes in (0, None) else in_axes
-    if not isinstance(axes, (tuple, list)) or len(axes) != len(args) or not all(a in (0, None) for a in axes):
+    if not isinstance(axes, tuple) or len(axes) != len(args) or not all(a in (0, None) for a in axes):
         raise ValueError(f"in_axes {in_axes!r} does not fit {len(args)} arguments: give 0 or None for each")
     return tuple(axes)
 
@@ -71,11 +73,12 @@ def shard(fn, mesh, in_axes=0):
     in_axes: 0, or a tuple with 0 (one entry per image) or None (shared, replicated) per argument, as in ``jax.vmap``
     The batch need not divide by the number of devices: the last image is repeated and the result cropped.
     Each image is computed on one device from its own arguments, so results do not depend on the mesh (beyond float rounding).
+    The same ``fn`` and mesh again find the compiled program; a fresh lambda is another function.
     Raises ValueError when batched arguments differ in length or have none, or in_axes does not fit.
     """
-    return _over_devices(fn, mesh, in_axes)
+    return _over_devices(fn, mesh, tuple(in_axes) if isinstance(in_axes, list) else in_axes)
 
 
 def pmapped(fn, in_axes=0):
     """:func:`shard` over all devices of this process: what ``jax.pmap`` would be used for, without its axis rules."""
-    return _over_devices(fn, mesh(jax.local_devices()), in_axes)
+    return shard(fn, mesh(jax.local_devices()), in_axes)

@@ -1,8 +1,12 @@
-"""The verb: one ``lax.scan`` over the rows of a timetable, with no branch in the loop."""
+"""The verb: one ``lax.scan`` over the rows of a timetable, with no branch in the loop.
+
+``sample`` is ``plan``, on the host (checks, coefficients in float64 where their values are known), and ``run``, one jitted
+function for everybody: a second call with other arrays, weights, keys or another table of the same length compiles nothing.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -10,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import Measurement, as_method, is_concrete, nearest, pytree, replace, time_dtype
-from .kernels import DDIM
+from .base import as_method, is_concrete, nearest, pytree, replace, static, time_dtype
+from .doors import check_late_start, check_measurement, check_method, check_state, check_table
+from .kernels import DDIM, check_kernel
 
 START, ROWS, JUMPS = range(3)  # streams of a key: fold_in(fold_in(key, stream), row)
 REMAT = ("none", "row", "sqrt")
@@ -55,6 +60,28 @@ class Result:
     trace: Any
 
 
+@pytree
+class Walk:
+    """A walk with everything planned, ready for :func:`run`; an argument of any program.
+
+    method, kernel: as they will run, the kernel with its schedule
+    rows:           a :class:`diffjax.base.Row` with a leading axis and all coefficients
+    x:              the start where an array was given, or the state's; None: it is drawn
+    shape, dtype:   of the start; jumps: whether any row climbs
+    """
+
+    method: Any
+    kernel: Any
+    rows: Any
+    x: Any
+    shape: tuple = static(default=())
+    dtype: Any = static(default=jnp.float32)
+    jumps: bool = static(default=False)
+
+    def __len__(self) -> int:
+        return self.rows.t.shape[0]
+
+
 def _fold(key, stream, i):
     return jax.random.fold_in(jax.random.fold_in(key, stream), i)
 
@@ -63,78 +90,70 @@ def _cast(tree, dtype):
     """Coefficients, planned in float64 where possible, in the dtype of x; integers and booleans stay."""
 
     def one(a):
-        a = jnp.asarray(a)
+        a = np.asarray(a) if is_concrete(a) else jnp.asarray(a)
         return a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
     return jax.tree.map(one, tree)
 
 
-def _plan(method, kernel, table, dtype):
-    """Rows with everything planned."""
+def _restarted(table):
+    """The first row starts afresh, whatever walk it was cut from: multistep kernels have no history there."""
+    if is_concrete(table.fresh):
+        return replace(table, fresh=np.concatenate([[True], np.asarray(table.fresh)[1:]]))
+    return replace(table, fresh=jnp.asarray(table.fresh).at[0].set(True))
+
+
+def bind(method, kernel=None):
+    """``kernel`` (default: the method's own, else DDIM) with the denoiser's schedule where it has none of its own.
+
+    Raises ValueError for what is no kernel, where there is no schedule, or where the two have different ones.
+    """
+    kernel = (method.default_kernel() or DDIM()) if kernel is None else kernel
+    check_kernel(kernel)
+    return kernel.bind(getattr(method.denoise, "schedule", None))
+
+
+def plan(denoiser_or_method, table, shape_or_x, *, kernel=None, state=None, dtype=None) -> Walk:
+    """Check everything that can be known before the walk, and compute its coefficients: on the host, in float64, where their
+    values are known. Arguments and errors as for :func:`sample`."""
+    method = as_method(denoiser_or_method)
+    check_method(method)
+    check_table(table)
+    kernel = bind(method, kernel)
+    check_table(table, kernel.schedule)
+    shape, dtype, x = check_state(shape_or_x, state, dtype)
+    method.check(kernel, table)
+    check_measurement(method, method.image_shape(shape) if x is not None else shape, dtype)
+    if state is None:
+        if x is None:
+            check_late_start(method, kernel, table)
+        table = _restarted(table)
+    else:
+        x = state.x
+    walk = Walk(method, kernel, coefficients(method, kernel, table, dtype), x, shape, dtype, table.jumps)
+    return jax.tree.map(jnp.asarray, walk)
+
+
+def coefficients(method, kernel, table, dtype=jnp.float32):
+    """The rows of ``table`` with what the kernel (with its schedule) and the method plan for them; leading axis = rows."""
     rows = _cast(table.rows(), time_dtype(dtype))
     k, m = _cast((kernel.plan(table), method.plan(kernel, table)), dtype)
     return replace(rows, k=k, m=m)
 
 
-def bind(method, kernel=None):
-    """``kernel`` (default: the method's own) with the denoiser's schedule where it has none."""
-    if kernel is None:
-        kernel = method.default_kernel() or DDIM()
-    if kernel.schedule is not None:
-        return kernel
-    schedule = getattr(method.denoise, "schedule", None)
-    if schedule is None:
-        raise ValueError(
-            f"neither the denoiser nor {type(kernel).__name__} has a schedule: pass kernels.{type(kernel).__name__}(schedule)"
-        )
-    return replace(kernel, schedule=schedule)
-
-
-def _check_times(kernel, table):
-    T = kernel.schedule.T
-    if is_concrete(table, T):
-        worst = float(np.max([table.t, table.s, table.r]))
-        if worst > float(np.max(T)) * (1 + 1e-12):
-            raise ValueError(
-                f"the timetable reaches t = {worst:g}, beyond the schedule's {float(np.max(T)):g}: build both "
-                "from one schedule"
-            )
-
-
-def _check_measurement(method, shape, dtype):
-    """Shapes only: ValueError where the method's measurement is missing or not one of an image of this shape."""
-    if "measurement" not in {f.name for f in dataclasses.fields(method)}:
-        return
-    m, who = method.measurement, type(method).__name__
-    if not isinstance(m, Measurement):
-        raise ValueError(f"{who} has no measurement: pass diffjax.Measurement(y, A) as its second argument")
-    image = jax.ShapeDtypeStruct(tuple(shape), dtype)
-    size = lambda tree: ", ".join(str(tuple(a.shape)) for a in jax.tree.leaves(tree))
-    try:
-        measured = jax.eval_shape(m.A, image)
-    except (TypeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{type(m.A).__name__} does not accept an image of shape {image.shape}: {first}") from error
-    if size(measured) != size(m.y):
-        raise ValueError(f"y has shape {size(m.y)}, but A of an image {image.shape} gives {size(measured)}: correct one")
-
-
-def draws(key, denoiser_or_method, table, shape_or_x, dtype=jnp.float32, *, kernel=None) -> Draws:
+def draws(key, denoiser_or_method, table, shape_or_x, dtype=None, *, kernel=None) -> Draws:
     """The noise that ``sample`` would draw from ``key``, stacked: ``sample(None, ..., recorded=draws(key, ...))``
     equals ``sample(key, ...)``. Takes memory for all rows; for tests and for editing noise by hand."""
-    method = as_method(denoiser_or_method)
-    kernel = bind(method, kernel)
-    given = hasattr(shape_or_x, "shape")
-    start = None if given else method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype)
-    if given:
-        x = jnp.asarray(shape_or_x)
-    else:  # a method's state may have another shape than its start's noise (particles, candidates)
-        first = jax.tree.map(lambda a: a[0], _plan(method, kernel, table, dtype))
+    walk = plan(denoiser_or_method, table, shape_or_x, kernel=kernel, dtype=dtype)
+    method, kernel, i = walk.method, walk.kernel, jnp.asarray(walk.rows.i)
+    x, start = walk.x, None
+    if x is None:  # a method's state may have another shape than its start's noise (particles, candidates)
+        start = method.draw_start(kernel, _fold(key, START, 0), walk.shape, walk.dtype)
+        first = jax.tree.map(lambda a: a[0], walk.rows)
         x = jax.eval_shape(lambda noise: method.start(kernel, first, noise), start)
     x_like = jnp.zeros(x.shape, x.dtype)
-    i = jnp.asarray(table.i)
     rows = jax.vmap(lambda n: method.draw(kernel, _fold(key, ROWS, n), x_like))(i)
-    jumps = jax.vmap(lambda n: jax.random.normal(_fold(key, JUMPS, n), x.shape, x.dtype))(i) if table.jumps else None
+    jumps = jax.vmap(lambda n: jax.random.normal(_fold(key, JUMPS, n), x.shape, x.dtype))(i) if walk.jumps else None
     return Draws(start, rows, jumps)
 
 
@@ -149,7 +168,7 @@ def sample(
     state=None,
     remat="row",
     trace=None,
-    dtype=jnp.float32,
+    dtype=None,
 ) -> Result:
     """Walk one image through ``table``. Batches, sweeps and devices: ``jax.vmap``, ``diffjax.parallel``.
 
@@ -157,41 +176,39 @@ def sample(
     denoiser_or_method: (x, t) -> Prediction, or a method wrapping one
     table:         a Timetable; may be traced (another one of the same length costs no retrace)
     shape_or_x:    shape to draw the start from, or an array that already is at the first row's t
-    kernel:        how to move; default the method's own (``Method.default_kernel``). Without a schedule of its own it takes
-                   the denoiser's
+    kernel:        how to move; default the method's own (``Method.default_kernel``), for a bare denoiser DDIM. Without a
+                   schedule of its own it takes the denoiser's
     recorded:      ``Draws`` to use in place of the key's
     state:         ``Result.state`` of the rows before: then ``table[:n]`` and ``table[n:]`` equal one call
-    remat:         memory of reverse mode: "none" keeps every row's activations, "row" one state per row, "sqrt" about
-                   2 sqrt(rows) states at twice the forward cost
-    trace:         None, or a function (x, row, info) -> pytree, stacked over the rows
+    remat:         memory of reverse mode: "none" keeps every row's activations, "row" (default; costs nothing where no
+                   gradient is taken) one state per row, "sqrt" about 2 sqrt(rows) states at twice the forward cost
+    trace:         None, or a function (x, row, info) -> pytree, stacked over the rows. Part of the program: hand over the same
+                   function again and nothing is compiled again; so it is with a denoiser's ``apply``
+    dtype:         of the walk where a shape is given; default float32
     Returns ``Result(x, state, info, trace)``.
-    Raises ValueError for an unknown remat, times beyond the schedule, or a combination the method refuses.
+    Raises ValueError for arguments of the wrong kind, an unknown remat, times or schedules that do not belong together, a
+    start in the middle of the walk without an array, or a combination the method refuses.
     """
     if remat not in REMAT:
         raise ValueError(f"unknown remat {remat!r}: {nearest(remat, REMAT)}")
     if key is None and recorded is None:
         raise ValueError("no key and no recorded draws: pass a jax.random.key(seed)")
-    method = as_method(denoiser_or_method)
-    kernel = bind(method, kernel)
-    _check_times(kernel, table)
-    method.check(kernel, table)
+    walk = plan(denoiser_or_method, table, shape_or_x, kernel=kernel, state=state, dtype=dtype)
+    return run(key, walk, recorded=recorded, state=state, remat=remat, trace=trace)
 
-    given = hasattr(shape_or_x, "shape")
-    dtype = jnp.asarray(shape_or_x).dtype if given else dtype
-    _check_measurement(method, method.image_shape(shape_or_x.shape) if given else shape_or_x, dtype)
-    rows = _plan(method, kernel, table, dtype)
+
+@functools.partial(jax.jit, static_argnames=("remat", "trace"), inline=True)
+def run(key, walk: Walk, *, recorded=None, state=None, remat="row", trace=None) -> Result:
+    """Walk as planned: the rest of :func:`sample`, which says what the arguments are."""
+    method, kernel, rows = walk.method, walk.kernel, walk.rows
     if state is not None:
         x, inner = state.x, state.inner
     else:
-        if given:
-            x = jnp.asarray(shape_or_x)
-        else:
-            noise = (
-                recorded.start
-                if recorded is not None and recorded.start is not None
-                else method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype)
-            )
-            x = method.start(kernel, jax.tree.map(lambda a: a[0], rows), noise)
+        x = walk.x
+        if x is None:
+            given = None if recorded is None else recorded.start
+            draw = lambda: method.draw_start(kernel, _fold(key, START, 0), walk.shape, walk.dtype)
+            x = method.start(kernel, jax.tree.map(lambda a: a[0], rows), draw() if given is None else given)
         inner = method.init(kernel, x)
 
     def body(carry, inputs):
@@ -199,14 +216,14 @@ def sample(
         row, rec = inputs
         noise = rec.rows if recorded is not None else method.draw(kernel, _fold(key, ROWS, row.i), x)
         x, inner, info = method.step(kernel, x, inner, row, noise)
-        if table.jumps:
+        if walk.jumps:
             up = rec.jumps if recorded is not None else jax.random.normal(_fold(key, JUMPS, row.i), x.shape, x.dtype)
             x, inner = method.jump(kernel, x, inner, row, up)
         info = {**info, "finite": jnp.isfinite(x).all()}
         return (x, inner), (info, None if trace is None else trace(x, row, info))
 
     rec = None if recorded is None else Draws(None, recorded.rows, recorded.jumps)
-    (x, inner), (info, traced) = _scan(body, (x, inner), (rows, rec), len(table), remat)
+    (x, inner), (info, traced) = _scan(body, (x, inner), (rows, rec), len(walk), remat)
     final, final_info = method.finish(kernel, x, inner)
     return Result(final, State(x, inner), Info(info, final_info), traced)
 

@@ -82,6 +82,7 @@ class Schedule:
     """What every schedule answers. ``variance_preserving``: alpha^2 + sigma^2 = 1. ``T``: the largest time."""
 
     variance_preserving = True
+    discrete = False  # a table, whose times are 1 ... T
 
     def log_snr(self, t):
         xp = namespace(t, self)
@@ -103,6 +104,8 @@ class Discrete(Schedule):
 
     alphas: Any
     sigmas: Any
+
+    discrete = True
 
     @property
     def T(self) -> int:

@@ -139,16 +139,17 @@ def test_candidates_keep_the_start_with_the_lowest_loss():
 )
 def test_published_tables_have_the_papers_calls(name, rows, calls):
     vp = dj.schedules.discrete(dj.schedules.linear_betas(1000))
-    settings, table = dj.methods.copaint.published(name, vp)
-    iterations = settings.get("iterations", 2)
-    assert len(table) == rows and rows * (1 + 2 * iterations) == calls  # with one trial per gradient step
+    denoise = dj.denoisers.from_eps(lambda x, i: x, None, vp)
+    measurement = dj.Measurement(jnp.zeros(SHAPE), dj.operators.Mask(jnp.ones(SHAPE)))
+    method, _, table = dj.methods.copaint.published(denoise, measurement, variant=name)
+    assert len(table) == rows and rows * (1 + 2 * method.iterations) == calls  # with one trial per gradient step
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda: method(iterations=0), "iterations 0"),
-        (lambda: dj.methods.copaint.published("copaint-t", SCHEDULE), "did you mean"),
+        (lambda: dj.methods.copaint.published(None, None, variant="copaint-t"), "did you mean"),
         (lambda: dj.sample(jax.random.key(0), method(), TABLE, SHAPE, kernel=dj.kernels.DDPM(SCHEDULE)), "use kernels.DDIM"),
     ],
 )

@@ -17,6 +17,7 @@ FLOORS = [
     {"timetables", "denoisers", "priors"},
     {"operators"},
     {"kernels"},
+    {"doors"},
     {"sample"},
     {"methods"},
     {"likelihood"},

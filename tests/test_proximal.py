@@ -123,7 +123,6 @@ def test_ilvr_shares_low_frequencies():
         (lambda: dj.methods.DiffPIR(prior(), measured(), data="proximal"), "did you mean 'prox'"),
         (lambda: dj.methods.DiffPIR(prior(), measured(), splitting="adm"), "did you mean 'admm'"),
         (lambda: dj.methods.DiffPIR(prior(), measured(), iterations=0), "whole number >= 1"),
-        (lambda: dj.methods.diffpir.published("deblur", SCHEDULE), "did you mean 'deblurring'"),
         (lambda: dj.methods.Replacement(prior(), measured(dj.operators.from_function(lambda x: x[:2], SHAPE))), "pinv"),
         (lambda: dj.methods.Blended(prior(), measured(dj.operators.Downsample(2), (2, 2, 1))), "needs a Mask"),
         (lambda: dj.methods.Resampling(prior(), measured(), particles=3, keep=4), "from 1 to 3"),

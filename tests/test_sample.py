@@ -12,8 +12,8 @@ TABLE = dj.timetables.log_snr(SCHEDULE, 8)
 KERNEL = dj.kernels.DDIM(SCHEDULE)
 
 
-def denoiser(network=gaussian):
-    return dj.denoisers.from_x0(network, arguments()[0], SCHEDULE)
+def denoiser(network=gaussian, schedule=SCHEDULE):
+    return dj.denoisers.from_x0(network, arguments()[0], schedule)
 
 
 def test_one_trace_for_masks_images_noise_levels_tables_and_hyper_parameters():
@@ -58,7 +58,7 @@ def test_sweep_over_a_schedule_and_gradient_into_it():
 
     def final(scale):
         schedule = dj.schedules.discrete(scale * jnp.asarray(betas, jnp.float32))
-        return (dj.sample(jax.random.key(0), denoiser(), TABLE, SHAPE, kernel=dj.kernels.DDIM(schedule)).x ** 2).sum()
+        return (dj.sample(jax.random.key(0), denoiser(schedule=schedule), TABLE, SHAPE).x ** 2).sum()
 
     values = jax.vmap(final)(jnp.array([0.5, 0.8, 1.0]))
     assert np.unique(np.round(values, 4)).size == 3
@@ -119,7 +119,7 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
         ),
         (
             lambda: dj.sample(
-                jax.random.key(0), denoiser(), dj.timetables.from_times([10, 20]), SHAPE, kernel=dj.kernels.DDPM(SCHEDULE)
+                jax.random.key(0), denoiser(), dj.timetables.from_times([10, 20]), MASK, kernel=dj.kernels.DDPM(SCHEDULE)
             ),
             "DDIM",
         ),
@@ -130,7 +130,7 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
             "'paper'",
         ),
         (lambda: dj.Measurement(200 * np.ones(SHAPE), dj.operators.Mask(MASK)), "far outside"),
-        (lambda: dj.Measurement(np.zeros(SHAPE), dj.operators.Mask(MASK), noise_std=-0.1), "negative"),
+        (lambda: dj.Measurement(np.zeros(SHAPE), dj.operators.Mask(MASK), noise_std=-0.1), "standard deviation >= 0"),
         (lambda: dj.Measurement(np.full(SHAPE, np.nan), dj.operators.Mask(MASK)), "non-finite"),
         (lambda: dj.operators.Mask(255 * MASK), "mask / 255"),
         (

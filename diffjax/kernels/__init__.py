@@ -1,10 +1,22 @@
 """How to move from t to s, given predictions. Any two times; at s = t a kernel returns x itself."""
 
-from .base import Kernel
+from .base import GaussianKernel, Kernel, check_kernel
 from .ddim import DDIM
 from .ddpm import DDPM
 from .guidance import Guided, guided
 from .marginal import Marginal
 from .ode import DPMSolverPP2M, Euler, Heun
 
-__all__ = ["DDIM", "DDPM", "DPMSolverPP2M", "Euler", "Guided", "Heun", "Kernel", "Marginal", "guided"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DPMSolverPP2M",
+    "Euler",
+    "GaussianKernel",
+    "Guided",
+    "Heun",
+    "Kernel",
+    "Marginal",
+    "check_kernel",
+    "guided",
+]

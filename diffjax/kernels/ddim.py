@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .. import process
-from ..base import expand, namespace, pytree, safe_sqrt
-from .base import Kernel, stay_if_no_move
+from ..base import expand, in_range, is_concrete, namespace, pytree, replace, safe_sqrt, static
+from .base import GaussianKernel
 
 
 @pytree
@@ -20,17 +22,31 @@ class Move:
 
 
 @pytree
-class DDIM(Kernel):
+class DDIM(GaussianKernel):
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z
 
-    eta:   std = eta sigma_s sqrt(1 - SNR_t / SNR_s)
-    zeta:  if given, std = sqrt(zeta) sigma_s (Zhu et al. 2023, eq. 14: a share zeta of fresh noise); replaces eta
-    A row with s > t runs the deterministic sampler upwards (inversion).
+    eta:   std = eta sigma_s sqrt(1 - SNR_t / SNR_s), in [0, 1]
+    zeta:  if given, std = sqrt(zeta) sigma_s (Zhu et al. 2023, eq. 14: a share zeta of fresh noise, in [0, 1]); replaces eta
+    quiet: that std is 0 everywhere, so that no noise is drawn; found out by ``sample`` where eta or zeta are known
+    A row with s > t runs the deterministic sampler upwards (inversion). Raises ValueError for eta or zeta out of range.
     """
 
     eta: Any = 0.0
     zeta: Any = None
+    quiet: bool = static(default=False)
     ascends = True
+
+    def __post_init__(self):
+        in_range("eta", self.eta, 0, 1)
+        if self.zeta is not None:
+            in_range("zeta", self.zeta, 0, 1)
+
+    def bind(self, schedule):
+        return replace(super().bind(schedule), quiet=self.still())
+
+    def still(self) -> bool:
+        share = self.eta if self.zeta is None else self.zeta
+        return is_concrete(share) and not np.any(np.asarray(share))
 
     def coefficients(self, table) -> Move:
         alpha_s, sigma_s = process.marginal(self.schedule, table.s)
@@ -39,12 +55,5 @@ class DDIM(Kernel):
         return Move(alpha_s, safe_sqrt(sigma_s**2 - std**2), std)
 
     def transition(self, p, x, row):
-        """Mean and standard deviation of p(x_s | x_t)."""
         k = row.k.move
         return expand(k.alpha_s, x) * p.x0 + expand(k.eps, x) * p.eps, expand(k.std, x)
-
-    def step(self, predict, x, state, row, noise, first=None, edit=None):
-        p = predict(x, row.t) if first is None else first
-        mean, std = self.transition(p, x, row)
-        x = stay_if_no_move(row, mean + std * noise, x)
-        return (x if edit is None else edit(x, row.s, 0)), state

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from .. import process
 from ..base import expand, namespace, nearest, pytree, static
-from .base import Kernel, stay_if_no_move
+from .base import GaussianKernel
 
 VARIANCES = ("small", "large", "learned_range", "learned")
 
@@ -28,7 +28,7 @@ class Move:
 
 
 @pytree
-class DDPM(Kernel):
+class DDPM(GaussianKernel):
     """x_s = c_0 x0 + c_t x_t + std z,   (c_0, c_t) the mean of q(x_s | x_t, x0).
 
     variance: "small"  sigma_s^2 (1 - SNR_t / SNR_s), the posterior's
@@ -80,8 +80,5 @@ class DDPM(Kernel):
         fixed = self.variance in ("small", "large")
         return mean, expand(k.std, x) if fixed else jnp.exp(0.5 * self.log_variance(p, x, row))
 
-    def step(self, predict, x, state, row, noise, first=None, edit=None):
-        p = predict(x, row.t) if first is None else first
-        mean, std = self.transition(p, x, row)
-        x = stay_if_no_move(row, mean + expand(row.k.move.noisy, x) * std * noise, x)
-        return (x if edit is None else edit(x, row.s, 0)), state
+    def fresh(self, row, x):
+        return expand(row.k.move.noisy, x)

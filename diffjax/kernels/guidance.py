@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..base import expand, pytree
+from ..base import expand, pytree, replace
 from ..denoisers.guidance import as_gradient
-from .base import Kernel, stay_if_no_move
+from .base import GaussianKernel, check_kernel
 
 
 @pytree
-class Guided(Kernel):
+class Guided(GaussianKernel):
     """mean + scale std^2 grad_x log p(y | x_t), the gradient taken at x_t (as coded; the paper expands around the mean).
 
-    schedule: the inner kernel's (kept for the protocol); build with :func:`guided`.
+    Build it with :func:`guided`; its schedule is that of the kernel inside.
     """
 
     kernel: Any = None
     gradient: Any = None
     scale: Any = 1.0
+
+    def bind(self, schedule):
+        kernel = self.kernel.bind(schedule)
+        return replace(self, kernel=kernel, schedule=kernel.schedule)
+
+    def still(self) -> bool:
+        return False
 
     def coefficients(self, table):
         return self.kernel.coefficients(table)
@@ -27,19 +34,22 @@ class Guided(Kernel):
         mean, std = self.kernel.transition(p, x, row)
         return mean + expand(self.scale, x) * std**2 * self.gradient(x, row.t), std
 
-    def step(self, predict, x, state, row, noise, first=None, edit=None):
-        p = predict(x, row.t) if first is None else first
-        mean, std = self.transition(p, x, row)
-        noisy = expand(row.k.move.noisy, x) if hasattr(row.k.move, "noisy") else 1
-        x = stay_if_no_move(row, mean + noisy * std * noise, x)
-        return (x if edit is None else edit(x, row.s, 0)), state
+    def fresh(self, row, x):
+        return self.kernel.fresh(row, x)
 
 
 def guided(kernel, gradient, scale=1.0) -> Guided:
-    """``kernel`` with its mean guided by ``gradient(x, t)``. Raises ValueError for kernels without a transition."""
-    if not hasattr(kernel, "transition"):
+    """``kernel`` with its mean guided by ``gradient(x, t)``.
+
+    Raises ValueError for kernels without a Gaussian step, or whose deviation is known to be 0: there is nothing to scale the
+    gradient by.
+    """
+    check_kernel(kernel)
+    if kernel.still():
+        lacks = (
+            "no Gaussian transition to guide" if not hasattr(kernel, "transition") else "no noise, which scales the guidance"
+        )
         raise ValueError(
-            f"{type(kernel).__name__} has no Gaussian transition to guide: use DDPM or DDIM, or guide the "
-            "score with denoisers.classifier"
+            f"{type(kernel).__name__} has {lacks}: use DDPM or DDIM(eta=1), or guide the score with denoisers.classifier"
         )
     return Guided(kernel.schedule, kernel, as_gradient(gradient), scale)

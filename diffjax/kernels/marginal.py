@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import process
 from ..base import expand, pytree
-from .base import Kernel, stay_if_no_move
+from .base import GaussianKernel
 
 
 @pytree
@@ -16,7 +16,7 @@ class Move:
 
 
 @pytree
-class Marginal(Kernel):
+class Marginal(GaussianKernel):
     """x_s = alpha_s x0 + sigma_s z: every row a fresh draw of q(x_s | x0).
 
     What DDRM and DDNM+ move by, after they have shaped x0 and z in spectral coordinates; they refuse other kernels.
@@ -28,9 +28,3 @@ class Marginal(Kernel):
     def transition(self, p, x, row):
         """Mean and standard deviation of the step."""
         return expand(row.k.move.alpha, x) * p.x0, expand(row.k.move.sigma, x)
-
-    def step(self, predict, x, state, row, noise, first=None, edit=None):
-        p = predict(x, row.t) if first is None else first
-        mean, std = self.transition(p, x, row)
-        x = stay_if_no_move(row, mean + std * noise, x)
-        return (x if edit is None else edit(x, row.s, 0)), state

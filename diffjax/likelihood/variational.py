@@ -20,7 +20,7 @@ import numpy as np
 
 from ..base import Method, as_method, clip, expand, is_concrete, namespace, pytree
 from ..process import kl_gaussian, q_sample
-from ..sample import _plan
+from ..sample import coefficients
 from ..timetables import from_times
 
 LOG_TINY = float(np.log(1e-12))  # official floor of a pixel's probability
@@ -71,7 +71,7 @@ def term(kernel, p, x_0, row):
 
 def rows(kernel, table, dtype=jnp.float32):
     """The rows of ``table`` with the kernel's coefficients (float64 on the host, then ``dtype``), leading axis = rows."""
-    return _plan(Method(None), kernel, table, dtype)
+    return coefficients(Method(None), kernel, table, dtype)
 
 
 def row_at(kernel, t, dtype=jnp.float32):

@@ -1,6 +1,6 @@
 """Restoration methods, one paper per file. Each wraps a denoiser and a measurement and is passed to ``sample``."""
 
-from . import copaint, diffpir, twisted
+from . import copaint, diffpir, dps, twisted
 from .blended import Blended
 from .ccdf import CCDF, ilvr
 from .copaint import CoPaint
@@ -11,7 +11,7 @@ from .dpir import DPIR
 from .dps import DPS
 from .mcg import MCG
 from .mmps import MMPS
-from .optimise_start import optimise_start
+from .optimised_start import optimise_start
 from .pigdm import PiGDM
 from .red_diff import REDDiff
 from .repaint import RePaint
@@ -39,6 +39,7 @@ __all__ = [
     "TwistedSMC",
     "copaint",
     "diffpir",
+    "dps",
     "ilvr",
     "optimise_start",
     "twisted",

@@ -14,6 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..base import Prediction, clip, namespace, pytree, replace
+from ..kernels import DDIM
+from .common import Setup, grid
 from .repaint import RePaint
 
 
@@ -27,6 +29,12 @@ class Blended(RePaint):
 
     bounds: Any = (-1.0, 1.0)
 
+    paper = "Avrahami et al. 2022"
+    link = "arxiv.org/abs/2111.14818"
+
+    def default_kernel(self):
+        return DDIM()
+
     def plan(self, kernel, table):
         plan = super().plan(kernel, table)
         return replace(plan, merge=namespace(plan.merge).ones_like(plan.merge))
@@ -38,3 +46,9 @@ class Blended(RePaint):
 
     def finish(self, kernel, x, state):
         return super().finish(kernel, clip(x, *self.bounds), state)
+
+
+def published(denoise, measurement, steps=None, *, table=None) -> Setup:
+    """As in CoPaint's tables: 250 respaced levels, DDIM with eta 0."""
+    table = grid(denoise.schedule, 250 if steps is None else steps) if table is None else table
+    return Setup(Blended(denoise, measurement), DDIM(), table)

@@ -18,10 +18,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .. import process
+from .. import process, timetables
 from ..base import Measurement, pytree
+from ..kernels import DDPM
 from ..operators import Downsample
-from .common import cast
+from .common import Setup, cast
 from .replacement import Replacement
 
 
@@ -38,6 +39,12 @@ class CCDF(Replacement):
     guess: Any = None
     until: Any = 0.0
 
+    paper = "Chung et al. 2022"
+    link = "arxiv.org/abs/2112.05146"
+
+    def starts_anywhere(self):
+        return True
+
     def start(self, kernel, row, noise):
         guess = self.measurement.A.pinv(cast(self.measurement.y, noise.dtype)) if self.guess is None else self.guess
         return process.q_sample(kernel.schedule, guess.astype(noise.dtype), row.t, noise)
@@ -46,8 +53,8 @@ class CCDF(Replacement):
         schedule = kernel.schedule
 
         def edit(x, t, j):
-            replaced = self.replace(x, schedule.alpha(t), schedule.sigma(t), noise["known"][j])
-            return jnp.where(t >= jnp.asarray(self.until, t.dtype), replaced, x)
+            edited = self.replaced(x, schedule.alpha(t), schedule.sigma(t), noise["known"][j])
+            return jnp.where(t >= jnp.asarray(self.until, t.dtype), edited, x)
 
         x, state = kernel.step(self.predict, x, state, row, noise["move"], edit=edit)
         return x, state, {}
@@ -62,3 +69,12 @@ def ilvr(denoise, reference, factor: int = 4, until=0.0) -> CCDF:
     """
     A = Downsample(factor)
     return CCDF(denoise, Measurement(A(reference), A), guess=reference, until=until)
+
+
+def published(denoise, measurement, steps=None, *, table=None, strength=1.0) -> Setup:
+    """The paper chooses t0 for each of its tasks. Here the walk starts where sigma = alpha, by default with 50 rows equal in
+    log-SNR."""
+    if table is None:
+        schedule = denoise.schedule
+        table = timetables.log_snr(schedule, 50 if steps is None else steps, t_max=float(schedule.time(0.0)))
+    return Setup(CCDF(denoise, measurement, strength), DDPM(), table)

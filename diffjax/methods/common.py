@@ -1,12 +1,49 @@
-"""What gradient-guided methods share: y and residuals as pytrees (``operators.stack``), norms, a linear solver."""
+"""What methods share: a paper's setting, y and residuals as pytrees (``operators.stack``), norms, a linear solver."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from .. import timetables
 from ..base import expand, safe_divide, safe_sqrt
-from ..operators import Operator
+from ..operators import Blur, Downsample, Mask, Resize
+
+
+class Setup(NamedTuple):
+    """What a paper's ``published(denoise, measurement, steps=None, *, table=None, **settings)`` gives:
+    ``dj.sample(key, setup.method, setup.table, shape, kernel=setup.kernel)``.
+
+    steps: another number of levels than the paper's; table: another walk altogether; settings: hyper-parameters, which may be
+    traced (None: the paper's, for the measurement's kind where it has several).
+    """
+
+    method: Any
+    kernel: Any
+    table: Any
+
+
+KINDS = {Mask: "inpainting", Blur: "deblurring", Resize: "super-resolution", Downsample: "super-resolution"}
+
+
+def kind(A):
+    """ "inpainting", "deblurring" or "super-resolution": which of them the operator measures for; None for others."""
+    return KINDS.get(type(A))
+
+
+def by_kind(value, measurement, values: dict):
+    """``value``, or where it is None that of the measurement's kind (the first for kinds that have none)."""
+    return values.get(kind(measurement.A), next(iter(values.values()))) if value is None else value
+
+
+def grid(schedule, steps=None):
+    """The grid of guided-diffusion: ``steps`` of a table's times, respaced (default: all), or equal steps of a formula's
+    (default: 1000)."""
+    if schedule.discrete:
+        return timetables.respaced(schedule, schedule.T if steps is None else steps)
+    return timetables.uniform(schedule, 1000 if steps is None else steps)
 
 
 def cast(y, dtype):
@@ -40,20 +77,6 @@ def norm(r):
 def axpy(c, u, v):
     """c u + v"""
     return jax.tree.map(lambda a, b: c * a + b, u, v)
-
-
-def needs(method, A, *names):
-    """Raise ValueError, naming the fallback, where the concrete operator ``A`` lacks one of the capabilities ``names``."""
-    instead = {
-        "T": "operators.from_function(f, shape) if A is linear",
-        "pinv": "MMPS, which needs A.T",
-        "svd": "MMPS, which needs A.T",
-        "prox": "operators.cg_prox(A, iterations) if A is linear",
-    }
-    for name in names:
-        if callable(A) and not (A.has(name) if isinstance(A, Operator) else hasattr(type(A), name)):
-            lacks = f"{method} needs A.{name}, which {type(A).__name__} lacks"
-            raise ValueError(f"{lacks}: use {instead[name]}, or DPS, which needs only A")
 
 
 def least_residual(apply, b, iterations):

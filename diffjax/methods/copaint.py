@@ -22,21 +22,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import timetables
-from ..base import Measurement, Method, Prediction, clip, expand, namespace, nearest, pytree, static
+from ..base import (
+    Measurement,
+    Method,
+    Prediction,
+    clip,
+    expand,
+    is_concrete,
+    namespace,
+    nearest,
+    pytree,
+    static,
+    whole,
+)
 from ..kernels import DDIM
 from ..operators import Mask
-from .common import cast, squares
+from .common import Setup, cast, squares
 
 SHRINK = 0.8
 
 
 @pytree
 class Plan:
-    """Per row: learning rate, weight of |x - x_t|^2, and the times of the multi-step estimate, (estimate_steps + 1,)."""
+    """Per row: learning rate, weight of |x - x_t|^2, and the walk of the multi-step estimate (None: one step)."""
 
     lr: Any
     reg: Any
     down: Any
+
+
+@pytree
+class Down:
+    """estimate_steps moves: from time t to a level (alpha, sigma); ``stays`` fills up where fewer are made."""
+
+    t: Any
+    alpha: Any
+    sigma: Any
+    stays: Any
 
 
 @pytree
@@ -73,15 +95,16 @@ class CoPaint(Method):
     keep: int = static(default=1)
     exact: bool = static(default=True)
 
-    def __post_init__(self):
-        for name in ("iterations", "max_reductions", "estimate_steps", "candidates", "keep"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} {value!r} is out of range: choose a whole number >= 1")
+    paper = "Zhang et al. 2023"
+    link = "arxiv.org/abs/2304.03322"
+    moves = (DDIM,)
+    noise = "ignored"
 
-    def check(self, kernel, table):
-        if not isinstance(kernel, DDIM):
-            raise ValueError(f"CoPaint moves by DDIM, not {type(kernel).__name__}: use kernels.DDIM(schedule)")
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("iterations", "max_reductions", "estimate_steps", "candidates"):
+            whole(name, getattr(self, name))
+        whole("keep", self.keep, 1, self.candidates)
 
     # --- before the loop ---
 
@@ -90,15 +113,19 @@ class CoPaint(Method):
         xp = namespace(table.level, self.lr, self.lr_decay, self.reg, self.reg_decay)
         lr, reg = self.lr * self.lr_decay**table.level, self.reg * self.reg_decay**table.level
         if self.smart:
-            first = schedule.alpha(1.0) if isinstance(schedule.T, int) else 1.0
+            first = schedule.alpha(1.0) if schedule.discrete else 1.0
             lr = lr * schedule.alpha(table.t) / first
-        return Plan(lr, reg * xp.ones_like(lr), self._estimate_times(table))
+        return Plan(lr, reg * xp.ones_like(lr), self._down(schedule, table))
 
-    def _estimate_times(self, table):
-        """The official list: t, then multiples of (index of t) // M on the walk's grid, then its lowest time
-        (even where that repeats it); -1 fills up and means: stay."""
+    def _down(self, schedule, table):
+        """The official list of times: t, then multiples of (index of t) // M on the walk's grid, then its lowest time
+        (even where that repeats it)."""
         if self.estimate_steps == 1:
             return None
+        if not is_concrete(table):
+            raise ValueError(
+                "estimate_steps looks up times in the walk's grid, which must be known: build the table outside jit"
+            )
         grid = np.unique(np.concatenate([table.t, table.s, table.r]))
         rows = []
         for t in np.searchsorted(grid, table.t):
@@ -106,7 +133,9 @@ class CoPaint(Method):
             down = [k * stride for k in range(self.estimate_steps - 1, -1, -1)]
             down = ([int(t)] if down[0] != t else []) + down + ([0] if down[-1] != 0 else [])
             rows.append([grid[n] for n in down] + [-1.0] * (self.estimate_steps + 1 - len(down)))
-        return np.array(rows)
+        rows = np.array(rows)
+        t, s, stays = np.maximum(rows[:, :-1], 0), np.maximum(rows[:, 1:], 0), rows[:, 1:] < 0
+        return Down(t, schedule.alpha(s), schedule.sigma(s), stays)
 
     def draw_start(self, kernel, key, shape, dtype):
         return jax.random.normal(key, (self.candidates, *shape) if self.candidates > 1 else shape, dtype)
@@ -134,16 +163,13 @@ class CoPaint(Method):
         """x0_hat at the row's time."""
         if self.estimate_steps == 1:
             return self.predict(x, row.t).x0
-        schedule = self.denoise.schedule
 
-        def down(x, pair):
-            t, s = jnp.maximum(pair[0], 0), jnp.maximum(pair[1], 0)
-            p = self.predict(x, t)
-            moved = expand(schedule.alpha(s), x) * p.x0 + expand(schedule.sigma(s), x) * p.eps
-            return jnp.where(pair[1] < 0, x, moved), None
+        def down(x, move):
+            p = self.predict(x, move.t.astype(row.t.dtype))
+            moved = expand(move.alpha, x) * p.x0 + expand(move.sigma, x) * p.eps
+            return jnp.where(move.stays, x, moved), None
 
-        times = row.m.down.astype(row.t.dtype)
-        x, _ = jax.lax.scan(jax.checkpoint(down, prevent_cse=False), x, (times[:-1], times[1:]))
+        x, _ = jax.lax.scan(jax.checkpoint(down, prevent_cse=False), x, row.m.down)
         return clip(x, *self.bounds)
 
     def misfit(self, x0):
@@ -207,8 +233,14 @@ class CoPaint(Method):
         trials = 1 + self.max_reductions if self.adaptive else 0
         return 1 + self.estimate_steps * self.iterations * (1 + trials)
 
+    def least_calls(self, kernel) -> int:
+        return 1 + self.estimate_steps * self.iterations * (2 if self.adaptive else 1)
 
-_PUBLISHED = {
+    def products(self, kernel) -> int:
+        return self.estimate_steps * self.iterations
+
+
+VARIANTS = {  # hyper-parameters that differ from the class's defaults, as run in the paper
     "copaint-fast": dict(iterations=1, lr_decay=1.03),
     "copaint": dict(),
     "copaint-tt": dict(),
@@ -218,18 +250,29 @@ _PUBLISHED = {
 }
 
 
-def published(name: str, schedule, steps: int | None = None):
-    """(hyper-parameters of :class:`CoPaint`, timetable) as run in the paper: 250 respaced levels, DDIM with eta 0, the result
-    taken at t = 1; "copaint-fast" 100 of them, "copaint-tt" with travel over 10 steps, once; "-imagenet" for that data.
-    ``steps``: another number of levels (of the 250 for "copaint-fast"). Raises ValueError for another name, or steps out of
-    range."""
-    if name not in _PUBLISHED:
-        raise ValueError(f"unknown CoPaint {name!r}: {nearest(name, _PUBLISHED)}")
-    fast, most = "fast" in name, 250 if "fast" in name else schedule.T
-    steps = (100 if fast else 250) if steps is None else steps
-    if not isinstance(steps, int) or not 2 <= steps <= most:
-        raise ValueError(f"steps {steps!r} of {name} is out of range: choose a whole number from 2 to {most}")
+def published(denoise, measurement, steps=None, *, table=None, variant="copaint", **settings) -> Setup:
+    """As run in the paper: 250 respaced levels, DDIM with eta 0, the result taken at t = 1.
+
+    variant: "copaint-fast": 100 of those levels; "copaint-tt": with travel over 10 steps, once; "-imagenet" for that data
+    steps:   another number of levels (of the 250 for "copaint-fast", then with the top one)
+    settings: fields of :class:`CoPaint` in place of the paper's
+    Raises ValueError for another variant, or steps out of range.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown CoPaint {variant!r}: {nearest(variant, VARIANTS)}")
+    method = CoPaint(denoise, measurement, **(VARIANTS[variant] | settings))
+    return Setup(method, DDIM(), walk(variant, denoise.schedule, steps) if table is None else table)
+
+
+def walk(variant, schedule, steps=None):
+    """The timetable of a variant; see :func:`published`."""
+    fast, most = "fast" in variant, 250 if "fast" in variant else schedule.T
+    steps = whole(f"steps of {variant}", (100 if fast else 250) if steps is None else steps, 2, most)
     levels = timetables.space(schedule.T, 250 if fast else steps) + 1
-    levels = levels[timetables.space_rounded(250, steps)] if fast else levels
+    if fast:
+        kept = timetables.space_rounded(250, steps)
+        if steps != 100:  # the official rule stops short of the top, where few steps would begin with a part of the image
+            kept[-1] = 249
+        levels = levels[kept]
     grid = timetables.from_times(levels[::-1])
-    return _PUBLISHED[name], timetables.travel(grid, 10, 2, before_jump=True) if "tt" in name else grid
+    return timetables.travel(grid, 10, 2, before_jump=True) if "tt" in variant else grid

@@ -28,17 +28,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from .. import process
+from .. import process, timetables
 from ..base import (
     Measurement,
     Method,
     Prediction,
     expand,
-    is_concrete,
+    in_range,
     namespace,
     nearest,
     pytree,
@@ -46,20 +44,13 @@ from ..base import (
     safe_sqrt,
     static,
 )
-from ..operators import Operator
-from .common import cast
-from .ddrm import DDRM, needs_marginal, needs_svd
+from ..kernels import DDIM, Marginal
+from .common import Setup, cast
+from .ddrm import DDRM
 
 FORMS = ("svd", "simplified")
 TRAVELS = ("x0", "x")
-
-
-def needs_pinv(method: str, A):
-    """Raise ValueError, naming the fallback, where the operator ``A`` has no pseudo-inverse."""
-    if isinstance(A, Operator) and not A.has("pinv"):
-        raise ValueError(
-            f"{method} needs A.pinv, which {type(A).__name__} lacks: use DiffPIR with operators.cg_prox(A), or DPS"
-        )
+ETA = 0.85  # share of fresh noise, in standard deviations
 
 
 @pytree
@@ -73,6 +64,14 @@ class Travel:
 class Traveller(Method):
     """What both share: the state carries the network's own x0, from which ``jump`` climbs."""
 
+    paper = "Wang et al. 2023"
+    link = "arxiv.org/abs/2212.00490"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.travel not in TRAVELS:
+            raise ValueError(f"unknown travel {self.travel!r}: {nearest(self.travel, TRAVELS)}")
+
     def init(self, kernel, x):
         return kernel.init(x), jnp.zeros_like(x)
 
@@ -84,10 +83,6 @@ class Traveller(Method):
             return super().jump(kernel, x, state, row, noise)
         climbed = expand(row.m.alpha, x) * state[1] + expand(row.m.sigma, x) * noise
         return jnp.where(row.r > row.s, climbed, x), state
-
-    def _check_travel(self):
-        if self.travel not in TRAVELS:
-            raise ValueError(f"unknown travel {self.travel!r}: {nearest(self.travel, TRAVELS)}")
 
 
 @pytree
@@ -105,13 +100,12 @@ class DDNM(Traveller):
     keep_eps: bool = static(default=True)
     travel: str = static(default="x0")
 
-    def __post_init__(self):
-        self._check_travel()
-        needs_pinv("DDNM", getattr(self.measurement, "A", None))
-        std = getattr(self.measurement, "noise_std", 0)
-        known = isinstance(std, (int, float, np.number, np.ndarray, jax.Array)) and is_concrete(std)
-        if known and np.any(np.asarray(std) > 0):
-            raise ValueError(f"DDNM fits y exactly, noise_std {std} and all: use DDNMPlus")
+    requires = ("pinv",)
+    noise = "refused"
+    instead_of_noise = "DDNMPlus"
+
+    def default_kernel(self):
+        return DDIM(zeta=ETA**2)
 
     def corrected(self, p) -> Prediction:
         A, y = self.measurement.A, cast(self.measurement.y, p.x0.dtype)
@@ -147,21 +141,20 @@ class DDNMPlus(Traveller):
     """
 
     measurement: Measurement = None
-    eta: Any = 0.85
+    eta: Any = ETA
     form: str = static(default="svd")
     travel: str = static(default="x0")
 
+    moves = (Marginal,)
+
     def __post_init__(self):
-        self._check_travel()
         if self.form not in FORMS:
             raise ValueError(f"unknown form {self.form!r}: {nearest(self.form, FORMS)}")
-        if isinstance(self.eta, (int, float)) and not 0 <= self.eta <= 1:
-            raise ValueError(f"eta {self.eta} is out of range: choose a share from 0 to 1")
-        A = getattr(self.measurement, "A", None)
-        needs_svd("DDNMPlus", A) if self.form == "svd" else needs_pinv("DDNMPlus, simplified,", A)
+        in_range("eta", self.eta, 0, 1, remedy="choose a share from 0 to 1")
+        super().__post_init__()
 
-    def check(self, kernel, table):
-        needs_marginal("DDNMPlus", kernel)
+    def requirements(self):
+        return ("svd",) if self.form == "svd" else ("pinv",)
 
     def plan(self, kernel, table) -> PlusPlan:
         lam, shrink = self.weights(*process.marginal(kernel.schedule, table.s)) if self.form == "simplified" else (None, None)
@@ -194,3 +187,19 @@ class DDNMPlus(Traveller):
         first, noise = self.shaped(p, noise, row)
         x, inner = kernel.step(self.predict, x, state[0], row, noise, first=first)
         return x, (inner, p.x0), {}
+
+
+def published(denoise, measurement, steps=None, *, table=None, eta=ETA) -> Setup:
+    """DDNM on 100 levels, 1000 / 100 apart."""
+    table = _levels(denoise.schedule, steps) if table is None else table
+    return Setup(DDNM(denoise, measurement), DDIM(zeta=eta**2), table)
+
+
+def published_plus(denoise, measurement, steps=None, *, table=None, eta=ETA) -> Setup:
+    """DDNM+, by singular values, on the same levels."""
+    table = _levels(denoise.schedule, steps) if table is None else table
+    return Setup(DDNMPlus(denoise, measurement, eta=eta), Marginal(), table)
+
+
+def _levels(schedule, steps):
+    return timetables.respaced(schedule, f"ddim{100 if steps is None else steps}")

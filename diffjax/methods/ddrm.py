@@ -26,25 +26,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..base import Measurement, Method, expand, pytree, safe_divide, safe_sqrt
+from .. import timetables
+from ..base import Measurement, Method, expand, in_range, pytree, safe_divide, safe_sqrt
 from ..kernels import Marginal
-from ..operators import Operator
-from .common import cast
-
-
-def needs_svd(method: str, A):
-    """Raise ValueError, naming the fallback, where the operator ``A`` has no singular value decomposition."""
-    if isinstance(A, Operator):
-        try:
-            _ = A.svd
-        except ValueError as error:
-            raise ValueError(f"{method} works on singular values, but {error}") from None
-
-
-def needs_marginal(method: str, kernel):
-    """Raise ValueError for a kernel that moves by itself."""
-    if not isinstance(kernel, Marginal):
-        raise ValueError(f"{method} moves by itself, not by {type(kernel).__name__}: use kernels.Marginal(schedule)")
+from .common import Setup, cast
 
 
 def restore_spectrum(c, e, z, u, s, *, alpha, sigma, std, eta, eta_b=1.0):
@@ -73,15 +58,18 @@ class DDRM(Method):
     eta: Any = 0.85
     eta_b: Any = 1.0
 
-    def __post_init__(self):
-        needs_svd(type(self).__name__, getattr(self.measurement, "A", None))
-        for name in ("eta", "eta_b"):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)) and not 0 <= value <= 1:
-                raise ValueError(f"{name} {value} is out of range: choose a share from 0 to 1")
+    paper = "Kawar et al. 2022"
+    link = "arxiv.org/abs/2201.11793"
+    requires = ("svd",)
+    moves = (Marginal,)
 
-    def check(self, kernel, table):
-        needs_marginal(type(self).__name__, kernel)
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("eta", "eta_b"):
+            in_range(name, getattr(self, name), 0, 1, remedy="choose a share from 0 to 1")
+
+    def starts_anywhere(self):
+        return True
 
     def observed(self, x):
         """(spectral operator, U^T y, singular values, noise_std) in the dtype of ``x``."""
@@ -112,3 +100,9 @@ class DDRM(Method):
         p, noise = self.shaped(self.predict(x, row.t), noise, row)
         x, state = kernel.step(self.predict, x, state, row, noise, first=p)
         return x, state, {}
+
+
+def published(denoise, measurement, steps=None, *, table=None, eta=0.85, eta_b=1.0) -> Setup:
+    """20 levels, 1000 / 20 apart."""
+    table = timetables.respaced(denoise.schedule, f"ddim{20 if steps is None else steps}") if table is None else table
+    return Setup(DDRM(denoise, measurement, eta, eta_b), Marginal(), table)

@@ -40,9 +40,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import process, timetables
-from ..base import Measurement, Method, nearest, pytree, static
+from ..base import Measurement, Method, nearest, pytree, static, whole
 from ..kernels import DDIM
-from .common import inner, level, needs
+from .common import Setup, by_kind, inner, kind, level
 
 DATA = ("prox", "gradient", "back_projection")
 SPLITTINGS = ("hqs", "admm")
@@ -74,14 +74,24 @@ class DiffPIR(Method):
     splitting: str = static(default="hqs")
     iterations: int = static(default=1)
 
+    paper = "Zhu et al. 2023"
+    link = "arxiv.org/abs/2305.08995"
+
     def __post_init__(self):
         for name, valid in (("data", DATA), ("splitting", SPLITTINGS)):
             if getattr(self, name) not in valid:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), valid)}")
-        if not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"iterations {self.iterations!r} is not a whole number >= 1")
-        capability = {"prox": ("prox",), "back_projection": ("pinv",)}.get(self.data, ())
-        needs(f"DiffPIR with data={self.data!r}", getattr(self.measurement, "A", None), *capability)
+        whole("iterations", self.iterations)
+        super().__post_init__()
+
+    def requirements(self):
+        return {"prox": ("prox",), "back_projection": ("pinv",)}.get(self.data, ())
+
+    def default_kernel(self):
+        return DDIM(zeta=0.3)
+
+    def starts_anywhere(self):
+        return self.guess is not None
 
     # --- the data step ---
 
@@ -140,31 +150,31 @@ class DiffPIR(Method):
 
     def step(self, kernel, x, state, row, noise):
         admm = self.splitting == "admm"
-        inner, dual = (state[0], state[1]) if admm else (state, None)
+        of_kernel, dual = (state[0], state[1]) if admm else (state, None)
         p, v, new_dual, info = self.correct(self.denoise(x, row.t), dual)
         again = lambda x, t: self.correct(self.denoise(x, t), dual)[0]
-        x, inner = kernel.step(again, x, inner, row, noise, first=p)
-        return x, (inner, new_dual, v) if admm else inner, info
+        x, of_kernel = kernel.step(again, x, of_kernel, row, noise, first=p)
+        return x, (of_kernel, new_dual, v) if admm else of_kernel, info
 
     def finish(self, kernel, x, state):
         return (state[2] if self.splitting == "admm" else x), {}
 
 
-_PUBLISHED = {  # (official lambda, zeta, network calls); the lambda of super-resolution is the middle of the published scan
-    "inpainting": (1.0, 1.0, 20),
-    "deblurring": (7.0, 0.3, 100),
-    "super-resolution": (6.0, 0.25, 100),
-}
+LAM = {
+    "deblurring": 7.0,
+    "inpainting": 1.0,
+    "super-resolution": 6.0,
+}  # the official code's, which is four times ours; the last
+# is the middle of the published scan
+ZETA = {"deblurring": 0.3, "inpainting": 1.0, "super-resolution": 0.25}
 
 
-def published(task: str, schedule, steps: int | None = None):
-    """(hyper-parameters of :class:`DiffPIR`, kernel, timetable) of the official configuration of "inpainting", "deblurring" or
-    "super-resolution". ``steps``: another number of network calls (20 or 100 in the paper). ValueError for another task."""
-    if task not in _PUBLISHED:
-        raise ValueError(f"unknown task {task!r}: {nearest(task, _PUBLISHED)}")
-    lam, zeta, n = _PUBLISHED[task]
-    return (
-        {"lam": lam / 4, "prior_std": jnp.inf},
-        DDIM(schedule, zeta=zeta),
-        timetables.diffpir(schedule, n if steps is None else steps),
-    )
+def published(denoise, measurement, steps=None, *, table=None, lam=None, zeta=None, prior_std=jnp.inf) -> Setup:
+    """The official configurations for the measurement's kind: 100 network calls, for inpainting 20 (``steps=100`` there too in
+    the paper's table)."""
+    if table is None:
+        default = 20 if kind(measurement.A) == "inpainting" else 100
+        table = timetables.diffpir(denoise.schedule, default if steps is None else steps)
+    lam = by_kind(None, measurement, LAM) / 4 if lam is None else lam
+    method = DiffPIR(denoise, measurement, lam=lam, prior_std=prior_std)
+    return Setup(method, DDIM(zeta=by_kind(zeta, measurement, ZETA)), table)

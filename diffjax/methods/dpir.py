@@ -20,9 +20,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from .. import timetables
 from ..base import Measurement, Method, host, pytree, safe_divide
-from .common import cast, needs
-from .ddrm import needs_marginal
+from ..kernels import Marginal
+from .common import Setup, cast
 
 
 @pytree
@@ -41,11 +42,14 @@ class DPIR(Method):
     noise_floor: Any = 0.002
     guess: Any = None
 
-    def __post_init__(self):
-        needs("DPIR", getattr(self.measurement, "A", None), "prox")
+    paper = "Zhang et al. 2021"
+    link = "arxiv.org/abs/2008.13751"
+    requires = ("prox",)
+    moves = (Marginal,)
+    gives = "estimate"
 
-    def check(self, kernel, table):
-        needs_marginal("DPIR", kernel)
+    def starts_anywhere(self):
+        return True
 
     def plan(self, kernel, table):
         """(alpha, sigma / alpha) at t"""
@@ -68,3 +72,10 @@ class DPIR(Method):
         rho = jnp.maximum(typed(self.lam) * (noise_std / jnp.maximum(ratio, typed(1e-10))) ** 2, typed(1e-12))
         x, info = self.measurement.A.prox_info(x, rho, cast(self.measurement.y, x.dtype))
         return self.denoise(alpha * x, row.t).x0, state, info
+
+
+def published(denoise, measurement, steps=None, *, table=None, lam=0.23) -> Setup:
+    """8 levels, the lowest that of the measurement's noise."""
+    if table is None:
+        table = timetables.dpir(denoise.schedule, measurement.noise_std, 8 if steps is None else steps)
+    return Setup(DPIR(denoise, measurement, lam), Marginal(), table)

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from ..base import Measurement, Method, expand, nearest, pytree, static
-from .common import cast, inner, norm
+from ..kernels import DDPM
+from .common import Setup, by_kind, cast, grid, inner, norm
 
 LOSSES = ("norm", "squared", "poisson")
-SCALES = {"deblur": 0.3, "super_resolution": 0.3, "inpainting": 0.5, "phase_retrieval": 1.0}  # the released configurations
+SCALES = {"deblurring": 0.3, "super-resolution": 0.3, "inpainting": 0.5, "phase retrieval": 1.0}  # as released
 
 
 def gradient_of(loss, denoise, x, t):
@@ -54,9 +55,17 @@ class DPS(Method):
     darkest: Any = 1 / 255
     loss: str = static(default="norm")
 
+    paper = "Chung et al. 2023"
+    link = "arxiv.org/abs/2209.14687"
+    noise = "ignored"
+
     def __post_init__(self):
+        super().__post_init__()
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}: {nearest(self.loss, LOSSES)}")
+
+    def default_kernel(self):
+        return DDPM()
 
     def objective(self, x0):
         """The scalar whose gradient is followed, of a clean image."""
@@ -76,5 +85,10 @@ class DPS(Method):
         return moved - expand(self.scale, x) * gradient, state, {"loss": value}
 
     def products(self, kernel) -> int:
-        """Products with the network's Jacobian per row."""
         return 1
+
+
+def published(denoise, measurement, steps=None, *, table=None, scale=None) -> Setup:
+    """1000 levels of ancestral sampling; scale: that of :data:`SCALES` for the measurement's kind."""
+    table = grid(denoise.schedule, steps) if table is None else table
+    return Setup(DPS(denoise, measurement, by_kind(scale, measurement, SCALES)), DDPM(), table)

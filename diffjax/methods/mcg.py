@@ -19,7 +19,8 @@ from typing import Any
 import jax
 
 from ..base import Measurement, Method, expand, pytree
-from .common import cast, needs, norm
+from ..kernels import DDPM
+from .common import Setup, cast, grid, norm
 from .dps import gradient_of
 
 
@@ -42,8 +43,13 @@ class MCG(Method):
     measurement: Measurement = None
     scale: Any = 1.0
 
-    def __post_init__(self):
-        needs("MCG", getattr(self.measurement, "A", None), "pinv")
+    paper = "Chung et al. 2022"
+    link = "arxiv.org/abs/2206.00941"
+    requires = ("pinv",)
+    noise = "ignored"
+
+    def default_kernel(self):
+        return DDPM()
 
     def plan(self, kernel, table) -> Plan:
         return Plan(kernel.schedule.alpha(table.s), kernel.schedule.sigma(table.s))
@@ -70,5 +76,10 @@ class MCG(Method):
         return self.project(moved, self.noised(row.m, noise["known"])), state, {"loss": value}
 
     def products(self, kernel) -> int:
-        """Products with the network's Jacobian per row."""
         return 1
+
+
+def published(denoise, measurement, steps=None, *, table=None, scale=1.0) -> Setup:
+    """1000 levels of ancestral sampling."""
+    table = grid(denoise.schedule, steps) if table is None else table
+    return Setup(MCG(denoise, measurement, scale), DDPM(), table)

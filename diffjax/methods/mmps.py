@@ -22,8 +22,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ..base import Measurement, Method, Prediction, expand, pytree, safe_divide, static
-from .common import axpy, cast, inner, least_residual, needs
+from .. import timetables
+from ..base import Measurement, Method, Prediction, expand, pytree, safe_divide, static, whole
+from ..kernels import DDIM
+from .common import Setup, axpy, cast, inner, least_residual
 
 
 @pytree
@@ -41,10 +43,17 @@ class MMPS(Method):
     measurement: Measurement = None
     iterations: int = static(default=10)
 
+    paper = "Rozet et al. 2024"
+    link = "arxiv.org/abs/2405.13712"
+    requires = ("T",)
+    gives = "posterior"
+
     def __post_init__(self):
-        if not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"iterations {self.iterations!r} is out of range: choose a whole number >= 1")
-        needs("MMPS", getattr(self.measurement, "A", None), "T")
+        super().__post_init__()
+        whole("iterations", self.iterations)
+
+    def default_kernel(self):
+        return DDIM(eta=1.0)
 
     def twist(self, x, t):
         """(the prior's Prediction, what y adds to its x0, log N(y; A m, noise_std^2 I + A V A^T), residual of the solve
@@ -79,5 +88,11 @@ class MMPS(Method):
         return x, state, {"solve_residual": left}
 
     def products(self, kernel) -> int:
-        """Products with the network's Jacobian per row."""
         return kernel.calls * self.solves()
+
+
+def published(denoise, measurement, steps=None, *, table=None, iterations=3) -> Setup:
+    """The paper's problems are of another kind; these are ours for trained networks: 3 solver steps, fresh noise, 50 levels
+    equal in log-SNR."""
+    table = timetables.log_snr(denoise.schedule, 50 if steps is None else steps) if table is None else table
+    return Setup(MMPS(denoise, measurement, iterations), DDIM(eta=1.0), table)

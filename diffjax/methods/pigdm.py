@@ -22,8 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .. import timetables
 from ..base import Measurement, Method, Prediction, expand, nearest, pytree, safe_divide, static
-from .common import cast, needs
+from ..kernels import DDIM
+from .common import Setup, cast
 
 WEIGHTS = ("adaptive", "bayes")
 NOISE_FREE = 1e-8  # rho where noise_std is 0: keeps 0 / 0 away from unmeasured directions
@@ -45,10 +47,17 @@ class PiGDM(Method):
     scale: Any = 1.0
     weight: str = static(default="adaptive")
 
+    paper = "Song et al. 2023"
+    link = "openreview.net/forum?id=9_gsMA8MRKQ"
+    requires = ("prox",)
+
     def __post_init__(self):
+        super().__post_init__()
         if self.weight not in WEIGHTS:
             raise ValueError(f"unknown weight {self.weight!r}: {nearest(self.weight, WEIGHTS)}")
-        needs("PiGDM", getattr(self.measurement, "A", None), "prox")
+
+    def default_kernel(self):
+        return DDIM(eta=1.0)
 
     def predict(self, x, t) -> Prediction:
         _, pull, p = jax.vjp(lambda x: (lambda p: (p.x0, p))(self.denoise(x, t)), x, has_aux=True)
@@ -62,5 +71,10 @@ class PiGDM(Method):
         return p.with_x0(p.x0 + expand(self.scale, x) * factor * pull(d)[0], keep_eps=adaptive)
 
     def products(self, kernel) -> int:
-        """Products with the network's Jacobian per row."""
         return kernel.calls
+
+
+def published(denoise, measurement, steps=None, *, table=None, scale=1.0, prior_std=1.0, eta=1.0) -> Setup:
+    """100 levels by DDIM with eta 1."""
+    table = timetables.respaced(denoise.schedule, f"ddim{100 if steps is None else steps}") if table is None else table
+    return Setup(PiGDM(denoise, measurement, prior_std, scale), DDIM(eta=eta), table)

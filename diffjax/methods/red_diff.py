@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from ..base import Measurement, Method, expand, pytree, safe_divide, safe_sqrt
 from ..kernels import Marginal
 from ..operators import Mask
-from .common import cast, inner, needs
+from .common import Setup, cast, grid, inner
 
 BETAS = (0.9, 0.99)
 
@@ -39,31 +39,36 @@ class Walk:
 
 @pytree
 class REDDiff(Method):
-    """denoise: the prior. measurement: y with any differentiable operator; it has A.pinv, or ``first`` is given.
+    """denoise: the prior. measurement: y with any differentiable operator; it has A.pinv, or ``guess`` is given.
 
     weight: of the regulariser (0.25 in the code; the paper tunes it per task)
     lr:     Adam's rate
-    first:  where mu starts, an image; default A^+ y
+    guess:  where mu starts, an image; default A^+ y
     Moves by ``kernels.Marginal``: x_s = alpha_s mu + sigma_s z. Raises ValueError for other kernels.
     """
 
     measurement: Measurement = None
     weight: Any = 0.25
     lr: Any = 0.1
-    first: Any = None
+    guess: Any = None
 
-    def __post_init__(self):
-        if self.first is None:
-            needs("REDDiff without first", getattr(self.measurement, "A", None), "pinv")
+    paper = "Mardani et al. 2024"
+    link = "arxiv.org/abs/2305.04391"
+    requires = ("pinv",)
+    moves = (Marginal,)
+    noise = "ignored"
+    gives = "estimate"
 
-    def check(self, kernel, table):
-        if not isinstance(kernel, Marginal):
-            raise ValueError(f"REDDiff moves by Marginal, not {type(kernel).__name__}: use kernels.Marginal(schedule)")
+    def requirements(self):
+        return () if self.guess is not None else ("pinv",)
+
+    def starts_anywhere(self):
+        return True
 
     def estimate(self, dtype):
         """mu before the first row."""
-        if self.first is not None:
-            return jnp.asarray(self.first).astype(dtype)
+        if self.guess is not None:
+            return jnp.asarray(self.guess).astype(dtype)
         return self.measurement.A.pinv(cast(self.measurement.y, dtype))
 
     def start(self, kernel, row, noise):
@@ -99,6 +104,8 @@ class REDDiff(Method):
         x, inner_state = super().jump(kernel, x, state.kernel, row, noise)
         return x, Walk(state.mu, state.mean, state.square, state.steps, inner_state)
 
-    def products(self, kernel) -> int:
-        """Products with the network's Jacobian per row."""
-        return 0
+
+def published(denoise, measurement, steps=None, *, table=None, weight=0.25, lr=0.1) -> Setup:
+    """1000 levels, t = 1000 ... 1."""
+    table = grid(denoise.schedule, steps) if table is None else table
+    return Setup(REDDiff(denoise, measurement, weight, lr), Marginal(), table)

@@ -18,8 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .. import timetables
 from ..base import Measurement, Method, expand, namespace, nearest, pytree, safe_sqrt, static
-from ..operators import Mask
+from ..kernels import DDPM
+from .common import Setup
 
 ORDERS = ("official", "paper")
 
@@ -46,12 +48,17 @@ class RePaint(Method):
     order: str = static(default="official")
     exact: bool = static(default=True)
 
+    paper = "Lugmayr et al. 2022"
+    link = "arxiv.org/abs/2201.09865"
+    requires = ("mask",)
+
     def __post_init__(self):
+        super().__post_init__()
         if self.order not in ORDERS:
             raise ValueError(f"unknown order {self.order!r}: {nearest(self.order, ORDERS)}")
-        A = getattr(self.measurement, "A", None)
-        if callable(A) and not isinstance(A, Mask):
-            raise ValueError(f"RePaint needs a Mask, not {type(A).__name__}: it pastes known pixels; use DDNM or DPS")
+
+    def default_kernel(self):
+        return DDPM()
 
     def plan(self, kernel, table) -> Plan:
         at = table.t if self.order == "official" else table.s
@@ -84,3 +91,10 @@ class RePaint(Method):
         noise_free = jnp.asarray(self.measurement.noise_std == 0)
         m = self.measurement.A.weights(x) * noise_free.astype(x.dtype)
         return m * self.measurement.y.astype(x.dtype) + (1 - m) * x, {}
+
+
+def published(denoise, measurement, steps=None, *, table=None) -> Setup:
+    """250 respaced levels, stretches of 10 walked 10 times: 2410 rows of DDPM, with the network's variance where it has one
+    (``kernels.DDPM(variance="learned_range")``)."""
+    table = timetables.repaint(denoise.schedule, 250 if steps is None else steps, 10, 10) if table is None else table
+    return Setup(RePaint(denoise, measurement), DDPM(), table)

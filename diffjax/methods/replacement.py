@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..base import Measurement, Method, is_concrete, pytree, safe_sqrt
-from .common import cast, level, needs
+from ..base import Measurement, Method, is_concrete, numbers, pytree, safe_sqrt
+from ..kernels import DDPM
+from .common import Setup, cast, grid, level
 
 
 @pytree
@@ -34,11 +34,19 @@ class Replacement(Method):
     measurement: Measurement = None
     strength: Any = 1.0
 
-    def __post_init__(self):
-        noise = getattr(self.measurement, "noise_std", 0.0)
-        numbers = isinstance(noise, (int, float, np.ndarray, jax.Array))  # not a placeholder
-        noisy = not is_concrete(noise) or (numbers and np.any(np.asarray(noise) > 0))
-        needs(type(self).__name__, getattr(self.measurement, "A", None), *(("pinv", "svd") if noisy else ("pinv",)))
+    paper = "Song et al. 2021"
+    link = "arxiv.org/abs/2011.13456"
+    requires = ("pinv",)
+    noise = "ignored"  # what y has of it ends up in the result
+
+    def requirements(self):
+        noise = self.measurement.noise_std
+        known = numbers(noise)
+        noisy = not is_concrete(noise) or (known is not None and (known > 0).any())
+        return ("pinv", "svd") if noisy else ("pinv",)
+
+    def default_kernel(self):
+        return DDPM()
 
     def noisy_measurement(self, x, alpha, sigma, z):
         """y_t for unit noise z of the image's shape."""
@@ -52,7 +60,7 @@ class Replacement(Method):
         own = alpha * jnp.asarray(self.measurement.noise_std, x.dtype)
         return alpha * y + D.U(safe_sqrt((sigma * s) ** 2 - own**2) * c)
 
-    def replace(self, x, alpha, sigma, z):
+    def replaced(self, x, alpha, sigma, z):
         """x with its measured part replaced at the level (alpha, sigma)."""
         A = self.measurement.A
         correction = A.pinv(jax.tree.map(jnp.negative, A.residual(x, self.noisy_measurement(x, alpha, sigma, z))))
@@ -60,11 +68,17 @@ class Replacement(Method):
 
     def draw(self, kernel, key, x):
         key_move, key_known = jax.random.split(key)
-        known = jax.random.normal(key_known, (kernel.calls, *x.shape), x.dtype)
+        known = jax.random.normal(key_known, (kernel.updates, *x.shape), x.dtype)
         return {"move": kernel.draw(key_move, x), "known": known}
 
     def step(self, kernel, x, state, row, noise):
         schedule = kernel.schedule
-        edit = lambda x, t, j: self.replace(x, schedule.alpha(t), schedule.sigma(t), noise["known"][j])
+        edit = lambda x, t, j: self.replaced(x, schedule.alpha(t), schedule.sigma(t), noise["known"][j])
         x, state = kernel.step(self.predict, x, state, row, noise["move"], edit=edit)
         return x, state, {}
+
+
+def published(denoise, measurement, steps=None, *, table=None, strength=1.0) -> Setup:
+    """1000 levels of ancestral sampling."""
+    table = grid(denoise.schedule, steps) if table is None else table
+    return Setup(Replacement(denoise, measurement, strength), DDPM(), table)

@@ -20,8 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import pytree, replace, static
+from ..base import pytree, replace, static, whole
+from ..kernels import DDIM
 from .blended import Blended
+from .common import Setup, grid
 
 
 def choose(weights, gumbel):
@@ -52,12 +54,14 @@ class Resampling(Blended):
     particles: int = static(default=10)
     keep: int = static(default=1)
 
+    paper = "Trippe et al. 2023"
+    link = "arxiv.org/abs/2206.04119"
+    differentiable = False  # it draws indices
+
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.particles, int) or self.particles < 1:
-            raise ValueError(f"particles {self.particles!r} is not a whole number >= 1")
-        if not isinstance(self.keep, int) or not 1 <= self.keep <= self.particles:
-            raise ValueError(f"keep {self.keep!r} is out of range: choose a whole number from 1 to {self.particles} particles")
+        whole("particles", self.particles)
+        whole("keep", self.keep, 1, self.particles)
 
     def plan(self, kernel, table):
         """The merge's coefficients at t and at s."""
@@ -111,3 +115,9 @@ class Resampling(Blended):
 
     def calls(self, kernel) -> int:
         return kernel.calls * self.particles
+
+
+def published(denoise, measurement, steps=None, *, table=None, scale=100.0, particles=10) -> Setup:
+    """As in CoPaint's tables: 10 particles, 250 respaced levels, DDIM with eta 0."""
+    table = grid(denoise.schedule, 250 if steps is None else steps) if table is None else table
+    return Setup(Resampling(denoise, measurement, scale=scale, particles=particles), DDIM(), table)

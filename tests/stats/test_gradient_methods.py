@@ -62,7 +62,7 @@ def test_red_diff_without_regulariser_fits_y_and_with_it_leans_to_the_prior():
         p = prior()
         m = measure(p, operators()["function"], 0.3)
         kernel, table = dj.kernels.Marginal(SCHEDULE), dj.timetables.uniform(SCHEDULE, 500)
-        method = dj.methods.REDDiff(p.denoiser(SCHEDULE), m, first=jnp.zeros(SHAPE), lr=0.02)
+        method = dj.methods.REDDiff(p.denoiser(SCHEDULE), m, guess=jnp.zeros(SHAPE), lr=0.02)
         weighted = lambda weight: dj.base.replace(method, weight=weight)
         walk = lambda m: dj.sample(jax.random.key(0), m, table, SHAPE, kernel=kernel, dtype=jnp.float64).x
         run = jax.jit(lambda weight: walk(weighted(weight)))
@@ -96,5 +96,5 @@ def test_what_a_method_cannot_do_is_said_at_construction():
     kernel, table = dj.kernels.DDIM(SCHEDULE), dj.timetables.log_snr(SCHEDULE, 4)
     with pytest.raises(ValueError, match="Marginal"):
         dj.sample(
-            jax.random.key(0), dj.methods.REDDiff(denoise, function, first=jnp.zeros(SHAPE)), table, SHAPE, kernel=kernel
+            jax.random.key(0), dj.methods.REDDiff(denoise, function, guess=jnp.zeros(SHAPE)), table, SHAPE, kernel=kernel
         )

@@ -56,7 +56,7 @@ def test_two_stage_counts_and_restores():
     prior = dj.priors.gaussian(np.zeros(SHAPE), variance=0.3 * np.ones(SHAPE))
     m = problem()[1]
     posterior = prior.condition(np.array([[0.0, 1.0]]), np.array([0.1]), 0.1)
-    run = lambda key: dj.methods.twisted.two_stage(key, prior.denoiser(SCHEDULE), m, SCHEDULE, SHAPE, particles=4, rows=(8, 6))
+    run = lambda key: dj.methods.twisted.two_stage(key, prior.denoiser(SCHEDULE), m, SHAPE, particles=4, rows=(8, 6))
     result = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 500))
     assert result.info.final["particles"].rows["effective"].shape == (500, 8)
     assert len(result.info.rows["finite"][0]) == 6

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import pytree
+from .. import timetables
+from ..base import Method, pytree, whole
 from ..kernels import DDIM
 from ..sample import sample
-from .common import cast, squares
+from .common import Setup, cast, squares
 
 
 @pytree
@@ -48,13 +49,11 @@ def optimise_start(
 
     table:     few rows keep it affordable; one iteration costs about three walks (four with ``remat``)
     shape_or_start: a shape, to draw x_T from ``key``, or the array to begin from
-    kernel:    a deterministic kernel; default DDIM with eta 0
+    kernel:    a deterministic one; default DDIM with eta 0
     reg:       weight of |x_T|^2; the prior N(0, I) with noise_std s would make it s^2
     Raises ValueError for fewer than one iteration.
     """
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations {iterations!r} is out of range: choose a whole number >= 1")
-    kernel = DDIM(denoise.schedule) if kernel is None else kernel
+    whole("iterations", iterations)
     given = hasattr(shape_or_start, "shape")
     start = jnp.asarray(shape_or_start) if given else jax.random.normal(key, tuple(shape_or_start))
     y = cast(measurement.y, start.dtype)
@@ -78,3 +77,26 @@ def optimise_start(
     counts = jnp.arange(1, iterations + 1, dtype=start.dtype)
     (start, _, _), loss = jax.lax.scan(iteration, (start, zeros, zeros), counts)
     return Optimised(walk(start), start, loss)
+
+
+@pytree
+class Walk(Method):
+    """The sampler that is optimised through: the bare denoiser, by DDIM."""
+
+    paper = "Ben-Hamu et al. 2024"
+    link = "arxiv.org/abs/2402.14017"
+    noise = "ignored"
+    gives = "estimate"
+
+
+def published(denoise, measurement, steps=None, *, table=None, lr=0.05, reg=1e-4) -> Setup:
+    """The walk of :func:`restored`, which is what runs: 5 levels (``lr`` and ``reg`` are of its optimiser)."""
+    table = timetables.log_snr(denoise.schedule, 5 if steps is None else steps) if table is None else table
+    return Setup(Walk(denoise), DDIM(), table)
+
+
+def restored(key, denoise, measurement, steps, shape, lr=0.05, reg=1e-4, iterations=30):
+    """(x, network calls) of 30 steps of Adam through a walk of ``steps`` levels; the papers' problems are of another kind."""
+    table = published(denoise, measurement, steps).table
+    found = optimise_start(key, denoise, measurement, table, shape, iterations=iterations, lr=lr, reg=reg)
+    return found.x, len(table) * (iterations + 1)
