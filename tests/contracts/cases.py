@@ -1,6 +1,7 @@
 """The contract table: one entry per kernel and per method buys every test of test_contracts.py.
 
-A new method is one line here, or ``case_of`` its entry in the registry. Each case is a small program on a 4x4x1 image with a Gaussian prior and 8 rows.
+A new method is one line here, or ``case_of`` its entry in the registry.
+Each case is a small program on a 4x4x1 image with a Gaussian prior and 8 rows.
 """
 
 from collections.abc import Callable
