@@ -66,12 +66,12 @@ def test_eager_sweeps_and_shards_share_one_program():
         return dj.sample(key, dj.methods.RePaint(denoise, measured(y)), TABLE, SHAPE).x
 
     keys, ys = jax.random.split(KEY, 4), jnp.linspace(-0.5, 0.5, 4)
-    mapped, sharded = [], []
+    mapped, sharded, counts = [], [], []
     for values in (ys, ys + 0.1):
         mapped.append(jax.vmap(one)(keys, values))
         sharded.append(dj.parallel.shard(one, dj.parallel.mesh(jax.devices()[:2]))(keys, values))
-        count = len(traces) if len(mapped) == 1 else count
-    assert len(traces) == count  # the second round traced nothing
+        counts.append(len(traces))
+    assert counts[0] == counts[1] > 0  # the second round traced nothing
     for a, b in zip(mapped, sharded):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert dj.parallel.shard(one, dj.parallel.mesh()) is dj.parallel.shard(one, dj.parallel.mesh())
@@ -121,7 +121,7 @@ def test_a_start_in_the_middle_needs_an_image():
     """From N(0, 1) at alpha 0.7 the samples were wrong without a word."""
     for table in (dj.timetables.respaced(SCHEDULE, "ddim2"), dj.timetables.start_at(TABLE, 300), TABLE[3:]):
         for method in (denoiser(), dj.methods.DPS(denoiser(), measured())):
-            with pytest.raises(ValueError, match="pass an array|Pass an array"):
+            with pytest.raises(ValueError, match="Pass an array"):
                 dj.sample(KEY, method, table, SHAPE)
         assert dj.sample(KEY, denoiser(), table, jnp.zeros(SHAPE)).x.shape == SHAPE
     late = dj.timetables.start_at(TABLE, 300)
