@@ -62,7 +62,7 @@ class Prior:
     classes: int = 0
     class_names: tuple = ()
     text: str = "{}"  # the card as JSON
-    time: Any = denoisers.IndexTime()
+    time: Any = dataclasses.field(default_factory=denoisers.IndexTime)
     null: Any = None
     conditional: bool = False
 
