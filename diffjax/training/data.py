@@ -50,7 +50,7 @@ def scale(images):
 def decode(example, key=None):
     """8-bit images of an example (uint8 of three or more axes: (H, W, C), (D, H, W, C)) to float32 in [-1, 1]; all else,
     labels and tokens among it, as it is."""
-    return jax.tree.map(lambda a: scale(a) if a.dtype == np.uint8 and a.ndim >= 3 else a, example)
+    return jax.tree.map(lambda a: scale(a) if np.ndim(a) >= 3 and a.dtype == np.uint8 else a, example)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def init_state(params, optimizer, ema=True) -> TrainState:
     """
     alone = not isinstance(optimizer, Mapping)
     optimizers = {ONLY: optimizer} if alone else dict(optimizer)
-    everyone = by_player({ONLY: params} if alone else params, list(optimizers))
+    strong = lambda a: jax.lax.convert_element_type(a, jnp.result_type(a))  # jnp.array(0.5) is weak: a second trace
+    everyone = jax.tree.map(strong, by_player({ONLY: params} if alone else params, list(optimizers)))
     kept = by_player(ema, list(optimizers))
     players = {n: Player(p, optimizers[n].init(p), p if kept[n] else None) for n, p in everyone.items()}
     return TrainState(jnp.zeros((), jnp.int32), players)
