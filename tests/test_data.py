@@ -145,9 +145,9 @@ def test_hosts_share_one_batch(flip):
     examples = {"x": x, "cond": y}
     whole = data.Stream(examples, 8, seed=3, flip=flip)
     shares = [data.Stream(examples, 8, seed=3, flip=flip, process_index=i, process_count=2) for i in range(2)]
-    for step in (0, 5):
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *(share(step) for share in shares))
-        jax.tree.map(np.testing.assert_array_equal, joined, whole(step))
+    for n in (0, 5):
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *(share(n) for share in shares))
+        jax.tree.map(np.testing.assert_array_equal, joined, whole(n))
     with pytest.raises(ValueError, match="not divisible by 3 hosts"):
         data.Stream(examples, 8, process_count=3)
 
