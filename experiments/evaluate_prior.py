@@ -30,7 +30,6 @@ from experiments.progress import Progress
 
 KERNELS = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "dpm": "DPMSolverPP2M"}
 SCALES = (1.0, 2.0, 4.0)
-LEVELS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
 QUANTILES = (0.01, 0.1, 0.9, 0.99)
 MOST_CALLS = 50
 
@@ -62,7 +61,7 @@ def _main(argv) -> int:
     if o.kernel not in KERNELS:
         raise errors.unknown("kernel", o.kernel, KERNELS)
     from diffjax import kernels, timetables, zoo
-    from diffjax.training import data
+    from diffjax.training import data, step
 
     with errors.library_errors():
         prior = zoo.load(o.prior)
@@ -86,7 +85,7 @@ def _main(argv) -> int:
     quality, pictures = measure(prior, images, draw, o)
     held_out, count = held_out_loss(prior, images)
     quality |= {
-        "held_out_loss": dict(zip((f"t/T {level:g}" for level in LEVELS), held_out)),
+        "held_out_loss": dict(zip((f"t/T {level:g}" for level in step.LEVELS), held_out)),
         "held_out_is": f"{prior.loss} loss per pixel on {count:,} test images with their labels",
         "sampler": {"kernel": KERNELS[o.kernel], "grid": "log_snr", "steps": o.steps, "network_calls": calls,
                     "x0": "clipped to [-1, 1]", "seed": o.seed},
@@ -302,15 +301,15 @@ def alexnet():
 
 
 def held_out_loss(prior, images, most=1000):
-    """The training loss at LEVELS, of at most so many test images, and their number."""
+    """The training loss at ``step.LEVELS``, of at most so many test images, and their number."""
     from diffjax.training import step
 
     _, split = step.shardings()
-    example = step.example_loss(prior.net, prior.schedule, step.LOSSES[prior.loss])
-    run = step.held_out(example, prior.schedule, levels=LEVELS, sharded=split)
+    example = step.example_loss(prior.net, prior.schedule, step.LOSSES[prior.loss], time=prior.time)
+    run = step.held_out(example, prior.schedule, sharded=split)
     count = min(most, len(images.test))
     count -= count % len(split.device_set)
-    return [round(float(v), 5) for v in run(prior.params, images.test[:count], images.test_labels[:count])["loss"]], count
+    return [round(float(v), 5) for v in run(prior.params, images.examples("test", slice(count)))["loss"]], count
 
 
 def record(folder, quality, pictures, zoo):

@@ -87,8 +87,7 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
     if not (Path(run) / "config.json").is_file():
         raise UserError(f"{run} is not the folder of a training run: it has no config.json")
     config = training_run.read_config(Path(run) / "config.json")
-    net, _ = training_run.build(config)
-    params, step = diffjax.zoo.prior.read_run(Path(run), net, dataclasses.asdict(config), which)
+    params, step = diffjax.zoo.prior.read_run(Path(run), which)
     plain = os.sep not in target and target not in (".", "..")
     folder = Path(diffjax.zoo.__file__).parent / target if plain else Path(target)
     name = folder.name

@@ -311,7 +311,7 @@ def networks(o):
         if classifier is not None:
             classifier.check(prior)
     if prior.card.get("assumed"):
-        print(f"note: {prior.card['assumed']}")
+        print(f"note: {prior.card['assumed']}; say otherwise with --prior-config KEY=VALUE")
     return prior, classifier
 
 

@@ -6,34 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import denoisers, kernels, timetables
-from diffjax.sample import sample
+from diffjax import kernels, replace, sample, timetables
 
 COLUMNS = 8
 
 
-def make_sampler(net, schedule, config, devices, seed=0):
-    """-> jitted f(params) -> (rows, columns, H, W, C) in [-1, 1]: DDIM on ``config.sample_steps`` log-SNR steps with
-    clipped x0. Rows are classes, or just 8 rows of an unconditional prior. devices: (replicated, sharded)."""
-    rows = config.classes or 8
-    adapter = denoisers.from_v if config.loss == "v" else denoisers.from_eps
-    table = timetables.log_snr(schedule, config.sample_steps)
-    kernel = kernels.DDIM(schedule)
-    shape = (config.size, config.size, config.channels)
+def make_sampler(prior, steps, devices, seed=0):
+    """-> jitted f(params) -> (rows, columns, H, W, C) in [-1, 1]: what ``prior`` makes with these parameters, by DDIM on
+    ``steps`` log-SNR steps with clipped x0. Rows are classes, or 8 rows of a prior without. devices: (replicated, sharded)."""
+    rows = prior.classes or 8
+    table = timetables.log_snr(prior.schedule, steps)
     whole, sharded = devices
     even = rows * COLUMNS % len(sharded.device_set) == 0
 
     def one(params, key, label):
-        args = (label,) if config.classes else ()
-        denoise = adapter(net.apply, params, schedule, args=args, learned_variance=config.loss == "hybrid")
-        return sample(key, denoisers.clipped(denoise), table, shape, kernel=kernel).x
+        denoise = replace(prior, params=params).denoiser(label if prior.classes else None)
+        return sample(key, denoise, table, prior.shape, kernel=kernels.DDIM()).x
 
     def grid(params):
         keys = jax.random.split(jax.random.key(seed), rows * COLUMNS)
         labels = jnp.repeat(jnp.arange(rows), COLUMNS)
         if even:
             keys, labels = jax.lax.with_sharding_constraint((keys, labels), sharded)
-        return jax.vmap(one, (None, 0, 0))(params, keys, labels).reshape(rows, COLUMNS, *shape)
+        return jax.vmap(one, (None, 0, 0))(params, keys, labels).reshape(rows, COLUMNS, *prior.shape)
 
     return jax.jit(grid, out_shardings=whole)
 

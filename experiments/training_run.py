@@ -1,4 +1,4 @@
-"""One training run in one folder, and what others need of it afterwards (:func:`load`)."""
+"""One training run in one folder; ``zoo.load(folder)`` makes a prior of it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from . import samples
 from .configs.base import CHANGEABLE, TrainConfig
 from .progress import Progress
 
-LEVELS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)  # of the held-out loss: t / T
-
 
 def build(config: TrainConfig):
     """-> (net, schedule) of a configuration. Raises ValueError for names and sizes that do not exist."""
@@ -36,29 +34,12 @@ def optimiser(config):
 
 
 def start(config, net, optimizer, key) -> state.TrainState:
-    return state.create(init(net, key, (config.size, config.size, config.channels)), optimizer)
+    return state.init_state(init(net, key, (config.size, config.size, config.channels)), optimizer)
 
 
 def read_config(file) -> TrainConfig:
     values = json.loads(pathlib.Path(file).read_text())
     return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def load(folder, which="best"):
-    """-> (config, net, schedule, averaged params, step) of a run; which: "best" (held-out loss), "last" or a step.
-
-    Raises ValueError if the folder is not a run's or has no such step. A run still going on is not disturbed.
-    """
-    file = pathlib.Path(folder) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} is not the folder of a training run: it has no config.json")
-    config = read_config(file)
-    net, schedule = build(config)
-    shapes = jax.eval_shape(lambda key: start(config, net, optimiser(config), key), jax.random.key(0))
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with checkpoints.Checkpoints(pathlib.Path(folder) / "checkpoints", read_only=True) as store:
-        restored = store.restore(checkpoints.abstract(shapes, one), which)
-    return config, net, schedule, restored.ema, int(restored.step)
 
 
 class Run:
@@ -77,27 +58,25 @@ class Run:
         self.net, self.schedule = build(c)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
         optimizer = optimiser(c)
+        if "fruits" in c.data and not pathlib.Path(c.data).exists():
+            raise ValueError(f"data {c.data} does not exist: python -m experiments.fruits makes it")
         self.images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit, classes=c.classes)
         hosts = jax.process_index(), jax.process_count()
         self.chief = hosts[0] == 0
-        self.stream = data.Stream(self.images.train, self.images.train_labels, c.batch, c.seed, c.flip, *hosts)
+        self.stream = data.Stream(self.images.examples(), c.batch, c.seed, c.flip, *hosts)
         self.whole, self.sharded = step.shardings()
 
         key_init, key_steps = jax.random.split(jax.random.key(c.seed))
         loss = step.LOSSES[c.loss]
         weighted = lambda *a: loss(*a, weighting=c.weighting, gamma=c.gamma)
-        example = lambda f: step.example_loss(self.net, self.schedule, f, null_label=c.classes, label_dropout=c.label_dropout)
-        self.step = step.train_step(
-            example(weighted),
-            optimizer,
-            self.schedule,
-            ema=c.ema,
-            key=key_steps,
-            sharded=self.sharded,
-            whole_times=c.loss == "hybrid",
-        )
-        self.held_out = step.held_out(example(loss), self.schedule, levels=LEVELS, sharded=self.sharded)
-        self.sampler = samples.make_sampler(self.net, self.schedule, c, (self.whole, self.sharded))
+        dropped = {"null": c.classes, "dropout": c.label_dropout} if c.classes else {}
+        example = lambda f: step.example_loss(self.net, self.schedule, f, **dropped)
+        whole_times = c.loss == "hybrid"
+        batch_loss = step.mean_loss(example(weighted), self.schedule, whole_times=whole_times, sharded=self.sharded)
+        self.step = step.train_step(batch_loss, optimizer, ema=c.ema, key=key_steps)
+        self.held_out = step.held_out(example(loss), self.schedule, sharded=self.sharded)
+        untrained = prior.from_config(dataclasses.asdict(c), None)
+        self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded))
         begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole)
         self.start = lambda: begin(key_init)
         self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
@@ -135,7 +114,9 @@ class Run:
 
     def _train(self, c, store, stop) -> int:
         begin = store.last() or 0
-        now = store.restore(checkpoints.abstract(self.shapes, self.whole)) if begin else self.start()
+        now = self.start() if not begin else state.from_items(
+            store.restore(checkpoints.abstract(state.to_items(self.shapes), self.whole))
+        )  # fmt: skip
         if begin >= c.steps:
             self.say(f"{self.folder} already has {begin} steps: give --steps above that to go on")
             return 0
@@ -148,7 +129,7 @@ class Run:
         recent, shown, done = [], {}, begin
         with Progress(c.steps, start=begin, label=c.name, unit="images", per_step=c.batch) as bar:
             while done < c.steps and not stop:
-                now, metrics = self.step(now, *self.put(self.stream(done)))
+                now, metrics = self.step(now, self.put(self.stream(done)))
                 done += 1
                 recent.append(metrics)
                 if len(recent) > 1:  # one step behind: the host prepares the next batch while the devices compute
@@ -170,8 +151,8 @@ class Run:
                     recent = []
                 if save:
                     shown["held_out"], terms = self.evaluate(now)
-                    log.write("held_out", done, mean=shown["held_out"], levels=LEVELS, **terms)
-                    store.save(now, shown["held_out"])
+                    log.write("held_out", done, mean=shown["held_out"], levels=step.LEVELS, **terms)
+                    store.save(done, state.to_items(now), shown["held_out"])
                 if done == c.steps or done % c.sample_every == 0:
                     grid = self.sampler(now.ema)
                     if self.chief:
@@ -200,11 +181,11 @@ class Run:
 
     def evaluate(self, now):
         """Held-out loss of the averaged weights: its mean over the noise levels, and each term at each level."""
-        x, y, devices = self.images.test, self.images.test_labels, jax.device_count()
-        count = min(self.config.eval_images, len(x))
+        total, devices = len(self.images.test), jax.device_count()
+        count = min(self.config.eval_images, total)
         count -= count % devices if count > devices else 0  # an even share each
-        chosen = np.random.default_rng(0).permutation(len(x))[:count]
-        terms = self.held_out(now.ema, x[chosen], None if y is None else y[chosen])
+        chosen = np.random.default_rng(0).permutation(total)[:count]
+        terms = self.held_out(now.ema, self.images.examples("test", chosen))
         terms = {k: [round(float(v), 6) for v in values] for k, values in terms.items()}
         return float(np.mean(terms["loss"])), terms
 

@@ -2,10 +2,11 @@
 
 import gzip
 
+import jax
 import numpy as np
 import pytest
 
-from diffjax.training import data
+from diffjax.training import data, step
 
 PIL = pytest.importorskip("PIL.Image")
 
@@ -141,20 +142,73 @@ def test_a_batch_larger_than_the_data():
 def test_hosts_share_one_batch(flip):
     x = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 1), np.uint8)
     y = np.arange(12, dtype=np.int32)
-    whole = data.Stream(x, y, 8, seed=3, flip=flip)
-    shares = [data.Stream(x, y, 8, seed=3, flip=flip, process_index=i, process_count=2) for i in range(2)]
-    for step in (0, 5):
-        images, labels = (np.concatenate(parts) for parts in zip(*(share(step) for share in shares)))
-        np.testing.assert_array_equal(images, whole(step)[0])
-        np.testing.assert_array_equal(labels, whole(step)[1])
+    examples = {"x": x, "cond": y}
+    whole = data.Stream(examples, 8, seed=3, flip=flip)
+    shares = [data.Stream(examples, 8, seed=3, flip=flip, process_index=i, process_count=2) for i in range(2)]
+    for n in (0, 5):
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *(share(n) for share in shares))
+        jax.tree.map(np.testing.assert_array_equal, joined, whole(n))
     with pytest.raises(ValueError, match="not divisible by 3 hosts"):
-        data.Stream(x, y, 8, process_count=3)
+        data.Stream(examples, 8, process_count=3)
 
 
 def test_flip_mirrors_about_half_from_left_to_right():
     x = np.broadcast_to(np.arange(4, dtype=np.uint8)[None, None, :, None], (64, 2, 4, 1))
-    images, labels = data.Stream(x, None, 64, flip=True)(0)
-    first_row = images[:, 0, :, 0]
+    batch = data.Stream({"x": x}, 64, flip=True)(0)
+    first_row = batch["x"][:, 0, :, 0]
     mirrored = (first_row == [3, 2, 1, 0]).all(1)
-    assert labels is None and (mirrored | (first_row == [0, 1, 2, 3]).all(1)).all()
+    assert batch.keys() == {"x"} and (mirrored | (first_row == [0, 1, 2, 3]).all(1)).all()
     assert 16 <= mirrored.sum() <= 48  # 32 +- 4 standard deviations
+
+
+def test_pairs_are_mirrored_by_a_function_of_the_whole_batch():
+    x = np.arange(32 * 2 * 4 * 1, dtype=np.float32).reshape(32, 2, 4, 1)
+    pairs = {"x": x, "cond": {"low": x[:, ::2, ::2], "label": np.arange(32)}}
+    flip = lambda batch: jax.tree.map(lambda a: a[:, :, ::-1] if a.ndim == 4 else a, batch)
+    batch = data.Stream(pairs, 32, flip=flip)(3)
+    rows = batch["cond"]["label"]
+    mirrored = (batch["x"] != x[rows]).any((1, 2, 3))
+    assert 0 < mirrored.sum() < 32
+    np.testing.assert_array_equal(batch["x"], np.where(mirrored[:, None, None, None], x[rows][:, :, ::-1], x[rows]))
+    low = x[rows][:, ::2, ::2]
+    np.testing.assert_array_equal(batch["cond"]["low"], np.where(mirrored[:, None, None, None], low[:, :, ::-1], low))
+    with pytest.raises(ValueError, match="mirrors images x and nothing else"):
+        data.Stream(pairs, 8, flip=True)(0)
+    with pytest.raises(ValueError, match="mirrors images x and nothing else"):
+        data.Stream({"x": np.zeros((8, 4))}, 8, flip=True)(0)
+
+
+def test_any_examples_stream_and_are_decoded_by_their_own_function(tmp_path):
+    """Volumes on the disk; latents stored as moments and drawn anew at each step."""
+    np.save(tmp_path / "volumes.npy", np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4, 1), np.uint8))
+    volumes = np.load(tmp_path / "volumes.npy", mmap_mode="r")
+    batch = data.Stream({"x": volumes}, 4)(0)
+    chosen = data.indices(6, 4, 0, 0)
+    decoded = data.decode(batch)["x"]
+    assert decoded.dtype == np.float32 and decoded.shape == (4, 3, 4, 4, 1)
+    np.testing.assert_allclose(decoded, volumes[chosen] / 127.5 - 1, atol=1e-6)
+    labels = {"x": np.zeros((2, 2, 1), np.uint8), "cond": {"label": np.uint8(7), "tokens": np.arange(3, dtype=np.uint8)}}
+    assert data.decode(labels)["cond"]["label"] == 7 and data.decode(labels)["cond"]["tokens"].tolist() == [0, 1, 2]
+
+    def draw(moments, key):
+        mean, std = moments["x"]
+        return {"x": mean + std * jax.random.normal(key, mean.shape)}
+
+    seen = []
+    see = lambda net, schedule, x_0, t, noise: (seen.append(x_0), (x_0.sum(), {}))[1]
+    example = step.example_loss(None, None, see, decode=draw)
+    for key in (0, 0, 1):
+        example({}, jax.random.key(key), {"x": (np.full(500, 3.0), np.full(500, 0.1))}, 1.0, True)
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert abs(np.std(seen[0]) - 0.1) < 0.02 and abs(np.mean(seen[0]) - 3) < 0.02  # 4 to 5 standard errors
+    assert np.abs(seen[2] - seen[0]).max() > 0.05, "another step, another draw"
+
+
+@pytest.mark.parametrize(
+    "examples, message",
+    [({"x": np.zeros((3, 2)), "cond": np.zeros(4)}, "[3, 4] rows"), ({"x": np.zeros((0, 2))}, "no training examples")],
+)
+def test_examples_that_do_not_belong_together(examples, message):
+    with pytest.raises(ValueError) as error:
+        data.Stream(examples, 2)
+    assert message in str(error.value)

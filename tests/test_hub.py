@@ -192,7 +192,7 @@ def test_a_file_and_what_it_does_not_say(tmp_path):
     with pytest.warns(zoo.Assumed) as caught:
         prior = zoo.load(source, ADM)
     assert str(caught[0].message).startswith("mine.pt does not say schedule=linear, T=1000, qkv_order=legacy: assumed")
-    assert prior.card["assumed"] == str(caught[0].message) and prior.name == "mine"
+    assert str(caught[0].message).startswith(prior.card["assumed"] + "; say otherwise with config={") and prior.name == "mine"
     net = UNet(out_channels=6, width=4, groups=2, multipliers=(1, 1), blocks=1, attention=(2,), heads=2, resblock_updown=True,
                scale_shift=True, classes=3)  # fmt: skip
     assert prior.net == net and (prior.shape, prior.loss, prior.classes) == ((16, 16, 3), "hybrid", 3)
@@ -271,12 +271,12 @@ def test_the_time_of_a_network_can_be_rescaled():
     """A network trained on 4000 steps that was told index * 1000 / 4000 (improved-diffusion's default)."""
     schedule = schedules.discrete(schedules.cosine_betas(4000))
     for scale, told in ((1.0, 2999), (0.25, 2999 / 4)):
-        prior = zoo.Prior({}, schedule, "echo", Echo(), (2, 2, 1), "eps", time_scale=scale)
+        prior = zoo.Prior({}, schedule, "echo", Echo(), (2, 2, 1), "eps", time=denoisers.Scaled(scale))
         assert float(prior.denoiser(clip=False)(jnp.zeros((2, 2, 1)), 3000.0).eps[0, 0, 0]) == told
     tree = jax.tree.structure(prior.denoiser())
     assert tree == jax.tree.structure(prior.denoiser())  # made again, it is the same program
     given = {"schedule": "cosine", "T": 4000, "qkv_order": "legacy", "time_scale": 0.25}
-    assert zoo.load(CHECKPOINTS / "tiny_adm.pt", ADM | given).time_scale == 0.25
+    assert zoo.load(CHECKPOINTS / "tiny_adm.pt", ADM | given).time.factor == 0.25
 
 
 # --- classifiers ----------------------------------------------------------------------------------------------------

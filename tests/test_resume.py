@@ -70,9 +70,9 @@ def kill_when(process, condition):
 
 
 def parameters(folder):
-    from experiments.training_run import load
+    from diffjax.zoo.prior import read_run
 
-    _, _, _, ema, step = load(folder, "last")
+    ema, step = read_run(folder, "last")
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(ema)]
 
 

@@ -100,8 +100,8 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
     def network(params, x, i, label):
         return params[0] + label * 0.1 + 0 * x
 
-    plain = dj.denoisers.from_x0(network, arguments()[0], SCHEDULE, args=(1.0,))
-    guided = dj.denoisers.classifier_free(plain, (1.0,), (0.0,), 3.0)
+    plain = dj.denoisers.from_x0(network, arguments()[0], SCHEDULE, cond=1.0)
+    guided = dj.denoisers.classifier_free(plain, 1.0, 0.0, 3.0)
     x, mean = jnp.zeros(SHAPE), arguments()[0][0]
     p = guided(x, 50.0)
     np.testing.assert_allclose(p.x0, mean + 0.3, rtol=1e-5)

@@ -33,7 +33,7 @@ def image():
 
 
 @pytest.mark.parametrize("t", [1, 7, 50])
-def test_v_and_eps_losses_by_their_definition(image, t):
+def test_v_eps_and_x0_losses_by_their_definition(image, t):
     x_0, noise, output = image
     output = output[..., :1]
     alpha, sigma = alpha_sigma(schedules.cosine_betas(50), t)
@@ -42,8 +42,10 @@ def test_v_and_eps_losses_by_their_definition(image, t):
         net = lambda x, i: (seen.append((x, i)), output)[1]
         v, _ = losses.v_loss(net, COSINE, jnp.array(x_0), t, jnp.array(noise))
         eps, _ = losses.eps_loss(net, COSINE, jnp.array(x_0), t, jnp.array(noise))
+        x0, _ = losses.x0_loss(net, COSINE, jnp.array(x_0), t, jnp.array(noise))
     np.testing.assert_allclose(v, np.mean((output - alpha * noise + sigma * x_0) ** 2), rtol=1e-12)
     np.testing.assert_allclose(eps, np.mean((output - noise) ** 2), rtol=1e-12)
+    np.testing.assert_allclose(x0, np.mean((output - x_0) ** 2), rtol=1e-12)
     for x, i in seen:
         np.testing.assert_allclose(x, alpha * x_0 + sigma * noise, rtol=1e-12)
         assert i == t - 1, "the network is told the official index"
@@ -68,7 +70,7 @@ def test_a_weighted_loss_is_the_error_it_names(image, name, t):
         "v": np.mean((v_hat - (alpha * noise - sigma * x_0)) ** 2),
     }
     with jax.enable_x64(True):
-        for loss, output in ((losses.v_loss, v_hat), (losses.eps_loss, eps_hat)):
+        for loss, output in ((losses.v_loss, v_hat), (losses.eps_loss, eps_hat), (losses.x0_loss, x_0_hat)):
             got, _ = loss(lambda x, i, o=output: o, COSINE, jnp.array(x_0), t, jnp.array(noise), weighting=name, gamma=2.0)
             np.testing.assert_allclose(got, expected[name], rtol=1e-9)
 
@@ -146,7 +148,7 @@ class Scale:
     """Predicts v = w x: one number per label to learn; its best value is known."""
 
     def apply(self, params, x, i, y=None, train=False, rngs=None):
-        return (params["w"] if y is None else params["w"][y]) * x
+        return (params["w"] if y is None else params["w"][y]) * x  # y: the condition, a label
 
 
 LINEAR = schedules.discrete(np.full(1, 0.5))  # one level: alpha^2 = sigma^2 = 1/2
@@ -154,12 +156,14 @@ LINEAR = schedules.discrete(np.full(1, 0.5))  # one level: alpha^2 = sigma^2 = 1
 
 def train(images, labels, params, steps=250, sharded=None, batch=64):
     optimizer = state.adam(state.warmup_stable_decay(0.05, steps, 2, steps // 2), clip=1.0)
-    example = step.example_loss(Scale(), LINEAR, losses.v_loss, null_label=2, label_dropout=0.25)
-    one = step.train_step(example, optimizer, LINEAR, ema=0.95, key=jax.random.key(1), sharded=sharded)
-    s, metrics = state.create(params, optimizer), None
+    example = step.example_loss(Scale(), LINEAR, losses.v_loss, null=2, dropout=0.25)
+    loss = step.mean_loss(example, LINEAR, sharded=sharded)
+    one = step.train_step(loss, optimizer, ema=0.95, key=jax.random.key(1))
+    s, metrics = state.init_state(params, optimizer), None
+    examples = {"x": images} if labels is None else {"x": images, "cond": labels}
     for n in range(steps):
         rows = np.random.default_rng(n).integers(0, len(images), batch)
-        s, metrics = one(s, images[rows], None if labels is None else labels[rows])
+        s, metrics = one(s, jax.tree.map(lambda a: a[rows], examples))
     return s, metrics
 
 
@@ -193,7 +197,7 @@ def test_held_out_loss_of_the_ideal_network_is_the_bayes_error():
 
     levels = (0.1, 0.5, 0.9)
     example = step.example_loss(Ideal(), COSINE, losses.v_loss)
-    got = step.held_out(example, COSINE, levels=levels, sharded=step.shardings()[1])({}, images, None)
+    got = step.held_out(example, COSINE, levels=levels, sharded=step.shardings()[1])({}, {"x": images})
     a, s = COSINE.alpha(np.array(levels) * 50), COSINE.sigma(np.array(levels) * 50)
     expected = s2 / (a**2 * s2 + s**2)
     np.testing.assert_allclose(got["loss"], expected, rtol=0.08)  # 4096 pixels: 2.2 % deviation
@@ -244,40 +248,52 @@ def test_gradients_are_clipped():
 
 def small_state(n, width=3):
     params = {"a": {"w": jnp.full((width, 2), float(n))}}
-    s = state.create(params, state.adam(0.1))
+    s = state.init_state(params, state.adam(0.1))
     return dataclasses.replace(s, step=jnp.asarray(n, jnp.int32))
+
+
+def save(store, n, loss):
+    store.save(n, state.to_items(small_state(n)), loss)
 
 
 def test_checkpoints_keep_the_last_ones_and_the_best(tmp_path):
     with checkpoints.Checkpoints(tmp_path, keep=2) as store:
         assert store.last() is None and store.best() is None
         for n, loss in ((1, 0.9), (2, 0.3), (3, 0.5), (4, 0.6), (5, 0.4)):
-            store.save(small_state(n), loss)
+            save(store, n, loss)
         store.wait()
         assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 4, 5]
         assert (store.last(), store.best()) == (5, 2)
-        shapes = checkpoints.abstract(jax.eval_shape(lambda: small_state(0)), step.shardings()[0])
-        restored = store.restore(shapes, "best")
+        abstract = lambda sharding=None, **sizes: checkpoints.abstract(
+            jax.eval_shape(lambda: state.to_items(small_state(0, **sizes))), sharding
+        )
+        shapes = abstract(step.shardings()[0])
+        restored = state.from_items(store.restore(shapes, "best"))
         assert jax.tree.structure(restored) == jax.tree.structure(small_state(2))
         jax.tree.map(np.testing.assert_array_equal, restored, small_state(2))
-        for wrong, message in (("restore 3", "no checkpoint 3"), ("width", "another network")):
+        for wrong, message in (
+            (lambda: store.restore(shapes, 3), "no checkpoint 3"),
+            (lambda: store.restore(abstract(width=4)), "another network"),
+            (lambda: store.restore({"emma": shapes["ema"]}), "no item 'emma': did you mean 'ema'"),
+        ):
             with pytest.raises(ValueError, match=message) as error:
-                if wrong == "width":
-                    store.restore(checkpoints.abstract(jax.eval_shape(lambda: small_state(0, width=4))))
-                else:
-                    store.restore(shapes, 3)
+                wrong()
             assert "\n" not in str(error.value)
+    with checkpoints.Checkpoints(tmp_path, read_only=True) as store:
+        ema, at = store.read("ema")
+    assert at == 2 and jax.tree.structure(ema["net"]) == jax.tree.structure(small_state(2).ema)
+    np.testing.assert_array_equal(ema["net"]["a"]["w"], np.full((3, 2), 2.0))
 
 
 def test_a_half_written_save_is_not_a_checkpoint(tmp_path):
     with checkpoints.Checkpoints(tmp_path, keep=2) as store:
-        store.save(small_state(1), 0.5)
+        save(store, 1, 0.5)
     (tmp_path / "1").rename(tmp_path / "2.orbax-checkpoint-tmp")  # complete inside, but never renamed to its step
     with checkpoints.Checkpoints(tmp_path, keep=2, read_only=True) as store:
         assert store.last() is None
     with checkpoints.Checkpoints(tmp_path, keep=2) as store:
         assert store.last() is None
-        store.save(small_state(2), 0.5)
+        save(store, 2, 0.5)
     assert [p.name for p in tmp_path.iterdir()] == ["2"], "the remains are cleared away"
 
 

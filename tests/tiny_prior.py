@@ -27,7 +27,7 @@ def params(seed=0, config=CONFIG):
 
     shapes = strict.shapes(net, *strict.image_inputs(net, config["size"], config["channels"]))
     flat = {path: jnp.asarray(draw(path, shape)) for path, shape in shapes.items()}
-    return flax.core.freeze({"params": flax.traverse_util.unflatten_dict(flat)})
+    return {"params": flax.traverse_util.unflatten_dict(flat)}
 
 
 def write(folder, seed=0, config=CONFIG, class_names=zoo.bundled.FASHION_CLASSES):

@@ -1,15 +1,24 @@
 """Adapters that hide what a network predicts and which time it wants. ``denoise(x, t) -> Prediction``.
 
 Any function becomes a denoiser: ``from_eps(f, None, schedule)`` for f(x, i), ``from_eps(net.apply, params, schedule)``
-for apply(params, x, i), where i is ``schedule.network_time(t)``: the official index t - 1 of a table.
+for apply(params, x, i), with ``cond=c`` for apply(params, x, i, c). i is what the network is told of the time: by default
+``schedule.network_time(t)``, the official index t - 1 of a table; ``time=NoiseLevel()`` and the others say otherwise.
 """
 
 from .adapters import Denoiser, from_edm, from_eps, from_previous, from_score, from_v, from_velocity, from_x0
 from .clipping import clipped
+from .conditions import null_like, with_cond
 from .guidance import classifier, classifier_free
+from .times import IndexTime, LogSNR, NoiseLevel, Scaled, Sigma, as_time
 
 __all__ = [
     "Denoiser",
+    "IndexTime",
+    "LogSNR",
+    "NoiseLevel",
+    "Scaled",
+    "Sigma",
+    "as_time",
     "classifier",
     "classifier_free",
     "clipped",
@@ -20,4 +29,6 @@ __all__ = [
     "from_v",
     "from_velocity",
     "from_x0",
+    "null_like",
+    "with_cond",
 ]

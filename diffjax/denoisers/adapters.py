@@ -6,6 +6,8 @@ Sources: Ho et al. 2020 (eps, x0, previous mean), Salimans & Ho 2022 (v = alpha 
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 
 from ..base import Prediction, expand, pytree, safe_divide, static, time_dtype
 from ..process import posterior
+from .times import IndexTime, LogSNR, as_time
 
 
 def _eps(out, x, alpha, sigma):
@@ -39,26 +42,55 @@ def _score(out, x, alpha, sigma):
 _KINDS = {"eps": _eps, "x0": _x0, "v": _v, "velocity": _velocity, "score": _score}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """A bound method that is compared by value: Python compares those of two equal networks as different."""
+
+    owner: Any
+    function: Callable
+
+    def __call__(self, *args):
+        return self.function(self.owner, *args)
+
+
+def _by_value(apply):
+    """``net.apply`` so that equal networks make equal programs: the same network built again costs no retrace."""
+    owner = getattr(apply, "__self__", None)
+    if not inspect.ismethod(apply) or isinstance(owner, type):
+        return apply
+    try:
+        hash(owner)
+    except TypeError:
+        return apply
+    return _Bound(owner, apply.__func__)
+
+
+def call(apply, params, x, i, cond):
+    """``apply(params, x, i, cond)`` without what is None: parameters, condition."""
+    given = (x, i) if params is None else (params, x, i)
+    return apply(*given) if cond is None else apply(*given, cond)
+
+
 @pytree
 class Denoiser:
     """A network seen as ``denoise(x, t) -> Prediction``. Build it with ``from_eps`` and its siblings.
 
-    params, args and the schedule are leaves: gradients reach them, another label or checkpoint costs no retrace.
+    params, schedule, cond and time are leaves: gradients reach them, another condition or checkpoint costs no retrace.
+    cond: what the network is told besides x and its time, a pytree; None: nothing. time: see ``denoisers.times``.
     """
 
     params: Any
     schedule: Any
-    args: tuple = ()
+    cond: Any = None
     apply: Callable = static(default=None)
     kind: str = static(default="eps")
     learned_variance: bool = static(default=False)
-    time: Callable | None = static(default=None)
+    time: Any = IndexTime()
 
     def output(self, x, t):
         """(network output, variance output or None) at state ``x`` and house time ``t``."""
-        i = jnp.asarray(self.schedule.network_time(t) if self.time is None else self.time(t))
-        i = i.astype(time_dtype(x.dtype))
-        out = self.apply(x, i, *self.args) if self.params is None else self.apply(self.params, x, i, *self.args)
+        i = jnp.asarray(self.time(self.schedule, t)).astype(time_dtype(x.dtype))
+        out = call(self.apply, self.params, x, i, self.cond)
         mix = None
         if isinstance(out, tuple):
             out, mix = out
@@ -78,18 +110,21 @@ class Denoiser:
 
 
 def _make(kind):
-    def build(apply, params, schedule, *, learned_variance=False, args=(), time=None) -> Denoiser:
-        return Denoiser(params, schedule, tuple(args), apply, kind, learned_variance, time)
+    def build(apply, params, schedule, *, learned_variance=False, cond=None, time=None) -> Denoiser:
+        return Denoiser(params, schedule, cond, _by_value(apply), kind, learned_variance, as_time(time))
 
     build.__name__ = f"from_{kind}"
     meaning = {"v": "v = alpha eps - sigma x0", "velocity": "the velocity eps - x0", "score": "the score, -eps / sigma"}
     build.__doc__ = f"""A denoiser from a network that predicts {meaning.get(kind, kind)}.
 
-    apply:            ``apply(params, x, i, *args)``, or ``apply(x, i, *args)`` with ``params=None``; returns an array of x's
-                      shape, or with twice the last axis (``learned_variance``), or a pair (output, variance output)
+    apply:            ``apply(params, x, i)``, or ``apply(params, x, i, cond)`` where there is a condition; without the first
+                      argument where ``params=None``. Returns an array of x's shape, or with twice the last axis
+                      (``learned_variance``), or a pair (output, variance output). It is part of the program: the same
+                      function or ``net.apply`` of an equal network costs no retrace, a new lambda does
     schedule:         the one the network was trained on
-    args:             further arguments, for example a class label
-    time:             the network's time as a function of t; default ``schedule.network_time`` (i = t - 1 for tables)
+    cond:             what it is told besides: a label, or any pytree of arrays; None: nothing
+    time:             what it is told of t: an object of ``denoisers.times`` (``Scaled(0.25)``, ``NoiseLevel()``, ...) or a
+                      function of t; default ``schedule.network_time`` (i = t - 1 for tables)
     """
     return build
 
@@ -115,10 +150,10 @@ class _Previous:
         return p.with_x0(x0)
 
 
-def from_previous(apply, params, schedule, *, learned_variance=False, args=(), time=None):
+def from_previous(apply, params, schedule, *, learned_variance=False, cond=None, time=None):
     """A denoiser from a network that predicts the mean of x_{t-1}; exact for kernels that step t -> t - 1 on
     ``schedule`` (for a respaced walk: the respaced table and ``time`` the map to original indices)."""
-    return _Previous(Denoiser(params, schedule, tuple(args), apply, "eps", learned_variance, time))
+    return _Previous(from_eps(apply, params, schedule, learned_variance=learned_variance, cond=cond, time=time))
 
 
 @pytree
@@ -126,23 +161,25 @@ class _EDM:
     params: Any
     schedule: Any
     sigma_data: Any
-    args: tuple
+    cond: Any
+    time: Any
     apply: Callable = static(default=None)
 
     def __call__(self, x, t) -> Prediction:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        a = expand(alpha, x)
-        ratio, d = safe_divide(expand(sigma, x), a), jnp.asarray(self.sigma_data, x.dtype)
-        norm = jnp.sqrt(ratio**2 + d**2)
-        c_noise = 0.25 * jnp.log(jnp.maximum(jnp.asarray(safe_divide(sigma, alpha)), 1e-20))
-        c_noise = c_noise.astype(time_dtype(x.dtype))
-        inputs = (safe_divide(x, a) / norm, c_noise, *self.args)
-        out = self.apply(*inputs) if self.params is None else self.apply(self.params, *inputs)
-        x0 = (d / norm) ** 2 * safe_divide(x, a) + ratio * d / norm * out.astype(x.dtype)
+        a, s, d = expand(alpha, x), expand(sigma, x), jnp.asarray(self.sigma_data, x.dtype)
+        norm = jnp.sqrt(s**2 + (a * d) ** 2)  # alpha times Karras et al.'s: nothing is divided by alpha, which may be 0
+        i = jnp.asarray(self.time(self.schedule, t)).astype(time_dtype(x.dtype))
+        out = call(self.apply, self.params, x / norm, i, self.cond)
+        x0 = a * (d / norm) ** 2 * x + s * d / norm * out.astype(x.dtype)
         return Prediction(x0, x0, None, x, alpha, sigma).with_x0(x0)
 
 
-def from_edm(apply, params, schedule, *, sigma_data=0.5, args=()):
+def from_edm(apply, params, schedule, *, sigma_data=0.5, cond=None, time=None):
     """A denoiser from a raw network F in Karras et al.'s preconditioning, on any schedule:
-    x0 = c_skip u + c_out F(c_in u, c_noise) at u = x / alpha and noise sigma / alpha, c_noise = log(sigma / alpha) / 4."""
-    return _EDM(params, schedule, sigma_data, tuple(args), apply)
+    x0 = c_skip u + c_out F(c_in u, c_noise) at u = x / alpha and noise sigma / alpha, c_noise = log(sigma / alpha) / 4.
+
+    apply, cond, time: as of :func:`from_eps`, but for the default of ``time``, ``LogSNR(-1 / 8)``, which is c_noise.
+    """
+    time = LogSNR(-0.125) if time is None else as_time(time)
+    return _EDM(params, schedule, sigma_data, cond, time, _by_value(apply))

@@ -11,12 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Prediction, expand, pytree, replace
-
-
-def as_gradient(gradient):
-    """A function (x, t) -> array as a pytree; one that already is (``jax.tree_util.Partial``) keeps its leaves."""
-    return gradient if isinstance(gradient, jax.tree_util.Partial) else jax.tree_util.Partial(gradient)
+from ..base import Prediction, expand, pytree, replace, safe_divide
+from .conditions import null_like, with_cond
+from .times import as_tree as as_gradient
 
 
 @pytree
@@ -32,11 +29,11 @@ class Classifier:
     def __call__(self, x, t) -> Prediction:
         p = self.denoise(x, t)
         eps = p.eps - expand(p.sigma * self.scale, x) * self.gradient(x, t)
-        return replace(p, eps=eps, x0=(x - expand(p.sigma, x) * eps) / expand(p.alpha, x))
+        return replace(p, eps=eps, x0=safe_divide(x - expand(p.sigma, x) * eps, expand(p.alpha, x)))
 
 
 def classifier(denoise, gradient, scale=1.0) -> Classifier:
-    """eps - scale sigma_t grad_x log p(y | x_t); x0 follows and is not clamped again.
+    """eps - scale sigma_t grad_x log p(y | x_t); x0 follows (0 where alpha is 0) and is not clamped again.
 
     gradient: (x, t) -> array of x's shape, for example ``jax.grad(log_prob)``; pass trained parameters through
               ``jax.tree_util.Partial(f, params)`` so that they stay leaves.
@@ -47,8 +44,8 @@ def classifier(denoise, gradient, scale=1.0) -> Classifier:
 @pytree
 class ClassifierFree:
     denoise: Any
-    args: tuple
-    null_args: tuple
+    cond: Any
+    null: Any
     scale: Any
 
     @property
@@ -56,18 +53,23 @@ class ClassifierFree:
         return self.denoise.schedule
 
     def __call__(self, x, t) -> Prediction:
-        both = jax.tree.map(lambda a, b: jnp.stack([jnp.asarray(a), jnp.asarray(b)]), self.args, self.null_args)
-        p = jax.vmap(lambda args: replace(self.denoise, args=args)(x, t))(both)
+        stack = lambda c, n: jnp.stack([jnp.asarray(c), n])
+        both = jax.tree.map(stack, self.cond, null_like(self.cond, self.null))
+        p = jax.vmap(lambda cond: with_cond(self.denoise, cond)(x, t))(both)
         w = jnp.asarray(self.scale, x.dtype)
         mixed = lambda a: a[1] + w * (a[0] - a[1])
         first = jax.tree.map(lambda a: a[0], p)
         return replace(first, x0=mixed(p.x0), eps=mixed(p.eps))
 
 
-def classifier_free(denoise, args, null_args, scale=1.0) -> ClassifierFree:
+def classifier_free(denoise, cond, null, scale=1.0) -> ClassifierFree:
     """null + scale (conditional - null): 1 is the conditional network, 0 the unconditional one, above 1 sharpens.
 
-    denoise: a ``Denoiser``; args, null_args: its further arguments with and without the condition, for example
-    ``(label,)`` and ``(null_label,)``. Both run as one network call on a batch of two.
+    denoise:     a denoiser whose network takes a condition (``from_eps(..., cond=...)``)
+    cond, null:  pytrees of one structure: a label and the null label, tokens and empty text, an image and a black one.
+                 Leaves of ``null`` may broadcast to those of ``cond``
+    Both run as one network call on a batch of two. Raises ValueError where cond and null do not fit each other.
     """
-    return ClassifierFree(denoise, tuple(args), tuple(null_args), scale)
+    null_like(cond, null)
+    with_cond(denoise, cond)
+    return ClassifierFree(denoise, cond, null, scale)

@@ -1,44 +1,48 @@
 """Checkpoints: all that is known of Orbax is in this file.
 
-A step is written in the background into a temporary folder and renamed when complete: a save killed halfway is never
-picked up. The last ``keep`` steps are kept, and the one with the lowest held-out loss.
+A step holds *items*, pytrees by name, each of which can be read alone. It is written in the background into a temporary
+folder and renamed when complete: a save killed halfway is never picked up. The last ``keep`` steps are kept, and the one
+whose metric is best.
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from .state import TrainState
-
-METRIC = "held_out_loss"
+from ..base import nearest
 
 
 class Checkpoints:
-    """A folder of checkpoints of :class:`TrainState`.
+    """A folder of checkpoints of any pytrees.
 
     folder:     made if missing, unless ``read_only``
     keep:       number of last steps to keep, besides the best one
+    metric:     the name under which the number is stored that says which is the best
+    largest:    whether the best has the largest number; default the smallest, as of a loss
     Use as a context manager, or call ``close()``: it waits for the save under way.
     """
 
-    def __init__(self, folder, keep: int = 2, read_only: bool = False):
+    def __init__(self, folder, keep: int = 2, read_only: bool = False, metric: str = "held_out_loss", largest: bool = False):
         folder = pathlib.Path(folder).absolute()
         if read_only and not folder.is_dir():
             raise ValueError(f"{folder} has no checkpoints: give the folder of a training run")
-        best = policies.BestN(get_metric_fn=lambda m: m[METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        of = lambda m: m[metric]
+        best = policies.BestN(get_metric_fn=of, reverse=not largest, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            best_fn=lambda m: m[METRIC],
-            best_mode="min",
+            best_fn=of,
+            best_mode="max" if largest else "min",
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
         )
-        self.folder = folder
+        self.folder, self.metric = folder, metric
         self.manager = ocp.CheckpointManager(folder, options=options)
 
     def __enter__(self):
@@ -47,41 +51,67 @@ class Checkpoints:
     def __exit__(self, *error):
         self.close()
 
-    def save(self, state: TrainState, loss: float):
-        """Start saving ``state`` under its step number; ``loss``: its held-out loss."""
-        self.manager.save(int(state.step), args=ocp.args.StandardSave(_tree(state)), metrics={METRIC: float(loss)})
+    def save(self, step: int, items: Mapping[str, Any], value: float):
+        """Start saving ``items``, pytrees of arrays by name (``state.to_items``), under ``step``; value: of the metric."""
+        items = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self.manager.save(int(step), args=ocp.args.Composite(**items), metrics={self.metric: float(value)})
 
     def last(self) -> int | None:
         """The last complete step, or None."""
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the lowest held-out loss, or None."""
+        """The step with the best metric, or None."""
         return self.manager.best_step()
 
-    def restore(self, abstract: TrainState, which="last") -> TrainState:
-        """The state of step ``which``: "last", "best" or a number.
+    def restore(self, items: Mapping[str, Any], which="last") -> dict:
+        """The items of step ``which``: "last", "best" or a number; only those that are asked for are read.
 
-        abstract: a state of ``jax.ShapeDtypeStruct`` leaves (``jax.eval_shape``), with ``sharding`` where it matters:
-        it may have another number of devices than the run had.
-        Raises ValueError if there is no such step or it belongs to another network.
+        items: by name, trees of ``jax.ShapeDtypeStruct`` (:func:`abstract`), with ``sharding`` where it matters: it may have
+        another number of devices than the run had.
+        Raises ValueError if there is no such step or item, or if its structure or shapes are others.
         """
-        step = {"last": self.last, "best": lambda: self.best() or self.last()}[which]() if isinstance(which, str) else which
-        steps = sorted(self.manager.all_steps())
-        if step not in steps:
-            raise ValueError(f"{self.folder} has no checkpoint {which}: it has steps {steps}")
+        step = self._step(which)
+        for name in items:
+            self._item(step, name)
         try:
-            restored = self.manager.restore(step, args=ocp.args.StandardRestore(_tree(abstract)))
+            asked = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+            restored = self.manager.restore(step, args=ocp.args.Composite(**asked))
         except (ValueError, KeyError, TypeError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise ValueError(f"checkpoint {self.folder}/{step} is of another network or optimiser: {reason}") from error
-        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(_tree(abstract)), jax.tree.leaves(restored), strict=True):
+        restored = {name: restored[name] for name in items}
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(dict(items)), jax.tree.leaves(restored), strict=True):
             if a.shape != b.shape:
                 raise ValueError(
                     f"checkpoint {self.folder}/{step} is of another network: {jax.tree_util.keystr(path)} is "
                     f"{b.shape}, not {a.shape}"
                 )
-        return TrainState(**restored)
+        return restored
+
+    def read(self, name: str, which="best"):
+        """(item ``name`` of step ``which`` as nested dicts of arrays on the first device, step): what it looks like need not
+        be known. Where no step has a metric, "best" is the last. Raises ValueError if there is no such step or item."""
+        step = self._step(which)
+        place = self._item(step, name)
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        with ocp.StandardCheckpointer() as reader:
+            found = reader.metadata(place).item_metadata
+            return reader.restore(place, abstract(found.tree, one)), step
+
+    def _step(self, which):
+        step = {"last": self.last, "best": lambda: self.best() or self.last()}[which]() if isinstance(which, str) else which
+        steps = sorted(self.manager.all_steps())
+        if step not in steps:
+            raise ValueError(f"{self.folder} has no checkpoint {which}: it has steps {steps}")
+        return step
+
+    def _item(self, step, name):
+        place = self.folder / str(step) / name
+        if not place.is_dir():
+            there = [p.name for p in place.parent.iterdir() if p.is_dir() and p.name != "metrics"]
+            raise ValueError(f"checkpoint {place.parent} has no item {name!r}: {nearest(name, there)}")
+        return place
 
     def wait(self):
         """Until the save under way is complete."""
@@ -92,10 +122,6 @@ class Checkpoints:
         self.manager.close()
 
 
-def abstract(state, sharding=None) -> TrainState:
-    """Shapes and types of a state (or of ``jax.eval_shape``'s result), to restore into."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
-
-
-def _tree(state: TrainState) -> dict:
-    return {name: getattr(state, name) for name in ("step", "params", "opt_state", "ema")}
+def abstract(tree, sharding=None):
+    """Shapes and types of a pytree (or of ``jax.eval_shape``'s result), to restore into."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)

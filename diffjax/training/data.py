@@ -1,4 +1,5 @@
-"""Images for training: idx files, .npz or a folder of pictures; in memory as uint8; shuffled by (seed, epoch) alone.
+"""Data for training: images from idx files, .npz or a folder of pictures, in memory as uint8; and any examples as batches,
+shuffled by (seed, epoch) alone.
 
 A batch is a function of the step number: nothing has to be saved to resume a run, and every host computes the same
 permutation and takes its own rows of it.
@@ -10,7 +11,10 @@ import dataclasses
 import functools
 import gzip
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
 
 from ..base import nearest
@@ -32,10 +36,21 @@ class Images:
     test_labels: np.ndarray | None
     names: tuple = ()
 
+    def examples(self, part="train", rows=slice(None)) -> dict:
+        """{"x": images, "cond": labels} of a part, without "cond" where there are no labels."""
+        x, y = (self.train, self.train_labels) if part == "train" else (self.test, self.test_labels)
+        return {"x": x[rows]} if y is None else {"x": x[rows], "cond": y[rows]}
+
 
 def scale(images):
     """uint8 0..255 -> float32 [-1, 1] (x / 127.5 - 1); numpy or JAX."""
     return images.astype(np.float32) / 127.5 - 1
+
+
+def decode(example, key=None):
+    """8-bit images of an example (uint8 of three or more axes: (H, W, C), (D, H, W, C)) to float32 in [-1, 1]; all else,
+    labels and tokens among it, as it is."""
+    return jax.tree.map(lambda a: scale(a) if np.ndim(a) >= 3 and a.dtype == np.uint8 else a, example)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -57,8 +72,7 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
         raise ValueError(f"fit {fit!r} is unknown: {nearest(fit, ('pad', 'resize'))}")
     path = pathlib.Path(path)
     if not path.exists():
-        hint = "python -m experiments.fruits makes it" if path.name.startswith("fruits") else IDX_HINT
-        raise ValueError(f"data {path} does not exist: give a folder of idx files or pictures, or an .npz. {hint}")
+        raise ValueError(f"data {path} does not exist: give a folder of idx files or pictures, or an .npz. {IDX_HINT}")
     prepare = functools.partial(_prepare, size=size, channels=channels, fit=fit)
     if path.is_dir():
         read = _read_idx if any(path.glob("*-ubyte*")) else _read_pictures
@@ -232,35 +246,54 @@ def indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     return np.concatenate([_permutation(count, seed, int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
 
+def mirrored(batch: dict) -> dict:
+    """A batch of images "x" (N, H, W, C) with left and right exchanged. ValueError where "x" has no such axes, or where the
+    condition is more than labels or tokens: boxes and images would have to be mirrored too."""
+    if np.ndim(batch["x"]) < 4 or any(np.ndim(a) >= 3 for a in jax.tree.leaves(batch.get("cond"))):
+        raise ValueError("flip=True mirrors images x and nothing else: pass flip=f, a function that mirrors a whole batch")
+    return {**batch, "x": batch["x"][..., ::-1, :]}
+
+
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Batches of (images, labels) by step number; ``batch`` counts the images of all hosts, each host gets its share.
+    """Batches of examples by step number; ``batch`` counts the examples of all hosts, each host gets its share.
 
-    images: (N, H, W, C) uint8; labels: (N,) or None; flip: mirror half of the images, chosen by (seed, step)
-    Raises ValueError if the hosts do not divide ``batch``.
+    examples: a pytree of arrays, one example per row: {"x": images, "cond": labels} as ``Images.examples`` makes it, pairs,
+              volumes, tokens, moments of latents. Anything that numpy indexes by rows will do, such as ``np.memmap``. What
+              is stored reaches the loss as it is: decoding is the loss's (``step.example_loss``)
+    flip:     exchange left and right in half of the examples, chosen by (seed, step): True for images without a condition
+              that has a left and a right (:func:`mirrored`), or a function from a batch to its mirror image
+    Raises ValueError if the hosts do not divide ``batch``, and for arrays of different lengths or without rows.
     """
 
-    images: np.ndarray
-    labels: np.ndarray | None
+    examples: Any
     batch: int
     seed: int = 0
-    flip: bool = False
+    flip: bool | Callable = False
     process_index: int = 0
     process_count: int = 1
 
     def __post_init__(self):
         if self.batch < 1 or self.batch % self.process_count:
             raise ValueError(f"batch {self.batch} is not divisible by {self.process_count} hosts: use a positive multiple")
-        if len(self.images) == 0:
-            raise ValueError("there are no training images")
+        lengths = {len(a) for a in jax.tree.leaves(self.examples)}
+        if len(lengths) > 1:
+            raise ValueError(f"the arrays of the examples have {sorted(lengths)} rows: give one row for each example in all")
+        if not lengths or not self.count:
+            raise ValueError("there are no training examples")
+
+    @property
+    def count(self) -> int:
+        return len(jax.tree.leaves(self.examples)[0])
 
     def __call__(self, step: int):
-        """-> images (batch / hosts, H, W, C) uint8, labels (batch / hosts,) int32 or None."""
+        """-> the examples' pytree with leading axes batch / hosts."""
         share = self.batch // self.process_count
         mine = slice(self.process_index * share, (self.process_index + 1) * share)
-        chosen = indices(len(self.images), self.batch, step, self.seed)[mine]
-        images = self.images[chosen]
-        if self.flip:
-            mirrored = np.random.default_rng((self.seed, step, 1)).random(self.batch)[mine] < 0.5
-            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        return images, None if self.labels is None else self.labels[chosen]
+        chosen = indices(self.count, self.batch, step, self.seed)[mine]
+        batch = jax.tree.map(lambda a: np.asarray(a[chosen]), self.examples)
+        if not self.flip:
+            return batch
+        flipped = np.random.default_rng((self.seed, step, 1)).random(self.batch)[mine] < 0.5
+        other = (mirrored if self.flip is True else self.flip)(batch)
+        return jax.tree.map(lambda a, b: np.where(flipped.reshape(-1, *(1,) * (a.ndim - 1)), b, a), batch, other)

@@ -2,9 +2,9 @@
 
     x_t = alpha x_0 + sigma eps        v = alpha eps - sigma x_0
 
-Every loss takes ``net(x_t, i) -> output`` with i the network's own time (i = t - 1 for a table) and returns
-``(loss, terms)``. A squared error in eps or v is a squared error in x_0 times SNR or, if alpha^2 + sigma^2 = 1,
-SNR + 1: a weighting only says which of these is wanted.
+Every loss takes ``net(x_t, i) -> output`` with i the network's own time (i = t - 1 for a table, unless ``time`` says
+otherwise) and returns ``(loss, terms)``. A squared error in eps or v is a squared error in x_0 times SNR or, if
+alpha^2 + sigma^2 = 1, SNR + 1: a weighting only says which of these is wanted.
 
 Sources: Ho et al. 2020 (eps); Salimans and Ho 2022, arXiv:2202.00512 (v, and losses equal to x_0 and eps ones);
 Nichol and Dhariwal 2021, arXiv:2102.09672 (hybrid); Hang et al. 2023, arXiv:2303.09556 (min-SNR).
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from .. import process
 from ..base import expand, nearest
-from ..denoisers import from_eps
+from ..denoisers import as_time, from_eps
 from ..kernels import DDPM
 from ..likelihood import variational
 
@@ -40,22 +40,32 @@ def weight(name: str, prediction: str, log_snr, gamma=5.0):
     return jnp.exp(log[name] - log[prediction])
 
 
-def v_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0):
-    """mean over pixels of |net - v|^2, weighted. x_0, noise: one image in [-1, 1] and unit noise; t in (0, T]."""
-    x_t = process.q_sample(schedule, x_0, t, noise)
+def v_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None):
+    """mean over pixels of |net - v|^2, weighted.
+
+    x_0, noise: one image in [-1, 1] and unit noise; t in (0, T]; time: what the network is told (``denoisers.times``).
+    """
     v = expand(schedule.alpha(t), noise) * noise - expand(schedule.sigma(t), x_0) * x_0
-    error = jnp.mean((net(x_t, schedule.network_time(t)) - v) ** 2)
-    return error * weight(weighting, "v", schedule.log_snr(t), gamma).astype(error.dtype), {"mse": error}
+    return _squared_error("v", v, net, schedule, x_0, t, noise, weighting, gamma, time)
 
 
-def eps_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0):
+def eps_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None):
     """mean over pixels of |net - eps|^2, weighted. Arguments as for :func:`v_loss`."""
+    return _squared_error("eps", noise, net, schedule, x_0, t, noise, weighting, gamma, time)
+
+
+def x0_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None):
+    """mean over pixels of |net - x_0|^2, weighted. Arguments as for :func:`v_loss`."""
+    return _squared_error("x0", x_0, net, schedule, x_0, t, noise, weighting, gamma, time)
+
+
+def _squared_error(prediction, target, net, schedule, x_0, t, noise, weighting, gamma, time):
     x_t = process.q_sample(schedule, x_0, t, noise)
-    error = jnp.mean((net(x_t, schedule.network_time(t)) - noise) ** 2)
-    return error * weight(weighting, "eps", schedule.log_snr(t), gamma).astype(error.dtype), {"mse": error}
+    error = jnp.mean((net(x_t, as_time(time)(schedule, t)) - target) ** 2)
+    return error * weight(weighting, prediction, schedule.log_snr(t), gamma).astype(error.dtype), {"mse": error}
 
 
-def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0):
+def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0, time=None):
     """eps error + ``vb_weight`` x one term of the variational bound, for a network with a learned variance share.
 
     net:        gives 2C channels: eps, then v in about [-1, 1], which mixes log beta_t and the log posterior variance
@@ -65,7 +75,7 @@ def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plai
     Raises ValueError if the network does not give twice the channels.
     """
     x_t = process.q_sample(schedule, x_0, t, noise)
-    output = net(x_t, schedule.network_time(t))
+    output = net(x_t, as_time(time)(schedule, t))
     if output.shape[-1] != 2 * x_0.shape[-1]:
         raise ValueError(
             f"the network gives {output.shape[-1]} channels for images of {x_0.shape[-1]}: the hybrid loss "

@@ -1,28 +1,98 @@
-"""The state of a run, the optimiser, and the average of the weights."""
+"""The state of a run, the optimiser, and the average of the weights.
+
+A run trains one or more *players*, each with its own parameters, optimiser and average: one network for most priors, two
+that take turns for an autoencoder with a discriminator.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ..base import pytree
+from ..base import nearest, pytree
+
+ONLY = "net"  # the name of a player that is alone
 
 
 @pytree
-class TrainState:
-    """step: steps taken (int32 scalar); params; opt_state (Optax); ema: averaged params, the ones to sample with."""
+class Player:
+    """params; opt_state (Optax); ema: averaged params, the ones to sample with, or None where no average is kept."""
 
-    step: Any
     params: Any
     opt_state: Any
     ema: Any
 
 
-def create(params, optimizer) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params)
+@pytree
+class TrainState:
+    """step: steps taken (int32 scalar); players: {name: :class:`Player`}.
+
+    ``params``, ``opt_state`` and ``ema`` are those of the only player; ValueError where there are several.
+    """
+
+    step: Any
+    players: dict
+
+    def _only(self) -> Player:
+        if len(self.players) != 1:
+            names = ", ".join(self.players)
+            raise ValueError(f"this run has players {names}: ask one of them, state.players[name].params")
+        return next(iter(self.players.values()))
+
+    @property
+    def params(self):
+        return self._only().params
+
+    @property
+    def opt_state(self):
+        return self._only().opt_state
+
+    @property
+    def ema(self):
+        return self._only().ema
+
+
+def by_player(value, names) -> dict:
+    """{name: value}: ``value`` for each name, or, if it is a mapping, its entries. ValueError if these are not the names."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    if set(value) != set(names):
+        odd = next(iter(set(value) ^ set(names)))
+        raise ValueError(f"players {', '.join(names)} and {', '.join(value)} differ in {odd!r}: {nearest(odd, names)}")
+    return {name: value[name] for name in names}
+
+
+def init_state(params, optimizer, ema=True) -> TrainState:
+    """The state before the first step.
+
+    params, optimizer:  of one network; or dicts by the players' names, with a mapping as ``optimizer``
+    ema:                whether an average is kept; a bool, or a dict by name
+    """
+    alone = not isinstance(optimizer, Mapping)
+    optimizers = {ONLY: optimizer} if alone else dict(optimizer)
+    strong = lambda a: jax.lax.convert_element_type(a, jnp.result_type(a))  # jnp.array(0.5) is weak: a second trace
+    everyone = jax.tree.map(strong, by_player({ONLY: params} if alone else params, list(optimizers)))
+    kept = by_player(ema, list(optimizers))
+    players = {n: Player(p, optimizers[n].init(p), p if kept[n] else None) for n, p in everyone.items()}
+    return TrainState(jnp.zeros((), jnp.int32), players)
+
+
+def to_items(state: TrainState) -> dict:
+    """The state as the items of a checkpoint: "ema", which readers of a trained network want alone, and "state", the rest."""
+    rest = {name: {"params": p.params, "opt_state": p.opt_state} for name, p in state.players.items()}
+    ema = {name: p.ema for name, p in state.players.items() if p.ema is not None}
+    return {"state": {"step": state.step, "players": rest}, **({"ema": ema} if ema else {})}
+
+
+def from_items(items: Mapping) -> TrainState:
+    """The way back."""
+    rest, ema = items["state"], items.get("ema", {})
+    players = {name: Player(p["params"], p["opt_state"], ema.get(name)) for name, p in rest["players"].items()}
+    return TrainState(rest["step"], players)
 
 
 def warmup_stable_decay(peak: float, steps: int, warmup: int, cooldown: int):

@@ -12,15 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import denoisers, schedules
-from ..base import is_concrete, nearest, pytree, static
+from .. import denoisers
+from ..base import is_concrete, nearest
+from . import network
+from .network import build
+
+__all__ = ["Assumed", "Prior", "build", "from_config", "load", "names", "read_json", "read_run", "save", "write_card"]
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
-BETAS = {"cosine": schedules.cosine_betas, "linear": schedules.linear_betas, "scaled_linear": schedules.scaled_linear_betas}
-NETWORK = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
 _HERE = Path(__file__).parent
 
 
@@ -28,30 +31,40 @@ class Assumed(UserWarning):
     """What a checkpoint does not say and was assumed, in one line."""
 
 
-@pytree
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prior:
-    """What a denoiser needs, and where it came from.
+    """What a denoiser needs, and where it came from. A pytree: hand it to jitted functions as an argument.
 
-    params:       of ``net``, float32 (leaves); schedule: the one it was trained on (leaves)
-    name, net:    its name; the Flax module, ``net.apply(params, x, i, label)`` with i = t - 1
+    Leaves
+    params:       of ``net``, float32
+    schedule:     the one it was trained on
+    time:         what the network is told of the time (``denoisers.times``); default the index i = t - 1
+    null:         the condition that means none, a pytree; None where there is none: no guidance, a condition is needed
+
+    Part of the program
+    net:          ``net.apply(params, x, i)``, with a fourth argument where it takes a condition
     shape:        (H, W, C) of its images, in [-1, 1]
     loss:         what it predicts: "v", "x0", "eps" or "hybrid" (eps and a learned variance)
-    classes:      number of labels, 0 for an unconditional prior; the index ``classes`` is the null label if ``net`` has one
+    classes:      number of labels; 0: its condition, if any, is no label
     class_names:  a tuple of ``classes`` strings, or ()
-    time_scale:   the network is told time_scale * i
-    card:         the card as a dict (a copy)
+    conditional:  whether it takes a condition that is no label: tokens, boxes, an image, any pytree
+
+    name, card:   its name, and the card as a dict (a copy). Not part of the program: two priors of one network run the same
+                  compiled function, which, if it asks for them, sees those of the prior it was traced with
     """
 
     params: Any
     schedule: Any
-    name: str = static(default="")
-    net: Any = static(default=None)
-    shape: tuple = static(default=())
-    loss: str = static(default="v")
-    classes: int = static(default=0)
-    class_names: tuple = static(default=())
-    text: str = static(default="{}")  # the card as JSON: static fields must be hashable
-    time_scale: float = static(default=1.0)
+    name: str = ""
+    net: Any = None
+    shape: tuple = ()
+    loss: str = "v"
+    classes: int = 0
+    class_names: tuple = ()
+    text: str = "{}"  # the card as JSON
+    time: Any = dataclasses.field(default_factory=denoisers.IndexTime)
+    null: Any = None
+    conditional: bool = False
 
     @property
     def card(self) -> dict:
@@ -60,11 +73,11 @@ class Prior:
     def label(self, label=None):
         """The index of a label given by number or class name; the null label for None.
 
-        Traced labels pass unchecked. Raises ValueError for a label that does not exist, for one of an unconditional prior,
+        Traced labels pass unchecked. Raises ValueError for a label that does not exist, for one of a prior without classes,
         and for None where there is no null label.
         """
         if label is None:
-            if self.classes and not self.net.null_label:
+            if self.classes and self.null is None:
                 raise ValueError(f"prior {self.name!r} was trained with labels only: give one, 0 to {self.classes - 1}")
             return self.classes
         if not self.classes:
@@ -82,59 +95,84 @@ class Prior:
             )
         return int(label)
 
-    def denoiser(self, label=None, scale=1.0, clip=True):
+    def condition(self, cond=None):
+        """``cond`` as the network is told it: a label as its index, another pytree as it is, the null for None.
+
+        Raises ValueError for what :meth:`label` refuses, for a condition of another structure or shape than the null, and for
+        None where a condition is needed.
+        """
+        if self.classes or not self.conditional:
+            label = self.label(cond)
+            return jnp.asarray(label, jnp.int32) if self.classes else None
+        if cond is None:
+            if self.null is None:
+                raise ValueError(f"prior {self.name!r} needs a condition and has no null: pass cond=")
+            return jax.tree.map(jnp.asarray, self.null)
+        if self.null is not None:
+            denoisers.null_like(cond, self.null)
+        return jax.tree.map(jnp.asarray, cond)
+
+    def denoiser(self, cond=None, scale=1.0, clip=True):
         """``denoise(x, t) -> Prediction`` for one image of ``shape``.
 
-        label:  number, class name, or None (the null label: no condition); may be traced
-        scale:  of classifier-free guidance: 1 (a plain number) is the network as it is, anything else runs it with and
-                without the label; may be traced
+        cond:   the condition: of a prior with classes a number or class name, else a pytree; None: the null condition, or
+                none for an unconditional prior; may be traced
+        scale:  of classifier-free guidance: 1 (a plain number) is the network as it is, anything else runs it with the
+                condition and with the null; may be traced
         clip:   clamp x0 to [-1, 1]
-        Label and scale are leaves: others cost no retrace. Raises ValueError for an unknown label, or a scale without one.
+        Condition and scale are leaves: others cost no retrace. Raises ValueError for what :meth:`condition` refuses, and for
+        a scale without a condition or without a null.
         """
         guided = not (isinstance(scale, (int, float)) and scale == 1)
-        if guided and label is None:
-            raise ValueError(f"scale {scale} needs a label to guide towards: pass label=, or scale=1")
-        if guided and not self.net.null_label:
-            raise ValueError(f"prior {self.name!r} has no null label to guide away from: use scale=1, or a classifier")
-        index = self.label(label)
-        args, null = ((jnp.asarray(n, jnp.int32),) if self.classes else () for n in (index, self.classes))
+        what = "label" if self.classes or not self.conditional else "condition"
+        if guided and cond is None:
+            raise ValueError(f"scale {scale} needs a {what} to guide towards: pass cond=, or scale=1")
+        told = self.condition(cond)
+        if guided and self.null is None:
+            raise ValueError(f"prior {self.name!r} has no null {what} to guide away from: use scale=1, or a classifier")
         make = {"v": denoisers.from_v, "x0": denoisers.from_x0}.get(self.loss, denoisers.from_eps)
-        apply = self.net.apply if self.time_scale == 1 else _Rescaled(self.net, self.time_scale)
-        denoise = make(apply, self.params, self.schedule, args=args, learned_variance=self.loss == "hybrid")
+        learned = self.loss == "hybrid"
+        denoise = make(self.net.apply, self.params, self.schedule, cond=told, learned_variance=learned, time=self.time)
         if guided:
-            denoise = denoisers.classifier_free(denoise, args, null, scale)
+            denoise = denoisers.classifier_free(denoise, told, self.null, scale)
         return denoisers.clipped(denoise) if clip else denoise
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rescaled:
-    """A network that is told time_scale * i; compared by value, so that building it again costs no retrace."""
+# --- as a pytree ------------------------------------------------------------------------------------------------------
 
-    net: Any
-    time_scale: float
-
-    def __call__(self, params, x, i, *args):
-        return self.net.apply(params, x, i * self.time_scale, *args)
+LEAVES = ("params", "schedule", "time", "null")
+PROGRAM = ("net", "shape", "loss", "classes", "class_names", "conditional")
 
 
-def build(config: Mapping):
-    """-> (net, schedule) of a training configuration (``experiments.configs``) as a dict. Raises ValueError."""
-    from ..nets import UNet
+class _Beside:
+    """What travels with a pytree and is not compared: name and card."""
 
-    missing = [k for k in ("size", "channels", "classes", "loss", "schedule", "T", *NETWORK) if k not in config]
-    if missing:
-        raise ValueError(f"the configuration lacks {', '.join(missing)}: it is not one of experiments.train")
-    if config["schedule"] not in BETAS:
-        raise ValueError(f"schedule {config['schedule']!r} is unknown: {nearest(config['schedule'], BETAS)}")
-    fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NETWORK}
-    net = UNet(
-        out_channels=config["channels"] * (2 if config["loss"] == "hybrid" else 1),
-        classes=config["classes"] or None,
-        null_label=bool(config["classes"]),
-        dtype=jnp.bfloat16 if config.get("bfloat16") else None,
-        **fields,
-    )
-    return net, schedules.discrete(BETAS[config["schedule"]](config["T"]))
+    def __init__(self, name, text):
+        self.name, self.text = name, text
+
+    def __eq__(self, other):
+        return isinstance(other, _Beside)
+
+    def __hash__(self):
+        return 0
+
+
+def _flatten(prior, with_keys=False):
+    children = [getattr(prior, name) for name in LEAVES]
+    if with_keys:
+        children = [(jax.tree_util.GetAttrKey(name), child) for name, child in zip(LEAVES, children)]
+    return children, (*(getattr(prior, name) for name in PROGRAM), _Beside(prior.name, prior.text))
+
+
+def _unflatten(program, children):
+    *values, beside = program
+    return Prior(**dict(zip(LEAVES, children)), **dict(zip(PROGRAM, values)), name=beside.name, text=beside.text)
+
+
+jax.tree_util.register_pytree_with_keys(Prior, lambda prior: _flatten(prior, True), _unflatten, _flatten)
+
+
+# --- from files -------------------------------------------------------------------------------------------------------
 
 
 def names() -> list[str]:
@@ -143,9 +181,9 @@ def names() -> list[str]:
 
 
 def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
-    """A prior by name (:func:`names`), or from a folder with a card and weights, or of a run of ``experiments.train``
-    (its averaged weights of the checkpoint with the lowest held-out loss), or a public checkpoint: a file, a folder laid
-    out like the hub's, or "hf:owner/name[@revision]". ``config``: of public checkpoints, see :func:`zoo.public.load`.
+    """A prior by name (:func:`names`), or from a folder with a card and weights, or of a training run (its averaged weights
+    of the checkpoint with the lowest held-out loss), or a public checkpoint: a file, a folder laid out like the hub's, or
+    "hf:owner/name[@revision]". ``config``: of public checkpoints, see :func:`zoo.public.load`.
 
     Raises ValueError, one line, for an unknown name, a missing or damaged file, or weights of another network.
     """
@@ -163,38 +201,61 @@ def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
                          "a public checkpoint's file or folder, or hf:owner/name")  # fmt: skip
     if (folder / CARD).is_file():
         card = read_json(folder / CARD)
-        net, schedule = _built(card.get("config", {}), folder / CARD)
-        params = _read_weights(folder / WEIGHTS, net, card["config"])
+        config = card.get("config", {})
+        _described(config, folder / CARD, network.build_schedule)
+        leaves = read_arrays(folder / WEIGHTS)
+        shapes = {key: a.shape for key, a in leaves.items()}
+        if card.get("signature") != network.signature(config, shapes):
+            _described(config, folder / CARD, build)
+            network.check(config, shapes, folder / WEIGHTS)
+        if bad := [key for key, a in leaves.items() if not np.isfinite(a).all()]:
+            raise ValueError(f"weights {folder / WEIGHTS} are not finite in {', '.join(bad[:8])}: the file is damaged, "
+                             "copy it again")  # fmt: skip
+        leaves = jax.device_put({key: a.astype(np.float32) for key, a in leaves.items()})
+        params = {"params": network.nested(leaves)}
     elif (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
-        net, schedule = _built(config, folder / "config.json")
-        params, step = read_run(folder, net, config)
+        _described(config, folder / "config.json", build)
+        params, step = read_run(folder)
+        network.check(config, {key: a.shape for key, a in network.flat(params["params"]).items()}, folder)
         card = {"name": config.get("name", folder.name), "config": config, "training": {"checkpoint": step}}
     else:
         raise ValueError(
             f"folder {folder} holds no prior: it has neither {CARD} with {WEIGHTS} nor a training run's config.json"
         )
-    c = card["config"]
-    return Prior(params, schedule, str(card.get("name", folder.name)), net, (c["size"], c["size"], c["channels"]), c["loss"],
-                 int(c["classes"]), tuple(card.get("class_names", ())), json.dumps(card))  # fmt: skip
+    return from_config(config, params, card=card, name=str(card.get("name", folder.name)))
+
+
+def from_config(config: Mapping, params, *, card: Mapping | None = None, name="") -> Prior:
+    """The prior of a training configuration and its trained parameters. Raises ValueError as :func:`build` does."""
+    card = {} if card is None else card
+    null = np.int32(config["classes"]) if config["classes"] else None
+    return Prior(params, network.build_schedule(config), name, network.Network.of(config),
+                 (config["size"], config["size"], config["channels"]), config["loss"], int(config["classes"]),
+                 tuple(card.get("class_names", ())), json.dumps(card), null=null)  # fmt: skip
 
 
 def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> None:
     """Write ``card.json`` and ``weights.safetensors`` (names joined by ".") into ``folder``, made if missing.
 
-    Raises ValueError if a weight does not fit into ``dtype`` or is not finite.
+    card: a dict; its entry "config", the training configuration, says which network the weights are compared with. Without
+    it nothing is compared, and :func:`load` refuses the folder. The comparison is written into the card ("signature").
+    Raises ValueError if a weight does not fit into ``dtype``, is not finite, or if weights and network do not fit.
     """
     from safetensors.numpy import save
 
     arrays = {}
-    for path, leaf in _flat(params).items():
+    for key, leaf in network.flat(params["params"]).items():
         with np.errstate(over="ignore"):
-            arrays[".".join(path)] = np.ascontiguousarray(np.asarray(leaf, np.float32).astype(dtype))
-        if not np.isfinite(arrays[".".join(path)]).all():
-            raise ValueError(
-                f"weight {'.'.join(path)} is not finite as {np.dtype(dtype).name}: use dtype=np.float32, or another checkpoint"
-            )
+            arrays[key] = np.ascontiguousarray(np.asarray(leaf, np.float32).astype(dtype))
+        if not np.isfinite(arrays[key]).all():
+            raise ValueError(f"weight {key} is not finite as {np.dtype(dtype).name}: use dtype=np.float32, "
+                             "or another checkpoint")  # fmt: skip
     folder = Path(folder)
+    if config := card.get("config"):
+        shapes = {key: a.shape for key, a in arrays.items()}
+        network.check(config, shapes, folder / WEIGHTS)
+        card = {**card, "signature": network.signature(config, shapes)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / (WEIGHTS + ".tmp")).write_bytes(save(arrays))
     (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
@@ -208,13 +269,7 @@ def write_card(folder: str | os.PathLike, card: Mapping) -> None:
     temporary.replace(Path(folder) / CARD)
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
-def _flat(params) -> dict:
-    import flax
-
-    return flax.traverse_util.flatten_dict(flax.core.unfreeze(params)["params"])
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_json(file) -> dict:
@@ -228,63 +283,35 @@ def read_json(file) -> dict:
     return value
 
 
-def _built(config, file):
-    try:
-        return build(config)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} describes no network of ours: {error}") from None
-
-
-def _read_weights(file, net, config):
-    """Parameters, float32, that fit ``net`` exactly."""
-    import flax
+def read_arrays(file) -> dict[str, np.ndarray]:
+    """{name: array} of a safetensors file; ValueError, one line, if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    from ..convert import strict
-
     try:
-        state = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ValueError(
             f"weights {file} cannot be read ({str(error).strip()}): the file is missing or damaged, copy it again"
         ) from None
+
+
+def _described(config, file, make):
     try:
-        wanted = {".".join(path): shape for path, shape in _shapes(net, config).items()}
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"the card beside {file} describes a network that cannot be built: {error}") from None
-    missing, left_over, wrong = strict.mismatches(state, wanted)
-    found = [f"{label}: {', '.join(some[:8])}{f' and {len(some) - 8} more' if len(some) > 8 else ''}" for label, some in
-             (("missing", missing), ("left over", left_over), ("of another shape", wrong)) if some]  # fmt: skip
-    if found:
-        raise ValueError(f"weights {file} are of another architecture than {strict.describe(net)}: {'; '.join(found)}")
-    if bad := [name for name, a in state.items() if not np.isfinite(a).all()]:
-        raise ValueError(f"weights {file} are not finite in {', '.join(bad[:8])}: the file is damaged, copy it again")
-    flat = {tuple(name.split(".")): jnp.asarray(a.astype(np.float32)) for name, a in state.items()}
-    return flax.core.freeze({"params": flax.traverse_util.unflatten_dict(flat)})
+        make(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} describes no network of ours: {error}") from None
 
 
-def _shapes(net, config):
-    from ..convert import strict
+def read_run(folder, which="best", player="net"):
+    """(averaged parameters, step) of a training run's checkpoint: "best", "last" or a step. Neither the network nor its
+    optimiser is needed. player: of a run with several networks. Raises ValueError."""
+    from ..training import checkpoints
 
-    return strict.shapes(net, *strict.image_inputs(net, config["size"], config["channels"]))
-
-
-def read_run(folder, net, config, which="best"):
-    """(averaged parameters, step) of a training run's checkpoint: "best", "last" or a step. Raises ValueError."""
-    import flax
-    import jax
-
-    from ..convert import strict
-    from ..training import checkpoints, state
-
-    optimizer = state.adam(state.warmup_stable_decay(1e-3, 1, 0, 0))  # only the layout of its state matters here
-    inputs = strict.image_inputs(net, config["size"], config["channels"])
-    params = flax.core.freeze(jax.eval_shape(net.init, jax.random.key(0), *inputs))
-    layout = jax.eval_shape(lambda p: state.create(p, optimizer), params)
-    with checkpoints.Checkpoints(folder / "checkpoints", read_only=True) as store:
+    with checkpoints.Checkpoints(Path(folder) / "checkpoints", read_only=True) as store:
         if store.last() is None:
             raise ValueError(f"run {folder} has no checkpoint yet: wait for its first, or train longer")
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        restored = store.restore(checkpoints.abstract(layout, one), which)
-    return restored.ema, int(restored.step)
+        averages, step = store.read("ema", which)
+    if player not in averages:
+        raise ValueError(f"run {folder} has no averaged weights of {player!r}: {nearest(player, averages)}")
+    return averages[player], step

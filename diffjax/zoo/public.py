@@ -22,11 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import schedules
+from .. import denoisers, schedules
 from ..base import nearest, pytree, static, time_dtype
 from ..convert import adm, ddpm, files, strict
 from ..nets import DDPMUNet, Encoder, UNet
@@ -111,16 +112,15 @@ def load(source, config: Mapping | None = None) -> Prior:
     name = str(settings.get("name") or facts.get("name") or (file.parent.name if unet else file.stem))
     line = ""
     if assumed:
-        values = ", ".join(f"{k}={v}" for k, v in assumed.items())
-        line = f"{file.name} does not say {values}: assumed as in {whose}; say otherwise with --prior-config KEY=VALUE"
-        warnings.warn(line, Assumed, stacklevel=3)
+        line = f"{file.name} does not say {', '.join(f'{k}={v}' for k, v in assumed.items())}: assumed as in {whose}"
+        warnings.warn(f"{line}; say otherwise with config={assumed}", Assumed, stacklevel=3)
     shown = {"size": settings["size"], "channels": channels, "classes": net.classes or 0, "loss": loss,
              "schedule": settings["schedule"], "T": schedule.T, "network": strict.describe(net)}  # fmt: skip
     card = {"name": name, "source": str(file), **{k: v for k, v in facts.items() if k != "name"}, "config": shown,
             "assumed": line}  # fmt: skip
     shape = (settings["size"], settings["size"], channels)
-    return Prior(params, schedule, name, net, shape, loss, net.classes or 0, (), json.dumps(card),
-                 float(settings.get("time_scale", 1)))  # fmt: skip
+    params = flax.core.unfreeze(params)
+    return Prior(params, schedule, name, net, shape, loss, net.classes or 0, (), json.dumps(card), _time(settings))
 
 
 # --- classifiers ----------------------------------------------------------------------------------------------------
@@ -128,15 +128,15 @@ def load(source, config: Mapping | None = None) -> Prior:
 
 @pytree
 class Classifier:
-    """p(label | x_t) of a noisy image. params: leaves; net: ``net.apply(params, x, i)`` gives logits (classes,);
-    size: side of its images, None if any; time_scale: as of a prior."""
+    """p(label | x_t) of a noisy image. params, time: leaves, as of a prior; net: ``net.apply(params, x, i)`` gives logits
+    (classes,); size: side of its images, None if any."""
 
     params: Any
     name: str = static(default="")
     net: Any = static(default=None)
     size: int | None = static(default=None)
     classes: int = static(default=0)
-    time_scale: float = static(default=1.0)
+    time: Any = denoisers.IndexTime()
 
     def check(self, prior) -> None:
         """Raises ValueError if it is not for this prior's images and classes."""
@@ -161,7 +161,7 @@ class Classifier:
 
 
 def _gradient(classifier, schedule, label, x, t):
-    i = jnp.asarray(schedule.network_time(t)).astype(time_dtype(x.dtype)) * classifier.time_scale
+    i = jnp.asarray(classifier.time(schedule, t)).astype(time_dtype(x.dtype))
     log_p = lambda x: jax.nn.log_softmax(classifier.net.apply(classifier.params, x, i))[label]
     return jax.grad(log_p)(x)
 
@@ -185,7 +185,7 @@ def load_classifier(source, config: Mapping | None = None) -> Classifier:
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{file}: {error}") from error
     size = adm.inputs(net, state)[0].shape[0] if net.pool == "attention" else None
-    return Classifier(params, file.stem, net, size, net.out_channels, float(given.get("time_scale", 1)))
+    return Classifier(flax.core.unfreeze(params), file.stem, net, size, net.out_channels, _time(given))
 
 
 # --- where it is, and reading ---------------------------------------------------------------------------------------
@@ -273,6 +273,11 @@ def _checked(given, network):
 
 
 # --- what is read, what is assumed ----------------------------------------------------------------------------------
+
+
+def _time(settings):
+    factor = float(settings.get("time_scale", 1))
+    return denoisers.IndexTime() if factor == 1 else denoisers.Scaled(factor)
 
 
 def _adm(state, hints):
