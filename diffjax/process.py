@@ -65,9 +65,9 @@ def sde(schedule, t):
 
     by differentiation of ``schedule.smooth``; shapes of ``t`` in (0, T]. t = 0 gives the limit from above. Known values give
     float64 numpy, traced ones arrays of their dtype, right to a few roundings down to t = 1e-5.
-    A table's log-SNR is linear between its entries, so that its slope is a staircase: f and g^2 jump at whole t, which belong to
-    the interval below. Their integrals over an interval are exact; at single t they saw about the betas (linear_betas(1000):
-    44 % at t = 2, 0.5 % at 100). Where alpha = 0, f is minus and g^2 plus infinity.
+    A table's log-SNR is linear between its entries, so that its slope is a staircase: f and g^2 jump at whole t, which belong
+    to the interval below. Integrals over an interval are exact; at a whole t, g^2 is more than beta (linear_betas(1000): 44 %
+    at t = 2, 0.5 % at 100). Where alpha = 0, f is minus and g^2 plus infinity.
     The reverse process has drift f x - g^2 score, the probability-flow ODE f x - g^2 score / 2.
     """
     if is_concrete(schedule, t):
@@ -78,7 +78,7 @@ def sde(schedule, t):
 
 
 def _sde(schedule, t):
-    (log_alpha, variance), (f, slope) = jax.jvp(schedule.smooth, (t,), (jnp.ones_like(t),))
+    (_, variance), (f, slope) = jax.jvp(schedule.smooth, (t,), (jnp.ones_like(t),))
     none_left = schedule.alpha(t) == 0
     infinite = jnp.asarray(jnp.inf, t.dtype)
     return jnp.where(none_left, -infinite, f), jnp.where(none_left, infinite, slope - 2 * f * variance)

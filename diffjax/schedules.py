@@ -129,8 +129,8 @@ class Schedule:
 class Discrete(Schedule):
     """A table. ``alphas``, ``sigmas``: shape (T + 1,), entry 0 is clean (1, 0).
 
-    Whole t give the entries exactly. Between entries >= 1 log-SNR is linear in t, below 1 sigma is linear. In the last interval
-    of a table that ends in pure noise (alpha_T = 0), where log-SNR falls to minus infinity, alpha / sigma is linear.
+    Whole t give the entries exactly. Between entries >= 1 log-SNR is linear in t, below 1 sigma is linear. A table may end in
+    pure noise (alpha_T = 0): log-SNR falls to minus infinity in its last interval, and alpha / sigma is linear there.
     Built by :func:`discrete`.
     """
 
@@ -251,9 +251,10 @@ class VP(Schedule):
 
     def __post_init__(self):
         _as_floats(self, "beta_min", "beta_max")
-        low, high = self.beta_min, self.beta_max
-        if is_concrete(low, high) and not np.all((np.asarray(low) >= 0) & (np.asarray(high) >= 0) & (host(low) + host(high) > 0)):
-            raise ValueError(f"beta_min {low} and beta_max {high}: give rates >= 0 that are not both 0, for example 0.1 and 20")
+        if is_concrete(self):
+            low, high = host(self.beta_min), host(self.beta_max)
+            if not np.all((low >= 0) & (high >= 0) & (low + high > 0) & np.isfinite(low + high)):
+                raise ValueError(f"beta_min {low} and beta_max {high}: give rates >= 0, not both 0, for example 0.1 and 20")
 
     def _log_alpha(self, t):
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -313,9 +314,12 @@ class VE(Schedule):
 
     def __post_init__(self):
         _as_floats(self, "sigma_min", "sigma_max")
-        low, high = self.sigma_min, self.sigma_max
-        if is_concrete(low, high) and not np.all((np.asarray(low) > 0) & (np.asarray(low) < np.asarray(high))):
-            raise ValueError(f"sigma_min {low} and sigma_max {high}: give 0 < sigma_min < sigma_max, for example 0.01 and 50")
+        if is_concrete(self):
+            low, high = host(self.sigma_min), host(self.sigma_max)
+            if not np.all((low > 0) & (low < high) & np.isfinite(high)):
+                raise ValueError(
+                    f"sigma_min {low} and sigma_max {high}: give 0 < sigma_min < sigma_max, for example 0.01 and 50"
+                )
 
     def alpha(self, t):
         xp, t = _known(t, self)

@@ -48,7 +48,7 @@ def repaint(denoise, measurement, schedule, steps):
     """RePaint on ``steps`` levels equal in log-SNR, every stretch of five walked five times: 280 calls for 60."""
     from diffjax import kernels, methods, timetables
 
-    table = timetables.repaint(schedule, jump=5, times=5, grid=timetables.log_snr(schedule, steps))
+    table = timetables.repaint(schedule, jump=5, times=5, grid=timetables.log_snr(schedule, steps), shorten=True)
     return methods.RePaint(denoise, measurement), kernels.DDPM(schedule), table
 
 

@@ -1,6 +1,9 @@
-"""Deterministic solvers of the probability-flow ODE. In x / sigma and alpha / sigma it reads dy / dq = x0, which stays bounded
-from alpha = 0 on; in x / alpha and sigma / alpha it reads du / drho = eps. Sources: Karras et al. 2022, algorithm 1 (Euler, Heun),
-Lu et al. 2022 (DPM-Solver++ 2M)."""
+"""Deterministic solvers of the probability-flow ODE.
+
+In u = x / alpha and rho = sigma / alpha it reads du / drho = eps; in y = x / sigma and q = alpha / sigma it reads
+dy / dq = x0, which stays bounded from alpha = 0 on. Sources: Karras et al. 2022, algorithm 1 (Euler, Heun), Lu et al. 2022
+(DPM-Solver++ 2M).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from .. import process
 from ..base import expand, namespace, pytree, safe_divide, safe_sqrt
 from .base import Kernel, stay_if_no_move
 
-DEEP = -13.8  # log-SNR (sigma / alpha = 1000) that cosine tables and rectified flow start below, DDPM's and the score-SDEs' not
+DEEP = -13.8  # log-SNR, sigma / alpha = 1000: cosine tables and rectified flow start below it, DDPM's tables and VP above
 
 
 def _correction(alpha_t, sigma_t, alpha_s, sigma_s):
@@ -62,10 +65,10 @@ class Heun(Euler):
 
         x_s = sigma_s / sigma_t x + alpha_s (1 - e^-h) ((1 - w) x0_t + w x0_s),   w = sigma_t / (sigma_t + sigma_s)
 
-    (sigmas over sqrt(alpha^2 + sigma^2)), h the step of log(alpha / sigma), x0_s predicted where Euler's step ends. Karras et
-    al.'s weight is w = e^h / 2, the same for small h but unbounded: from sigma / alpha = 2e4, where the cosine table starts, it
-    overshoots. This w takes x0 to be linear in alpha / sqrt(alpha^2 + sigma^2), as it is for unit Gaussian data, and as
-    all x0 are in alpha / sigma at high noise. So the order holds from alpha = 0 on.
+    with both sigmas of w over sqrt(alpha^2 + sigma^2). h is the step of log(alpha / sigma), x0_s the prediction where Euler's
+    step ends. Karras et al.'s weight is w = e^h / 2: the same for small h, but unbounded. From sigma / alpha = 2e4, where the
+    cosine table starts, it overshoots. This w takes x0 to be linear in alpha / sqrt(alpha^2 + sigma^2), as it is for unit
+    Gaussian data, and at high noise for all data. So the order holds from alpha = 0 on.
     The last row (s = 0) stays an Euler step, as published; its second call is spent and dropped."""
 
     calls = 2
@@ -105,12 +108,11 @@ class DPMSolverPP2M(Kernel):
 
     deep: 1, or 0 for the published formula everywhere. It only matters for schedules that start deeper in noise than
           sigma / alpha = 1000 (cosine tables, rectified flow, ``harmonic_betas``), where the published walk loses its order:
-          * a first row out of such noise is as long for 300 rows of ``timetables.log_snr`` as for 10, and its first-order error
+          * A first row out of such noise is as long for 300 rows of ``timetables.log_snr`` as for 10: its first-order error
             would remain. The row after it adds the correction that :class:`Heun` makes, from the two x0 it knows, without
-            another call;
-          * on grids equal in t, lambda falls there like the logarithm of the number of the row, and a line in lambda
-            extrapolates too little. c is raised to what :class:`Heun`'s interpolation extrapolates, to 1/2 at most. (At equal
-            steps of lambda c is 1/2 anyway.)
+            another call.
+          * Rows equal in t are far apart in lambda there, the first most, and a line in lambda extrapolates too little. c is
+            raised to what :class:`Heun`'s line extrapolates, to 1/2 at most, which is c at equal steps of lambda.
     """
 
     deep: Any = 1.0
@@ -121,7 +123,7 @@ class DPMSolverPP2M(Kernel):
         alpha_s, sigma_s = process.marginal(schedule, table.s)
         xp = namespace(alpha_s, alpha_t)
         decay = safe_sqrt(process.snr_ratio(schedule, table.t, table.s))
-        h = -xp.log(xp.where(decay > 0, decay, 1.0))  # 0 where it is infinite: on the last row and from alpha = 0, both first order
+        h = -xp.log(xp.where(decay > 0, decay, 1.0))  # 0 where infinite: the last row and from alpha = 0, both first order
         last = table.s == 0
         share = lambda a, s: a / safe_sqrt(a**2 + s**2)
         lam = _log_ratio(alpha_t, sigma_t)

@@ -90,7 +90,7 @@ class CoPaint(Method):
         xp = namespace(table.level, self.lr, self.lr_decay, self.reg, self.reg_decay)
         lr, reg = self.lr * self.lr_decay**table.level, self.reg * self.reg_decay**table.level
         if self.smart:
-            first = schedule.alpha(1.0) if isinstance(schedule.T, int) else 1.0
+            first = schedule.alpha(1.0) if schedule.discrete else 1.0
             lr = lr * schedule.alpha(table.t) / first
         return Plan(lr, reg * xp.ones_like(lr), self._estimate_times(table))
 
@@ -232,4 +232,4 @@ def published(name: str, schedule, steps: int | None = None):
     levels = timetables.space(schedule.T, 250 if fast else steps) + 1
     levels = levels[timetables.space_rounded(250, steps)] if fast else levels
     grid = timetables.from_times(levels[::-1])
-    return _PUBLISHED[name], timetables.travel(grid, 10, 2, before_jump=True) if "tt" in name else grid
+    return _PUBLISHED[name], timetables.travel(grid, 10, 2, before_jump=True, shorten=True) if "tt" in name else grid

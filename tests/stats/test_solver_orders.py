@@ -1,9 +1,7 @@
-"""The order of the ODE solvers from the very top of every bundled schedule, on every grid: a Gaussian prior, whose flow is known.
+"""The order of the ODE solvers from the very top of every bundled schedule, on every grid: Gaussian data, whose flow is known.
 
 Kernels are planned as ``sample`` plans them and stepped row by row. All tables of one kernel run in one program: schedules
 enter it as the numbers they have at the table's times."""
-
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +35,14 @@ GRIDS = {  # and the log-SNR up to which the error is taken: grids that are equa
     "respaced": (dj.timetables.respaced, 0.0),
 }
 ROWS = (80, 320)
-# alpha of harmonic betas falls like sqrt(T - t): a first step of 1 / n in t is one of sqrt(1 / n) in alpha, which no solver likes
+# alpha of harmonic betas falls like sqrt(T - t): steps of 1 / n in t begin with one of sqrt(1 / n) in alpha
 CASES = [(s, g) for s in SCHEDULES for g in (GRIDS if s != "harmonic" else ("log_snr", "karras"))]
 CASES = [(s, g) for s, g in CASES if g != "respaced" or SCHEDULES[s].discrete]
 
 
 def case(kernel, schedule, grid, n, most):
-    """(planned rows of the walk down to the grid's log-SNR, filled up with rows that stay; times and what the schedule is there;
-    start; exact end)"""
+    """(planned rows of the walk down to the grid's log-SNR, filled up with rows that stay; times and what the schedule is
+    there; start; exact end)"""
     make, end = grid
     table = make(schedule, n)
     table = table[: int((schedule.log_snr(table.s) <= end).sum())]
