@@ -175,7 +175,7 @@ DIFFPIR = {
 
 def _jumping(schedule, steps):
     """Every stretch of five levels walked five times (fewer where there are fewer levels): 280 calls for 60."""
-    return timetables.repaint(schedule, jump=min(5, max(steps - 1, 1)), times=5, grid=timetables.log_snr(schedule, steps))
+    return timetables.repaint(schedule, jump=5, times=5, grid=timetables.log_snr(schedule, steps), shorten=True)
 
 
 def _copaint(name, about, steps):

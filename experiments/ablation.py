@@ -158,7 +158,7 @@ def main(argv=None) -> int:
 
     with library_errors():
         prior = zoo.load(options.prior)
-    if not isinstance(prior.schedule.T, int):
+    if not prior.schedule.discrete:
         raise UserError(f"prior {prior.name} has no table of steps, which DiffPIR's timetable needs: take another prior")
     truth, std = validation(prior, options.data, options.count), 2 * options.noise
     ys, operators = measure(options.task, truth, std, seed=1000)

@@ -54,23 +54,16 @@ def cost(method, kernel, table) -> tuple[int, int]:
 # --- grids, whose settings may be traced ---
 
 
-def descent(times, rows):
-    """``timetables.from_times`` of ``rows`` + 1 times."""
-    like = timetables.from_times(np.linspace(1, 0, rows + 1))
-    t, s = times[:-1], times[1:]
-    return dj.base.replace(like, t=t, s=s, r=s, up=jnp.append(t[:1], t[:-1]))
-
-
 def between(schedule, rows, top, bottom):
     """Equal in log-SNR from sigma / alpha = ``top`` to ``bottom``, the last row to 0."""
     share = jnp.linspace(0, 1, rows)
     times = schedule.time(-2 * ((1 - share) * jnp.log(top) + share * jnp.log(bottom)))
-    return descent(jnp.append(jnp.minimum(times, schedule.T), 0.0), rows)
+    return timetables.from_times(jnp.append(jnp.minimum(times, schedule.T), 0.0))
 
 
 def power(schedule, rows, bend):
     """t = T u^bend, u equally spaced."""
-    return descent(schedule.T * jnp.linspace(1, 0, rows + 1) ** bend, rows)
+    return timetables.from_times(schedule.T * jnp.linspace(1, 0, rows + 1) ** bend)
 
 
 GRIDS = {("top", "bottom"): between, ("bend",): power}

@@ -274,5 +274,5 @@ def walk(variant, schedule, steps=None):
         if steps != 100:  # the official rule stops short of the top, where few steps would begin with a part of the image
             kept[-1] = 249
         levels = levels[kept]
-    grid = timetables.from_times(levels[::-1])
-    return timetables.travel(grid, 10, 2, before_jump=True) if "tt" in variant else grid
+    grid = timetables.from_times(levels[::-1], schedule)
+    return timetables.travel(grid, 10, 2, before_jump=True, shorten=True) if "tt" in variant else grid

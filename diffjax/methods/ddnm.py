@@ -191,15 +191,11 @@ class DDNMPlus(Traveller):
 
 def published(denoise, measurement, steps=None, *, table=None, eta=ETA) -> Setup:
     """DDNM on 100 levels, 1000 / 100 apart."""
-    table = _levels(denoise.schedule, steps) if table is None else table
+    table = timetables.ddnm(denoise.schedule, steps or 100) if table is None else table
     return Setup(DDNM(denoise, measurement), DDIM(zeta=eta**2), table)
 
 
 def published_plus(denoise, measurement, steps=None, *, table=None, eta=ETA) -> Setup:
     """DDNM+, by singular values, on the same levels."""
-    table = _levels(denoise.schedule, steps) if table is None else table
+    table = timetables.ddnm(denoise.schedule, steps or 100) if table is None else table
     return Setup(DDNMPlus(denoise, measurement, eta=eta), Marginal(), table)
-
-
-def _levels(schedule, steps):
-    return timetables.respaced(schedule, f"ddim{100 if steps is None else steps}")

@@ -86,13 +86,16 @@ def test_mean_and_variance_are_those_of_the_papers_recursion(kernel, times, expe
 
 
 def heun_slope(rho):
-    """u = x / alpha obeys du/drho = f(rho) (u - MEAN), f = rho / (VARIANCE + rho^2)."""
-    f = lambda r: r / (VARIANCE + r**2)
-    steps = []
+    """On u = x / alpha, x0 - MEAN = g (u - MEAN), g = VARIANCE / (VARIANCE + rho^2): from rho = r to q the exponential form
+    u <- e^-h u + (1 - e^-h) ((1 - w) x0_t + w x0_s), e^-h = q / r, w = n(r) / (n(r) + n(q)), n = rho / sqrt(1 + rho^2)."""
+    g = lambda r: VARIANCE / (VARIANCE + r**2)
+    n = lambda r: r / np.sqrt(1 + r**2)
+    u = np.ones(4)
     for r, q in pairwise(rho):
-        h = q - r
-        steps.append(1 + h * f(r) if q == 0 else 1 + 0.5 * h * (f(r) + f(q) * (1 + h * f(r))))
-    return np.prod(steps, axis=0)
+        euler = q / r * u + (1 - q / r) * g(r) * u
+        w = n(r) / (n(r) + n(q))
+        u = euler if q == 0 else q / r * u + (1 - q / r) * ((1 - w) * g(r) * u + w * g(q) * euler)
+    return u
 
 
 def two_m_slope(rho):
@@ -107,12 +110,19 @@ def two_m_slope(rho):
     return u
 
 
-@pytest.mark.parametrize(("kernel", "slope"), [(dj.kernels.Heun, heun_slope), (dj.kernels.DPMSolverPP2M, two_m_slope)])
+@pytest.mark.parametrize(
+    ("kernel", "slope"),
+    [
+        (dj.kernels.Heun(TABLE_SCHEDULE), heun_slope),
+        (dj.kernels.DPMSolverPP2M(TABLE_SCHEDULE), two_m_slope),
+    ],
+    ids=["heun", "2m"],
+)
 def test_solvers_have_the_slope_of_their_recursion(kernel, slope):
     table = dj.timetables.from_times(SUBSET)
     rho = np.sqrt(1 / BAR[SUBSET] - 1)
     expected = slope(rho) / np.sqrt(BAR[50])  # the start is N(0, 1) in x, so 1 / alpha_T in u; alpha = 1 at the end
-    mean, variance = law(kernel(TABLE_SCHEDULE), table)
+    mean, variance = law(kernel, table)
     np.testing.assert_allclose(variance, expected**2, rtol=1e-10)
     np.testing.assert_allclose(mean, MEAN - expected * np.sqrt(BAR[50]) * MEAN, atol=1e-11)
 
