@@ -136,7 +136,6 @@ class Discrete(Schedule):
 
     alphas: Any
     sigmas: Any
-    discrete = True
 
     discrete = True
 

@@ -218,5 +218,5 @@ def test_steps_out_of_range_are_one_line(prior_folder, tmp_path, capsys):
         argv = ["--method", name, "--steps", steps, "--prior", str(prior_folder), "--out", str(tmp_path / "out")]
         assert restore.main(argv) == 2
         error = capsys.readouterr().err
-        assert error.count("\n") == 1 and f"steps {steps} of {name}" in error and f"from 2 to {most}" in error
+        assert error.count("\n") == 1 and f"steps of {name} {steps}" in error and f"from 2 to {most}" in error
     assert not list(tmp_path.iterdir())

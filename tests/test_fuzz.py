@@ -77,8 +77,8 @@ def draw(seed):
     pick = np.random.default_rng(seed)
     one = lambda names: list(names)[pick.integers(len(names))]
     return {
-        "method": one(METHODS), "kernel": one(KERNELS), "operator": one(OPERATORS), "noise": one(NOISES), "denoise": one(DENOISERS),
-        "dtype": one(("float32", "float64", "bfloat16")), "traced": bool(pick.integers(2)),
+        "method": one(METHODS), "kernel": one(KERNELS), "operator": one(OPERATORS), "noise": one(NOISES),
+        "denoise": one(DENOISERS), "dtype": one(("float32", "float64", "bfloat16")), "traced": bool(pick.integers(2)),
     }  # fmt: skip
 
 
