@@ -147,6 +147,7 @@ def sample(
     kernel=None,
     recorded=None,
     state=None,
+    part=None,
     remat="row",
     trace=None,
     dtype=jnp.float32,
@@ -161,6 +162,9 @@ def sample(
                    the denoiser's
     recorded:      ``Draws`` to use in place of the key's
     state:         ``Result.state`` of the rows before: then ``table[:n]`` and ``table[n:]`` equal one call
+    part:          (first, last): walk rows first to last - 1 of the table only. The numbers may be traced, so that one program
+                   walks any part. From row 1 on it starts from ``state`` (at row 0 from its own start, whatever ``state`` is).
+                   ``info`` and ``trace`` keep a place for every row of the table, zero for those not walked. No reverse mode
     remat:         memory of reverse mode: "none" keeps every row's activations, "row" one state per row, "sqrt" about
                    2 sqrt(rows) states at twice the forward cost
     trace:         None, or a function (x, row, info) -> pytree, stacked over the rows
@@ -180,19 +184,12 @@ def sample(
     dtype = jnp.asarray(shape_or_x).dtype if given else dtype
     _check_measurement(method, method.image_shape(shape_or_x.shape) if given else shape_or_x, dtype)
     rows = _plan(method, kernel, table, dtype)
-    if state is not None:
-        x, inner = state.x, state.inner
-    else:
-        if given:
-            x = jnp.asarray(shape_or_x)
-        else:
-            noise = (
-                recorded.start
-                if recorded is not None and recorded.start is not None
-                else method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype)
-            )
-            x = method.start(kernel, jax.tree.map(lambda a: a[0], rows), noise)
-        inner = method.init(kernel, x)
+    if state is None or part is not None:
+        noise = None if recorded is None else recorded.start
+        begun = _begin(key, method, kernel, rows, shape_or_x, dtype, noise)
+        going_on = lambda a, b: jnp.where(part[0] > 0, a, b)
+        state = begun if state is None else jax.tree.map(going_on, state, begun)
+    x, inner = state.x, state.inner
 
     def body(carry, inputs):
         x, inner = carry
@@ -206,9 +203,46 @@ def sample(
         return (x, inner), (info, None if trace is None else trace(x, row, info))
 
     rec = None if recorded is None else Draws(None, recorded.rows, recorded.jumps)
-    (x, inner), (info, traced) = _scan(body, (x, inner), (rows, rec), len(table), remat)
+    if part is None:
+        (x, inner), (info, traced) = _scan(body, (x, inner), (rows, rec), len(table), remat)
+    else:
+        (x, inner), (info, traced) = _walk_part(body, (x, inner), (rows, rec), len(table), part)
     final, final_info = method.finish(kernel, x, inner)
     return Result(final, State(x, inner), Info(info, final_info), traced)
+
+
+def _begin(key, method, kernel, rows, shape_or_x, dtype, noise=None) -> State:
+    if hasattr(shape_or_x, "shape"):
+        x = jnp.asarray(shape_or_x)
+    else:
+        if noise is None:
+            noise = method.draw_start(kernel, _fold(key, START, 0), tuple(shape_or_x), dtype)
+        x = method.start(kernel, jax.tree.map(lambda a: a[0], rows), noise)
+    return State(x, method.init(kernel, x))
+
+
+def begin(key, denoiser_or_method, table, shape_or_x, *, kernel=None, dtype=jnp.float32) -> State:
+    """The state that ``sample`` starts from; by ``jax.eval_shape``, what ``state=`` beside ``part=`` must look like."""
+    method = as_method(denoiser_or_method)
+    kernel = bind(method, kernel)
+    dtype = jnp.asarray(shape_or_x).dtype if hasattr(shape_or_x, "shape") else dtype
+    return _begin(key, method, kernel, _plan(method, kernel, table, dtype), shape_or_x, dtype)
+
+
+def _walk_part(body, carry, xs, n, part):
+    """Rows part[0] to part[1] - 1 of ``n``, as ``_scan`` walks them; what comes out of the others is zero."""
+    body = jax.jit(body)  # traced once for both of its uses
+    row = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), xs)
+    out = jax.eval_shape(body, carry, row(0))[1]
+    out = jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), out)
+
+    def one(i, walk):
+        carry, out = walk
+        carry, new = body(carry, row(i))
+        put = lambda whole, a: jax.lax.dynamic_update_index_in_dim(whole, a, i, 0)
+        return carry, jax.tree.map(put, out, new)
+
+    return jax.lax.fori_loop(*part, one, (carry, out))
 
 
 def _segment(n: int) -> int:

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from diffjax.cli import errors, images, outputs, tables
+from diffjax.cli.errors import UserError
 from diffjax.zoo import bundled
-from experiments import baselines, errors, images, outputs, tables
-from experiments.errors import UserError
+from experiments import baselines
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import masks
-from experiments.errors import UserError
+from diffjax.cli.errors import UserError
+from diffjax.operators import masks
 
 
 @pytest.mark.golden("inpainting", "masks")

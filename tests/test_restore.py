@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 import tiny_prior
 from PIL import Image
 
+from diffjax import batch, replace, zoo
 from diffjax import registry as methods
-from diffjax import replace, restore, solve, zoo
-from experiments.errors import UserError
+from diffjax.cli import restore
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def test_metrics(run):
 
 
 def test_known_pixels_are_kept_and_scores_belong_to_the_pictures(run):
-    from experiments.masks import wide
+    from diffjax.operators.masks import wide
 
     truth, _ = zoo.bundled.images("fashion")
     report = json.loads((run / "metrics.json").read_text())
@@ -109,12 +108,11 @@ def test_the_seed_decides_the_picture_not_the_batch_nor_the_devices(prior):
     truth = truth[:3]
     masks = np.stack([np.ones((32, 32), np.float32)] * 3)
     masks[:, 8:24, 10:30] = 0
-    quiet = open("/dev/null", "w") if sys.platform != "win32" else None
     entry = methods.METHODS["repaint"]
-    options = dict(labels=[1, None, 3], samples=2, steps=4, seed=7, stream=quiet)
-    a = solve.inpaint(prior, entry, truth, masks, batch=16, **options)
+    options = dict(labels=[1, None, 3], samples=2, steps=4, seed=7)
+    a = batch.inpaint(prior, entry, truth, masks, batch=16, **options)
     garbage = np.where(masks[..., None] == 1, truth, np.nan)
-    b = solve.inpaint(prior, entry, garbage, masks, batch=1, devices=1, **options)
+    b = batch.inpaint(prior, entry, garbage, masks, batch=1, devices=1, **options)
     assert (a.devices, a.batch, b.devices, b.batch) == (min(6, jax.device_count()), 6, 1, 1)
     np.testing.assert_allclose(a.x, b.x, atol=1e-4)
     assert np.abs(a.x[0, 0] - a.x[0, 1]).max() > 0.1  # samples differ
@@ -135,8 +133,8 @@ def test_the_row_where_it_began():
 
     table = timetables.uniform(schedules.discrete(schedules.linear_betas(100)), 4)
     finite = np.array([[True] * 4, [True, True, False, False]])
-    with pytest.raises(UserError, match=r"of b is not finite from row 2 of 4 on \(t = 50\)"):
-        solve._check_finite(np.zeros((2, 1)), finite, table, ["a", "b"])
+    with pytest.raises(ValueError, match=r"of b is not finite from row 2 of 4 on \(t = 50\)"):
+        batch._check_finite(np.zeros((2, 1)), finite, table, ["a", "b"])
 
 
 def test_a_task_and_photographs_that_are_degraded_already(prior, prior_folder, tmp_path, capsys):

@@ -70,7 +70,7 @@ def kill_when(process, condition):
 
 
 def parameters(folder):
-    from experiments.training_run import load
+    from diffjax.cli.training_run import load
 
     _, _, _, ema, step = load(folder, "last")
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(ema)]
@@ -123,7 +123,7 @@ def test_killed_three_times_ends_as_the_undisturbed_run(place, capfd):
     before = (place / "calm" / "samples_0000200.png").read_bytes()
     assert before == (place / "rough" / "samples_0000200.png").read_bytes()
 
-    from experiments import train
+    from diffjax.cli import train
 
     capfd.readouterr()
     assert train.main([*OPTIONS, "--data", str(place / "data.npz"), "--out", str(place / "calm")]) == 0

@@ -13,13 +13,13 @@ import time
 import jax
 import numpy as np
 
-from diffjax.base import nearest
-from diffjax.nets import init
-from diffjax.training import checkpoints, data, losses, state, step
-from diffjax.zoo import prior
-
+from ..base import nearest
+from ..nets import init
+from ..training import checkpoints, data, losses, state, step
+from ..zoo import prior
 from . import samples
-from .configs.base import CHANGEABLE, TrainConfig
+from .config import CHANGEABLE, TrainConfig
+from .config import read as read_config
 from .progress import Progress
 
 LEVELS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)  # of the held-out loss: t / T
@@ -37,11 +37,6 @@ def optimiser(config):
 
 def start(config, net, optimizer, key) -> state.TrainState:
     return state.create(init(net, key, (config.size, config.size, config.channels)), optimizer)
-
-
-def read_config(file) -> TrainConfig:
-    values = json.loads(pathlib.Path(file).read_text())
-    return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def load(folder, which="best"):

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import denoisers, kernels, timetables
-from diffjax.sample import sample
+from .. import denoisers, kernels, timetables
+from ..sample import sample
+from .images import pillow
 
 COLUMNS = 8
 
@@ -40,8 +41,7 @@ def make_sampler(net, schedule, config, devices, seed=0):
 
 def save(file, grid, zoom=3):
     """Write a grid (rows, columns, H, W, C) in [-1, 1] as PNG, each pixel ``zoom`` x ``zoom``."""
-    from PIL import Image
-
+    Image = pillow()
     grid = np.asarray(grid)
     rows, columns, height, width, channels = grid.shape
     sheet = grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
