@@ -253,7 +253,8 @@ def restore(o):
 
 def about_noise(o, prior, entry, y, A):
     """Say what a method without a model of the noise makes of it; UserError where it refuses noise."""
-    from .. import Measurement, registry
+    from .. import registry
+    from ..base import Measurement
 
     if not o.noise:
         return

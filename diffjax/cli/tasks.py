@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..operators import masks
+from ..operators import Blur, Downsample, Mask, Resize, gaussian_kernel, masks, motion_kernel
 from .errors import library_errors, unknown
 
 CUTOFF = 0.03  # of singular values, for svd and pinv: DDRM's and DDNM's
@@ -32,15 +32,11 @@ class Task(NamedTuple):
 
 
 def deblur(shape, seed=0):
-    from ..operators import Blur, gaussian_kernel
-
     std = _scaled(shape)
     return Blur(gaussian_kernel(2 * math.ceil(4 * std) + 1, std), CUTOFF)
 
 
 def motion(shape, seed=0):
-    from ..operators import Blur, motion_kernel
-
     return Blur(motion_kernel(2 * math.ceil(4 * _scaled(shape)) + 1, 0.5, seed), CUTOFF)
 
 
@@ -50,23 +46,21 @@ def _scaled(shape):
 
 
 def sr4(shape, seed=0):
-    from ..operators import Resize
-
     return Resize(4)
 
 
 def sr4_mean(shape, seed=0):
-    from ..operators import Downsample
-
     return Downsample(4)
+
+
+def denoise(shape, seed=0):
+    return Mask(np.ones((*shape, 1), np.float32))
 
 
 def masked(name):
     """The named mask as a task."""
 
     def operator(shape, seed=0):
-        from ..operators import Mask
-
         return Mask(masks.make(name, shape, seed)[..., None])
 
     return Task(operator, masks.MASKS[name][1], "by seed" in masks.MASKS[name][1])
@@ -77,6 +71,7 @@ TASKS = {
     "motion": Task(motion, "motion blur, a path of its own for each image, by seed", drawn=True),
     "sr4": Task(sr4, "super-resolution x4 from MATLAB's bicubic"),
     "sr4-mean": Task(sr4_mean, "super-resolution x4 from means of 4x4 blocks"),
+    "denoise": Task(denoise, "the image itself, with noise"),
     **{name: masked(name) for name in masks.MASKS},
 }
 
