@@ -4,9 +4,33 @@ Four words: a *schedule* (x_t = alpha x_0 + sigma eps), a *denoiser* (``denoise(
 (the walk through time as rows), and the verb *sample*. Then kernels, operators, measurements and methods.
 """
 
-from . import denoisers, kernels, methods, operators, parallel, process, schedules, timetables
-from .base import Measurement, Method, Prediction, replace
-from .sample import Draws, Result, Walk, draws, plan, run, sample
+import importlib as _importlib
+import sys as _sys
+import types as _types
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+if _TYPE_CHECKING:
+    from . import (
+        batch,
+        convert,
+        denoisers,
+        kernels,
+        likelihood,
+        methods,
+        metrics,
+        nets,
+        operators,
+        parallel,
+        priors,
+        process,
+        registry,
+        schedules,
+        timetables,
+        training,
+        zoo,
+    )  # fmt: skip
+    from .base import Measurement, Method, Prediction, replace
+    from .sample import Draws, Result, Walk, draws, plan, run, sample
 
 __version__ = "0.1.0"
 
@@ -17,11 +41,15 @@ __all__ = [
     "Prediction",
     "Result",
     "Walk",
+    "batch",
+    "convert",
     "denoisers",
     "draws",
     "kernels",
+    "likelihood",
     "methods",
     "metrics",
+    "nets",
     "operators",
     "parallel",
     "plan",
@@ -33,26 +61,39 @@ __all__ = [
     "sample",
     "schedules",
     "timetables",
+    "training",
     "zoo",
 ]
 
-
-_LATER = (
-    "base",
-    "convert",
-    "likelihood",
-    "metrics",
-    "nets",
-    "priors",
-    "registry",
-    "training",
-    "zoo",
-)  # imported when asked for
+# Everything is imported when it is first asked for: the command line answers --help without starting jax.
+_BASE, _SAMPLE = (
+    ("Measurement", "Method", "Prediction", "replace"),
+    ("Draws", "Result", "Walk", "draws", "plan", "run", "sample"),
+)
 
 
 def __getattr__(name):
-    if name in _LATER:
-        import importlib
-
-        return importlib.import_module(f".{name}", __name__)
+    for module, names in (("base", _BASE), ("sample", _SAMPLE)):
+        if name in names:
+            value = getattr(_importlib.import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    if name in __all__ or name == "base":
+        return _importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+class _Package(_types.ModuleType):
+    """``diffjax.sample`` is the verb, although the module it stands in has the same name and Python would put that there."""
+
+    def __setattr__(self, name, value):
+        if name == "sample" and isinstance(value, _types.ModuleType):
+            value = value.sample
+        super().__setattr__(name, value)
+
+
+_sys.modules[__name__].__class__ = _Package

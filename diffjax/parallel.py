@@ -4,10 +4,40 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import warnings
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def use_cores(count: int | None = None) -> None:
+    """Make every CPU core one JAX device, so that :func:`shard` spreads a batch over the cores. For the top of a script.
+
+    count:  devices wanted; default: the cores this process may use, unless the user has set a number already
+            (``JAX_NUM_CPU_DEVICES``, or ``--xla_force_host_platform_device_count`` in ``XLA_FLAGS``)
+    One device alone leaves cores idle: convolutions inside a compiled loop run on about one thread. Other platforms are not
+    touched. JAX settles its devices when it computes for the first time: called later, where there are fewer than wanted, this
+    warns and changes nothing. Raises ValueError for a count below 1.
+    """
+    if count is None:
+        if jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+            return
+        wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    else:
+        wanted = count
+    if wanted < 1:
+        raise ValueError(f"{count} devices are too few: give 1 or more, or leave the number out for every core")
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:  # the devices are settled
+        there = len(jax.devices("cpu"))
+        if there < wanted:
+            warnings.warn(
+                f"{wanted} CPU devices are wanted, but jax has started with {there}: call use_cores before jax computes",
+                stacklevel=2,
+            )
 
 
 def mesh(devices=None) -> Mesh:

@@ -166,6 +166,7 @@ def sample(
     kernel=None,
     recorded=None,
     state=None,
+    part=None,
     remat="row",
     trace=None,
     dtype=None,
@@ -180,6 +181,9 @@ def sample(
                    schedule of its own it takes the denoiser's
     recorded:      ``Draws`` to use in place of the key's
     state:         ``Result.state`` of the rows before: then ``table[:n]`` and ``table[n:]`` equal one call
+    part:          (first, last): walk rows first to last - 1 of the table only. The numbers may be traced, so that one program
+                   walks any part. From row 1 on it starts from ``state`` (at row 0 from its own start, whatever ``state`` is).
+                   ``info`` and ``trace`` keep a place for every row of the table, zero for those not walked. No reverse mode
     remat:         memory of reverse mode: "none" keeps every row's activations, "row" (default; costs nothing where no
                    gradient is taken) one state per row, "sqrt" about 2 sqrt(rows) states at twice the forward cost
     trace:         None, or a function (x, row, info) -> pytree, stacked over the rows. Part of the program: hand over the same
@@ -193,23 +197,30 @@ def sample(
         raise ValueError(f"unknown remat {remat!r}: {nearest(remat, REMAT)}")
     if key is None and recorded is None:
         raise ValueError("no key and no recorded draws: pass a jax.random.key(seed)")
-    walk = plan(denoiser_or_method, table, shape_or_x, kernel=kernel, state=state, dtype=dtype)
-    return run(key, walk, recorded=recorded, state=state, remat=remat, trace=trace)
+    goes_on = state if part is None else None  # of a part, row 0 begins anew
+    walk = plan(denoiser_or_method, table, shape_or_x, kernel=kernel, state=goes_on, dtype=dtype)
+    return run(key, walk, recorded=recorded, state=state, part=part, remat=remat, trace=trace)
+
+
+def begin(key, walk: Walk, recorded=None) -> State:
+    """The state that ``walk`` starts from; by ``jax.eval_shape``, what ``state=`` beside ``part=`` must look like."""
+    method, kernel, x = walk.method, walk.kernel, walk.x
+    if x is None:
+        noise = None if recorded is None else recorded.start
+        if noise is None:
+            noise = method.draw_start(kernel, _fold(key, START, 0), walk.shape, walk.dtype)
+        x = method.start(kernel, jax.tree.map(lambda a: a[0], walk.rows), noise)
+    return State(x, method.init(kernel, x))
 
 
 @functools.partial(jax.jit, static_argnames=("remat", "trace"), inline=True)
-def run(key, walk: Walk, *, recorded=None, state=None, remat="row", trace=None) -> Result:
+def run(key, walk: Walk, *, recorded=None, state=None, part=None, remat="row", trace=None) -> Result:
     """Walk as planned: the rest of :func:`sample`, which says what the arguments are."""
     method, kernel, rows = walk.method, walk.kernel, walk.rows
-    if state is not None:
-        x, inner = state.x, state.inner
-    else:
-        x = walk.x
-        if x is None:
-            given = None if recorded is None else recorded.start
-            draw = lambda: method.draw_start(kernel, _fold(key, START, 0), walk.shape, walk.dtype)
-            x = method.start(kernel, jax.tree.map(lambda a: a[0], rows), draw() if given is None else given)
-        inner = method.init(kernel, x)
+    if state is None or part is not None:
+        begun = begin(key, walk, recorded)
+        state = begun if state is None else jax.tree.map(lambda a, b: jnp.where(part[0] > 0, a, b), state, begun)
+    x, inner = state.x, state.inner
 
     def body(carry, inputs):
         x, inner = carry
@@ -223,9 +234,28 @@ def run(key, walk: Walk, *, recorded=None, state=None, remat="row", trace=None) 
         return (x, inner), (info, None if trace is None else trace(x, row, info))
 
     rec = None if recorded is None else Draws(None, recorded.rows, recorded.jumps)
-    (x, inner), (info, traced) = _scan(body, (x, inner), (rows, rec), len(walk), remat)
+    if part is None:
+        (x, inner), (info, traced) = _scan(body, (x, inner), (rows, rec), len(walk), remat)
+    else:
+        (x, inner), (info, traced) = _walk_part(body, (x, inner), (rows, rec), len(walk), part)
     final, final_info = method.finish(kernel, x, inner)
     return Result(final, State(x, inner), Info(info, final_info), traced)
+
+
+def _walk_part(body, carry, xs, n, part):
+    """Rows part[0] to part[1] - 1 of ``n``, as ``_scan`` walks them; what comes out of the others is zero."""
+    body = jax.jit(body)  # traced once for both of its uses
+    row = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), xs)
+    out = jax.eval_shape(body, carry, row(0))[1]
+    out = jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), out)
+
+    def one(i, walk):
+        carry, out = walk
+        carry, new = body(carry, row(i))
+        put = lambda whole, a: jax.lax.dynamic_update_index_in_dim(whole, a, i, 0)
+        return carry, jax.tree.map(put, out, new)
+
+    return jax.lax.fori_loop(*part, one, (carry, out))
 
 
 def _segment(n: int) -> int:

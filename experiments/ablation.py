@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax.cli.errors import UserError, library_errors, run
+from diffjax.cli.options import Parser
+
 from . import record
-from .errors import UserError, library_errors, run
-from .options import Parser, use_cores
 
 STEPS = 100
 VALUES = {
@@ -64,8 +65,8 @@ def entry(late: bool):
 def curves(prior, ys, operators, noise_std, values, steps, **options):
     """Yields (name, its values, network calls that move of each, restorations (values, N, H, W, C)), one for each curve."""
     from diffjax import timetables
-
-    from .solve import restore
+    from diffjax.batch import restore
+    from diffjax.cli.progress import watch
 
     schedule = prior.schedule
     full = timetables.diffpir(schedule, steps)
@@ -80,9 +81,9 @@ def curves(prior, ys, operators, noise_std, values, steps, **options):
             calls = [len(table) for table in made]
         else:
             sweep, calls = {{"lambda": "lam", "zeta": "zeta"}[name]: list(of)}, [len(full)] * len(of)
-        done = restore(
-            prior, entry(name == "t_start"), ys, operators, noise_std=noise_std, steps=steps, sweep=sweep, **options
-        )
+        with watch(name) as report:
+            done = restore(prior, entry(name == "t_start"), ys, operators, noise_std=noise_std, steps=steps, sweep=sweep,
+                           progress=report, **options)  # fmt: skip
         yield name, of, calls, done.x[:, :, 0]
 
 
@@ -90,7 +91,7 @@ def draw(rows, path):
     """A panel for each curve: PSNR (left axis, solid) and lpips@64 (right axis, open marks)."""
     from PIL import Image, ImageDraw
 
-    from .figures import INK, PAPER, load_font
+    from diffjax.cli.figures import INK, PAPER, load_font
 
     blue, orange, faint, font = (31, 90, 180), (215, 100, 20), (225, 225, 225), load_font()
     names = list(dict.fromkeys(r["varied"] for r in rows))
@@ -133,7 +134,7 @@ def draw(rows, path):
 
 
 def main(argv=None) -> int:
-    from .tasks import TASKS
+    from diffjax.cli.tasks import TASKS
 
     parser = Parser("experiments.ablation", __doc__)
     parser.add_argument("--prior", default="fashion32")
@@ -148,12 +149,12 @@ def main(argv=None) -> int:
     options = parser.parse(argv)
     if options.noise < 0:
         raise UserError(f"--noise {options.noise:g} is negative: give a standard deviation >= 0, on [0, 1]")
-    use_cores()
+    from diffjax import parallel, zoo
 
-    from diffjax import zoo
+    parallel.use_cores()
+    from diffjax.cli.tasks import measure, misfit
 
     from .evaluate import scores
-    from .tasks import measure, misfit
     from .tune import validation
 
     with library_errors():

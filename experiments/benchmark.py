@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffjax as dj
+from diffjax.cli.errors import run
+from diffjax.cli.options import Parser
+from diffjax.cli.training_run import build
 
 from . import record
 from .configs.fashion32 import config
-from .errors import run
-from .options import Parser
-from .training_run import build
 
 SHAPE = (32, 32, 1)
 

@@ -31,9 +31,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax.cli.errors import UserError, run, unknown
+from diffjax.cli.options import Parser, whole
+
 from . import record
-from .errors import UserError, run, unknown
-from .options import Parser, whole
 
 FAMILIES = ("gauss", "mix5", "mcg8", "mcg80")
 SCORES = ("H", "sw2w", "var_ratio", "w_tv")

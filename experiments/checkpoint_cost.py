@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from experiments import errors, options
+from diffjax.cli import errors, options
 
 # 256x256_diffusion_uncond.pt (Dhariwal and Nichol 2021)
 ADM_256 = dict(out_channels=6, width=256, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention=(8, 16, 32), head_channels=64,

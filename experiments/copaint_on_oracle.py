@@ -31,11 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffjax as dj
+from diffjax.cli.errors import UserError, run
+from diffjax.cli.options import Parser
 from diffjax.registry import COPAINT
 
 from . import record
-from .errors import UserError, run
-from .options import Parser
 from .repaint_on_mixtures import GAUSSIANS, MIXTURES, load_oracle
 
 PROBLEMS = (*GAUSSIANS, "g-box-01", *MIXTURES)

@@ -25,10 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax.cli.errors import UserError, library_errors, run, unknown
+from diffjax.cli.options import Parser
+
 from . import record
 from .comparisons import CEILING, across, layout, order, tables, task_tables
-from .errors import UserError, library_errors, run, unknown
-from .options import Parser
 
 MASKS = ("half", "wide", "expand", "altern", "sr2", "narrow", "text")
 TASKS = ("deblur", "motion", "sr4", "box", "random")
@@ -94,8 +95,9 @@ def steps_of(name, options):
 
 def cell(prior, name, truth, masks, options, programs=None) -> dict:
     """One method behind one kind of mask."""
+    from diffjax.batch import inpaint
+
     from .baselines import biharmonic
-    from .solve import inpaint
 
     ys = np.where(masks[..., None] > 0, truth, 0).astype(np.float32)
     if name == "biharmonic":
@@ -103,7 +105,7 @@ def cell(prior, name, truth, masks, options, programs=None) -> dict:
     else:
         try:
             done = inpaint(prior, registry(options)[name], ys, masks, steps=steps_of(name, options), seed=options.seed,
-                           batch=options.batch, programs=programs, stream=False)  # fmt: skip
+                           batch=options.batch, programs=programs)  # fmt: skip
         except UserError as error:
             return {"reason": str(error)}
         x, calls = done.x[:, 0], done.network_calls
@@ -124,10 +126,9 @@ def regularised(y, A, noise_std):
 
 def task_cell(prior, name, task, truth, noise_std, options, programs=None) -> dict:
     """One method on one task."""
+    from diffjax.batch import restore
+    from diffjax.cli.tasks import measure
     from diffjax.registry import kind
-
-    from .solve import restore
-    from .tasks import measure
 
     ys, operators = measure(task, truth, noise_std, options.seed)
     if name == "regularised":
@@ -138,7 +139,7 @@ def task_cell(prior, name, task, truth, noise_std, options, programs=None) -> di
             return {"reason": f"{name} is for {' and '.join(entry.tasks)} only"}
         try:
             done = restore(prior, entry, ys, operators, noise_std=noise_std, steps=steps_of(name, options), seed=options.seed,
-                           batch=options.batch, programs=programs, stream=False)  # fmt: skip
+                           batch=options.batch, programs=programs)  # fmt: skip
         except UserError as error:
             return {"reason": str(error)}
         x, calls = done.x[:, 0], done.network_calls
@@ -147,7 +148,7 @@ def task_cell(prior, name, task, truth, noise_std, options, programs=None) -> di
 
 def restored(x, calls, truth, ys, operators, noise_std) -> dict:
     """The cell of restorations x (N, H, W, C)."""
-    from .tasks import misfit
+    from diffjax.cli.tasks import misfit
 
     psnr, perceptual = scores(x, truth)
     return {
@@ -167,7 +168,7 @@ def about(x, calls) -> dict:
 
 def bytes_of(x) -> list:
     """The first images as lists of bytes."""
-    from .images import to_uint8
+    from diffjax.cli.images import to_uint8
 
     return np.stack([to_uint8(image) for image in x[:SHOWN]]).tolist()
 
@@ -190,7 +191,7 @@ def kept(file: Path, make, fresh: bool):
 def picture(cells, whats, methods, seen, truth, path):
     """PNG of what the cells {(what, method): cell} show: SHOWN rows for each of ``whats``, a column for each method. seen:
     {what: measured images}. Methods without pictures (none, or cells of an earlier version) are left out."""
-    from .figures import grid
+    from diffjax.cli.figures import grid
 
     has = [m for m in methods if any("shown" in cells[what, m] for what in whats)]
     blank = [np.ones_like(truth[0])] * SHOWN
@@ -241,10 +242,9 @@ def parser():
 
 
 def main(argv=None) -> int:
+    from diffjax.cli.tasks import TASKS as KNOWN
+    from diffjax.operators.masks import ALIASES
     from diffjax.registry import ANY
-
-    from .masks import ALIASES
-    from .tasks import TASKS as KNOWN
 
     options = parser().parse(argv)
     methods = registry(options)
@@ -293,8 +293,8 @@ def say(what, name, found):
 
 def inpainting(prior, truth, methods, options, command):
     """The masks' part."""
-    from .masks import make
-    from .solve import Programs
+    from diffjax.batch import Programs
+    from diffjax.operators.masks import make
 
     names, methods = options.masks or (MASKS[:2] if options.quick else MASKS), ["biharmonic", *methods]
     programs, cells = {name: Programs() for name in methods}, {}
@@ -324,8 +324,8 @@ def inpainting(prior, truth, methods, options, command):
 
 def plug_and_play(prior, truth, methods, options, command):
     """The tasks' part."""
-    from .solve import Programs
-    from .tasks import measure
+    from diffjax.batch import Programs
+    from diffjax.cli.tasks import measure
 
     names = options.tasks or (("deblur", "box") if options.quick else TASKS)
     noises = options.noise[:1] if options.quick else options.noise

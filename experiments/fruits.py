@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import errors, options
-from experiments.errors import UserError
-from experiments.progress import Progress
+from diffjax.cli import errors, options
+from diffjax.cli.errors import UserError
+from diffjax.cli.progress import Progress
 
 COMMIT = "f0f029370699ac3317e66d09878cf537af67a3ae"
 URL = f"https://github.com/fruits-360/fruits-360-3-body-problem/archive/{COMMIT}.zip"

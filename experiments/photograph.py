@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax.cli.errors import run
+from diffjax.cli.options import Parser
+
 from . import record
-from .errors import run
-from .options import Parser
 
 NOISE_STD = 0.04
 PASSES = 8
@@ -59,8 +60,7 @@ def main(argv=None) -> int:
     import jax.numpy as jnp
 
     from diffjax import metrics, zoo
-
-    from . import figures
+    from diffjax.cli import figures
 
     x = jnp.asarray(zoo.bundled.photograph())[: options.size, : options.size]
     rows, seen, restored = [], [], []

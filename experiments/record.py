@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 
-from .tables import render
+from diffjax.cli.tables import render
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 
@@ -57,7 +57,7 @@ def refresh(text: str, folder=FOLDER) -> str:
 
 
 def main(argv=None) -> int:
-    from .options import Parser
+    from diffjax.cli.options import Parser
 
     Parser("experiments.record", "Writes the tables of experiments/results into README.md.").parse(argv)
     readme = pathlib.Path(__file__).parents[1] / "README.md"
@@ -66,6 +66,6 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    from .errors import run
+    from diffjax.cli.errors import run
 
     sys.exit(run(main))

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffjax as dj
+from diffjax.cli.errors import UserError, run
+from diffjax.cli.options import Parser
 
 from . import record
-from .errors import UserError, run
-from .options import Parser
 
 MIXTURES = ("m5-box-05", "m5-half-05", "m5-rand10-05")
 GAUSSIANS = ("g-box-05", "g-half-05", "g-rand10-05")

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax.cli.errors import library_errors, run, unknown
+from diffjax.cli.options import Parser
+
 from . import record
-from .errors import library_errors, run, unknown
-from .options import Parser
 
 
 def main(argv=None) -> int:
@@ -35,9 +36,8 @@ def main(argv=None) -> int:
     import jax
 
     from diffjax import zoo
-
-    from .masks import half
-    from .solve import Programs, inpaint
+    from diffjax.batch import Programs, inpaint
+    from diffjax.operators.masks import half
 
     with library_errors():
         prior = zoo.load(options.prior)
@@ -50,7 +50,7 @@ def main(argv=None) -> int:
     for name in options.methods:
         programs = Programs()
         once = lambda: inpaint(prior, METHODS[name], truth, masks, steps=options.steps, batch=len(truth), devices=1,  # noqa: B023
-                               programs=programs, stream=False)  # fmt: skip  # noqa: B023
+                               programs=programs)  # fmt: skip  # noqa: B023
         once()
         done = once()
         row = rows.setdefault(name, {"method": name})

@@ -16,17 +16,17 @@ import sys
 
 import numpy as np
 
+from diffjax.cli.errors import UserError, run, unknown
+from diffjax.cli.options import Parser, setting
+
 from . import record
-from .errors import UserError, run, unknown
-from .options import Parser, setting, use_cores
 
 
 def validation(prior, data, count: int):
     """(images float32 (count, H, W, C) in [-1, 1]): of the test part of ``data``, none that is bundled, class after class."""
     from diffjax import zoo
+    from diffjax.cli.quality import source
     from diffjax.training.data import load, scale
-
-    from .evaluate_prior import source
 
     images = load(source(prior, data), size=prior.shape[0], channels=prior.shape[-1], classes=prior.classes)
     test, labels = scale(images.test), images.test_labels
@@ -59,11 +59,10 @@ def combinations(given, also) -> list[dict]:
 
 
 def main(argv=None) -> int:
+    from diffjax.cli.errors import library_errors
+    from diffjax.cli.tasks import TASKS
+    from diffjax.operators.masks import ALIASES
     from diffjax.registry import METHODS
-
-    from .errors import library_errors
-    from .masks import ALIASES
-    from .tasks import TASKS
 
     parser = Parser("experiments.tune", __doc__)
     parser.add_argument("method", help="of: " + ", ".join(METHODS))
@@ -85,14 +84,15 @@ def main(argv=None) -> int:
         if ALIASES.get(task, task) not in TASKS:
             raise unknown("task", task, TASKS)
     settings = combinations(options.set, options.also)
-    use_cores()
+    from diffjax import parallel, zoo
 
-    from diffjax import zoo
+    parallel.use_cores()
+    from diffjax.batch import Programs, restore
+    from diffjax.cli.progress import watch
+    from diffjax.cli.tasks import measure
 
     from .comparisons import CEILING
     from .evaluate import holes, scores
-    from .solve import Programs, restore
-    from .tasks import measure
 
     with library_errors():
         prior = zoo.load(options.prior)
@@ -101,8 +101,10 @@ def main(argv=None) -> int:
     sweep = {name: [s[name] for s in settings] for name in settings[0]}
     for task in options.tasks:
         ys, operators = measure(task, truth, 2 * options.noise, seed=1000)
-        done = restore(prior, METHODS[options.method], ys, operators, noise_std=2 * options.noise, steps=options.steps,
-                       seed=options.seed, batch=options.batch, sweep=sweep, programs=programs)  # fmt: skip
+        with watch(task) as report:
+            done = restore(prior, METHODS[options.method], ys, operators, noise_std=2 * options.noise, steps=options.steps,
+                           seed=options.seed, batch=options.batch, sweep=sweep, programs=programs,
+                           progress=report)  # fmt: skip
         for row, x, calls in zip(rows, done.x[:, :, 0], done.network_calls):
             psnr, perceptual = scores(x, truth, holes(operators))
             label = "hole PSNR" if holes(operators) is not None else "PSNR"

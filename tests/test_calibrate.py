@@ -10,8 +10,8 @@ import pytest
 
 import diffjax as dj
 import experiments.calibrate as calibrate
+from diffjax.cli.errors import UserError
 from experiments.calibration_methods import METHODS, VP, between, power
-from experiments.errors import UserError
 from experiments.repaint_on_mixtures import load_oracle
 
 MODULE = '''

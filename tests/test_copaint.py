@@ -13,7 +13,8 @@ from PIL import Image
 
 import diffjax as dj
 from diffjax import zoo
-from experiments import masks, restore
+from diffjax.cli import restore
+from diffjax.operators import masks
 
 TABLE = dj.timetables.log_snr(SCHEDULE, 6)
 KERNEL = dj.kernels.DDIM(SCHEDULE)

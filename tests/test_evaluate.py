@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_prior import write
 
-from experiments import comparisons, errors, evaluate, seconds
+from diffjax.cli import errors
+from experiments import comparisons, evaluate, seconds
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import figures
+from diffjax.cli import figures
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -8,8 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from diffjax.cli import images
 from diffjax.zoo import bundled
-from experiments import fruits, images
+from experiments import fruits
 from experiments.configs.fruits32 import config
 
 Image = pytest.importorskip("PIL.Image")

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from test_convert import blank
 
-from diffjax import denoisers, kernels, schedules, zoo
+from diffjax import batch, denoisers, kernels, schedules, zoo
+from diffjax.cli import restore
 from diffjax.convert import adm, ddpm, files
 from diffjax.nets import Encoder, SuperRes, UNet
 from diffjax.zoo import hub, public
-from experiments import restore, solve
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"  # two written by torch.save, in float16: a UNet2DModel and an ADM
 UNET = {"_class_name": "UNet2DModel", "_diffusers_version": "0.1.1", "act_fn": "silu", "attention_head_dim": None,
@@ -321,13 +321,13 @@ def run(*more):
 
 
 def test_restore_with_a_public_checkpoint_and_its_classifier(classifier_file, tmp_path, capsys, monkeypatch):
-    seen, inpaint, scale = [], solve.inpaint, 3000.0
+    seen, inpaint, scale = [], batch.inpaint, 3000.0
 
     def seeing(*arguments, **options):
         seen.append((arguments, options, inpaint(*arguments, **options)))
         return seen[0][2]
 
-    monkeypatch.setattr(solve, "inpaint", seeing)
+    monkeypatch.setattr(batch, "inpaint", seeing)
     assert run("--label", 1, "--out", tmp_path / "out", "--classifier", classifier_file, "--classifier-scale", scale) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     said = capsys.readouterr().out

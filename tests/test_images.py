@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from diffjax.cli import errors, images, outputs, tables
+from diffjax.cli.errors import UserError
 from diffjax.zoo import bundled
-from experiments import baselines, errors, images, outputs, tables
-from experiments.errors import UserError
+from experiments import baselines
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -170,8 +171,25 @@ def test_programs_end_with_one_line_and_code_2(capsys):
     assert errors.run(lambda: None) == 0
     with pytest.raises(ValueError):  # a bug is not the user's fault: it keeps its traceback
         errors.run(lambda: int("x"))
-    with pytest.raises(UserError, match="method: lam"), errors.library_errors("method: "):
-        raise ValueError("lam must be positive")
+    with pytest.raises(ValueError) as bug, errors.library_errors():
+        int("x")
+    assert not isinstance(bug.value, UserError)
+    unknown = lambda: bundled.images("nothing")  # a ValueError of the library is one line about what it was given
+    with pytest.raises(UserError, match="method: unknown bundled"), errors.library_errors("method: "):
+        unknown()
+    assert errors.run(unknown) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: unknown bundled image set 'nothing'") and said.count("\n") == 1
+
+
+def test_a_package_that_is_missing(monkeypatch, tmp_path):
+    """Said in one line with what to install; another error of an import is a bug."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match="needs PIL, which is not installed: pip install pillow"):
+        images.save_png(tmp_path / "a.png", np.zeros((4, 4)))
+    with pytest.raises(ImportError) as bug, errors.needs("x", "y"):
+        from diffjax.zoo import not_there  # noqa: F401
+    assert not isinstance(bug.value, UserError)
 
 
 def test_table_is_aligned_markdown():
@@ -206,3 +224,37 @@ def test_output_folder_is_readable_by_others_as_the_umask_says(tmp_path):
     with outputs.output_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+# --- masks in files -------------------------------------------------------------------------------------------------
+
+
+def test_png_white_is_known_threshold_128(tmp_path):
+    grey = np.array([[0, 127], [128, 255]], np.uint8)
+    path = _save(tmp_path / "m.png", grey)
+    assert np.array_equal(images.mask(path, (2, 2)), [[0, 0], [1, 1]])
+    assert np.array_equal(images.mask(path, (2, 2), invert=True), [[1, 1], [0, 0]])
+    assert np.array_equal(images.mask(_save(tmp_path / "rgb.png", np.stack([grey] * 3, -1)), (2, 2)), [[0, 0], [1, 1]])
+    rgba = np.stack([grey] * 3 + [np.full_like(grey, 255)], -1)
+    assert np.array_equal(images.mask(_save(tmp_path / "rgba.png", rgba), (2, 2)), [[0, 0], [1, 1]])
+    assert np.array_equal(images.mask(_save(tmp_path / "bit.png", grey > 127), (2, 2)), [[0, 0], [1, 1]])
+
+
+def test_bad_mask_files_are_one_line_errors(tmp_path):
+    grey = np.array([[0, 255, 0], [255, 0, 255]], np.uint8)
+    good = _save(tmp_path / "good.png", grey)
+    cases = {
+        "does not exist": (tmp_path / "none.png", (2, 3)),
+        "3x2 but the images are 2x2": (good, (2, 2)),
+        "has colours": (_save(tmp_path / "rgb.png", np.stack([grey, grey, 255 - grey], -1)), (2, 3)),
+        "transparent": (_save(tmp_path / "a.png", np.stack([grey, grey, grey, grey], -1)), (2, 3)),
+        "nothing known": (_save(tmp_path / "black.png", 0 * grey), (2, 3)),
+        "nothing to fill": (_save(tmp_path / "white.png", 0 * grey + 255), (2, 3)),
+    }
+    cases["largest value is 1 of 255.*multiply it by 255"] = (_save(tmp_path / "01.png", grey // 255), (2, 3))
+    (tmp_path / "text.png").write_text("hello")
+    cases["not an image"] = (tmp_path / "text.png", (2, 3))
+    for message, (path, shape) in cases.items():
+        with pytest.raises(UserError, match=message) as error:
+            images.mask(path, shape)
+        assert "\n" not in str(error.value) and path.name in str(error.value)

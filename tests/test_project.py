@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import diffjax
+from diffjax import cli
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffjax"
 
 # A module may import what stands on its own floor or below. Everything under a folder shares the folder's floor.
 FLOORS = [
-    {"base"},
+    {"__version__", "base"},
     {"schedules", "process", "metrics", "parallel"},
     {"timetables", "denoisers", "priors"},
     {"operators"},
@@ -25,9 +28,11 @@ FLOORS = [
     {"convert", "training"},
     {"zoo"},
     {"registry"},
+    {"batch"},
+    {"cli", "__main__"},
 ]
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
-OUTSIDE_CORE = {"nets", "convert", "training", "zoo"}
+OUTSIDE_CORE = {"nets", "convert", "training", "zoo", "cli", "__main__"}
 
 
 def modules():
@@ -67,18 +72,43 @@ def python(code):
 
 
 def test_import_pulls_in_jax_and_numpy_alone():
-    """Beside what jax itself loads."""
+    """Beside what jax itself loads. Everything is imported when it is asked for, so all of the core is."""
     names = "{m.split('.')[0] for m in __import__('sys').modules}"
-    out = python(f"import jax, numpy; before = {names}; import diffjax; print(sorted({names} - before))")
+    core = "[getattr(diffjax, n) for n in diffjax.__all__ if n not in ('nets', 'convert', 'training', 'zoo')]"
+    out = python(f"import jax, numpy; before = {names}; import diffjax; {core}; print(sorted({names} - before))")
     new = set(ast.literal_eval(out)) - set(sys.stdlib_module_names) - {"diffjax"}
     assert not {n for n in new if not n.startswith("_")}, new
 
 
 def test_import_is_fast():
     """Core import under 0.5 s beyond jax: CPU seconds of the process, the best of three."""
-    code = ("import jax, jax.numpy, time; start = time.process_time(); import diffjax; "
+    code = ("import jax, jax.numpy, time; start = time.process_time(); import diffjax; diffjax.methods, diffjax.sample; "
             "print(time.process_time() - start)")  # fmt: skip
     assert min(float(python(code)) for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("command", ["", *cli.PROGRAMS])
+def test_help_is_quick(command):
+    """It imports neither jax nor numpy, which take a second: CPU seconds of the process, the best of three."""
+    code = ("import sys, time, contextlib, io; from diffjax.cli import main\n"
+            "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+            f"    main({command.split()} + ['--help'])\n"
+            "assert not {'jax', 'numpy', 'PIL', 'flax'} & set(sys.modules), sys.modules\n"
+            "print(time.process_time())")  # fmt: skip
+    assert min(float(python(code)) for _ in range(3)) < 0.3
+
+
+def test_the_verb_is_no_module():
+    """``diffjax.sample`` stays the function, whoever imports the module of the same name first."""
+    out = python("import diffjax.sample; from diffjax.sample import State; import diffjax; print(diffjax.sample.__name__)")
+    assert out == "sample\n" and callable(diffjax.sample)
+
+
+def test_everything_promised_is_there():
+    for name in diffjax.__all__:
+        assert getattr(diffjax, name) is not None and name in dir(diffjax)
+    with pytest.raises(AttributeError, match="no attribute 'sampel'"):
+        diffjax.sampel  # noqa: B018
 
 
 def test_nothing_reaches_outside_the_repository():

@@ -1,8 +1,7 @@
-"""``python -m experiments.restore``: what it leaves behind, that a seed decides the picture, and what it says to bad input."""
+"""``diffjax restore``: what it leaves behind, that a seed decides the picture, and what it says to bad input."""
 
 import json
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 import tiny_prior
 from PIL import Image
 
+import diffjax as dj
+from diffjax import batch, replace, zoo
 from diffjax import registry as methods
-from diffjax import replace, restore, solve, zoo
-from experiments.errors import UserError
+from diffjax.cli import restore, tasks
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def run(prior_folder, tmp_path_factory):
         "wide",
     ]
     assert restore.main(argv) == 0
-    return out
+    return out / "tiny"
 
 
 def png(path):
@@ -81,7 +81,7 @@ def test_metrics(run):
 
 
 def test_known_pixels_are_kept_and_scores_belong_to_the_pictures(run):
-    from experiments.masks import wide
+    from diffjax.operators.masks import wide
 
     truth, _ = zoo.bundled.images("fashion")
     report = json.loads((run / "metrics.json").read_text())
@@ -98,9 +98,10 @@ def test_known_pixels_are_kept_and_scores_belong_to_the_pictures(run):
 
 
 def test_an_earlier_output_is_replaced_whole(run, prior_folder, capsys):
-    before = sorted(p.name for p in run.parent.iterdir())
-    assert restore.main(["--mask", "wied", "--out", str(run)]) == 2
-    assert sorted(p.name for p in run.parent.iterdir()) == before and (run / "grid.png").exists()
+    out = run.parent
+    before = sorted(p.name for p in out.parent.iterdir())
+    assert restore.main(["--mask", "wied", "--out", str(out)]) == 2
+    assert sorted(p.name for p in out.parent.iterdir()) == before and (run / "grid.png").exists()
 
 
 def test_the_seed_decides_the_picture_not_the_batch_nor_the_devices(prior):
@@ -109,12 +110,11 @@ def test_the_seed_decides_the_picture_not_the_batch_nor_the_devices(prior):
     truth = truth[:3]
     masks = np.stack([np.ones((32, 32), np.float32)] * 3)
     masks[:, 8:24, 10:30] = 0
-    quiet = open("/dev/null", "w") if sys.platform != "win32" else None
     entry = methods.METHODS["repaint"]
-    options = dict(labels=[1, None, 3], samples=2, steps=4, seed=7, stream=quiet)
-    a = solve.inpaint(prior, entry, truth, masks, batch=16, **options)
+    options = dict(labels=[1, None, 3], samples=2, steps=4, seed=7)
+    a = batch.inpaint(prior, entry, truth, masks, batch=16, **options)
     garbage = np.where(masks[..., None] == 1, truth, np.nan)
-    b = solve.inpaint(prior, entry, garbage, masks, batch=1, devices=1, **options)
+    b = batch.inpaint(prior, entry, garbage, masks, batch=1, devices=1, **options)
     assert (a.devices, a.batch, b.devices, b.batch) == (min(6, jax.device_count()), 6, 1, 1)
     np.testing.assert_allclose(a.x, b.x, atol=1e-4)
     assert np.abs(a.x[0, 0] - a.x[0, 1]).max() > 0.1  # samples differ
@@ -135,8 +135,8 @@ def test_the_row_where_it_began():
 
     table = timetables.uniform(schedules.discrete(schedules.linear_betas(100)), 4)
     finite = np.array([[True] * 4, [True, True, False, False]])
-    with pytest.raises(UserError, match=r"of b is not finite from row 2 of 4 on \(t = 50\)"):
-        solve._check_finite(np.zeros((2, 1)), finite, table, ["a", "b"])
+    with pytest.raises(ValueError, match=r"of b is not finite from row 2 of 4 on \(t = 50\)"):
+        batch._check_finite(np.zeros((2, 1)), finite, table, ["a", "b"])
 
 
 def test_a_task_and_photographs_that_are_degraded_already(prior, prior_folder, tmp_path, capsys):
@@ -148,17 +148,32 @@ def test_a_task_and_photographs_that_are_degraded_already(prior, prior_folder, t
     options = "--task sr4-mean --degraded --noise 0 --method ddrm --steps 3 --samples 1 --devices 1".split()
     paths = ["--images", str(tmp_path / "small"), "--prior", str(prior_folder), "--out", str(tmp_path / "out")]
     assert restore.main([*options, *paths]) == 0
-    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    out = tmp_path / "out" / "tiny"
+    report = json.loads((out / "metrics.json").read_text())
     assert report["psnr"] is None and report["task"] == "sr4-mean" and report["degraded"]
     assert [e["name"] for e in report["images"]] == ["p0", "p1"] and report["misfit"] < 0.5
     compared = 0
     for n in range(2):
-        blocks = png(tmp_path / "out" / "images" / f"p{n}.png").reshape(8, 4, 8, 4)
+        blocks = png(out / "images" / f"p{n}.png").reshape(8, 4, 8, 4)
         whole = (blocks.min((1, 3)) > 0) & (blocks.max((1, 3)) < 255)  # nothing in it was clamped
         np.testing.assert_allclose(blocks.mean((1, 3))[whole], small[n][whole], atol=0.6)
         compared += whole.sum()
     assert compared > 0
     assert "misfit" in capsys.readouterr().out
+
+
+def test_denoising_and_a_method_that_ignores_noise(prior_folder, tmp_path, capsys, monkeypatch):
+    """The task is the picture itself with noise: what is measured lies at --noise of the truth, in [0, 1]."""
+    monkeypatch.setattr(dj.methods.DPS, "noise", "ignored", raising=False)
+    argv = "--task denoise --noise 0.1 --method dps --steps 2 --samples 1 --limit 2 --devices 1".split()
+    assert restore.main([*argv, "--prior", str(prior_folder), "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "tiny" / "metrics.json").read_text())
+    assert report["task"] == "denoise" and report["noise"] == 0.1 and report["psnr"] > 0
+    assert "note: dps has no model of noise, what --noise 0.1 adds is taken for the picture" in capsys.readouterr().out
+    truth = zoo.bundled.images("fashion")[0][:4]
+    ys, operators = tasks.measure("denoise", truth, 2 * 0.1)
+    noise = (ys - truth) / 2
+    assert noise.std() == pytest.approx(0.1, abs=4 * 0.1 / np.sqrt(2 * noise.size)) and operators[0].mask.all()
 
 
 # --- what it can tell -----------------------------------------------------------------------------------------------
@@ -239,7 +254,12 @@ BAD = [
     ("--task deblur --method repaint", "RePaint needs a Mask, not Blur"),
     ("--task motion --degraded --images FILES/good.png", "is drawn by --seed"),
     ("--task deblur --degraded", "give --images"),
-    ("--task deblur --method ddnm", "use DDNMPlus"),
+    ("--task deblur --method ddnm", "and --noise is 0.05: give --noise 0, or --method ddnm+"),
+    ("--task deblur --noise 12.75", "Is it out of 255? Then give --noise 0.05"),
+    ("--task sr4 --noise 1.5", "Is it out of 255?"),
+    ("--task deblur --noise nan", "standard deviation >= 0"),
+    ("--cache X --no-cache", "opposites"),
+    ("--cache FILES/file", "cannot be written"),
     ("--noise 0.1", "goes with --task"),
     ("--degraded", "goes with --task"),
     ("--mask haf", "did you mean 'half'"),
@@ -303,6 +323,9 @@ def test_both_priors_leave_their_pictures(monkeypatch, tmp_path, prior, capsys):
     monkeypatch.setattr(zoo, "load", lambda name: replace(prior, name=name))
     out = tmp_path / "out"
     assert restore.main(["--samples", "1", "--steps", "5", "--limit", "2", "--out", str(out)]) == 0
-    written = [json.loads((out / place / "metrics.json").read_text())["prior"] for place in (".", "fruits32")]
-    assert written == ["fashion32", "fruits32"] and (out / "fruits32" / "grid.png").is_file()
-    assert "fruits32/grid.png" in capsys.readouterr().out
+    places = ["fashion32", "fruits32"]
+    written = [json.loads((out / place / "metrics.json").read_text())["prior"] for place in places]
+    assert written == places and all((out / place / "grid.png").is_file() for place in places)
+    assert {p.name for p in out.iterdir() if not p.name.startswith(".")} == set(places)
+    said = capsys.readouterr().out
+    assert "fashion32/grid.png" in said and "fruits32/grid.png" in said

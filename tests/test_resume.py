@@ -123,7 +123,7 @@ def test_killed_three_times_ends_as_the_undisturbed_run(place, capfd):
     before = (place / "calm" / "samples_0000200.png").read_bytes()
     assert before == (place / "rough" / "samples_0000200.png").read_bytes()
 
-    from experiments import train
+    from diffjax.cli import train
 
     capfd.readouterr()
     assert train.main([*OPTIONS, "--data", str(place / "data.npz"), "--out", str(place / "calm")]) == 0

@@ -1,4 +1,4 @@
-"""experiments.tasks and solve.restore: named measurements, restored with any operator; the ablation's filled-up timetables."""
+"""diffjax.cli.tasks and diffjax.batch: named measurements, restored with any operator; the ablation's filled-up timetables."""
 
 import jax
 import numpy as np
@@ -6,21 +6,17 @@ import pytest
 from scipy import ndimage
 
 import diffjax as dj
+from diffjax import batch, zoo
 from diffjax import registry as methods
-from diffjax import zoo
 from diffjax.base import as_method
-from experiments import ablation, errors, masks, solve, tasks
+from diffjax.cli import errors, tasks
+from diffjax.operators import masks
+from experiments import ablation
 
 
 @pytest.fixture(scope="module")
 def truth():
     return np.asarray(zoo.bundled.images("fashion")[0][:3])
-
-
-@pytest.fixture
-def quiet():
-    with open("/dev/null", "w") as stream:
-        yield {"stream": stream, "devices": 1}
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -94,36 +90,36 @@ def test_every_method_takes_the_tasks_it_claims(name, prior, truth):
 # --- restored ---------------------------------------------------------------------------------------------------------
 
 
-def test_restored_from_block_means_alone_as_in_a_batch(prior, truth, quiet):
+def test_restored_from_block_means_alone_as_in_a_batch(prior, truth):
     """DDRM without noise: the block means of the result are those of y. And one program serves other measurements."""
-    entry, programs = methods.METHODS["ddrm"], solve.Programs()
+    entry, programs = methods.METHODS["ddrm"], batch.Programs()
     ys, operators = tasks.measure("sr4-mean", truth)
-    options = dict(steps=3, seed=4, programs=programs, **quiet)
-    last = solve.restore(prior, entry, ys[2:], operators[2:], batch=1, numbers=[2], **(options | {"stream": False}))
-    a = solve.restore(prior, entry, ys, operators, batch=3, **options)
+    options = dict(steps=3, seed=4, programs=programs, devices=1)
+    last = batch.restore(prior, entry, ys[2:], operators[2:], batch=1, numbers=[2], **options)
+    a = batch.restore(prior, entry, ys, operators, batch=3, **options)
     np.testing.assert_allclose(a.x[:, 0].reshape(3, 8, 4, 8, 4, 1).mean((2, 4)), ys, atol=1e-4)
-    b = solve.restore(prior, entry, ys, operators[0], batch=1, **options)  # one operator for all
+    b = batch.restore(prior, entry, ys, operators[0], batch=1, **options)  # one operator for all
     np.testing.assert_allclose(a.x, b.x, atol=1e-4)
     np.testing.assert_allclose(a.x[2:], last.x, atol=1e-4)
     assert a.each_calls.shape == (3, 1) and a.network_calls == a.each_calls.mean()
-    assert len(programs) == 3  # batch 3, batch 1, and batch 1 without a callback
-    other = solve.restore(prior, entry, ys[::-1], operators, batch=3, **options)
+    assert len(programs) == 3  # batch 3, batch 1, and batch 1 with one operator for all
+    other = batch.restore(prior, entry, ys[::-1], operators, batch=3, **options)
     assert len(programs) == 3 and other.seconds_compile < a.seconds_compile / 5
     np.testing.assert_allclose(other.x[:, 0].reshape(3, 8, 4, 8, 4, 1).mean((2, 4)), ys[::-1], atol=1e-4)
 
 
-def test_each_image_has_its_own_kernel(prior, truth, quiet):
+def test_each_image_has_its_own_kernel(prior, truth):
     """DPIR, deterministic: the third image alone, with the third kernel, is the third of the batch."""
     ys, operators = tasks.measure("motion", truth, 0.1)
-    options = dict(noise_std=0.1, steps=2, batch=1, programs=solve.Programs(), **quiet)
-    together = solve.restore(prior, methods.METHODS["dpir"], ys, operators, **options)
-    alone = solve.restore(prior, methods.METHODS["dpir"], ys[2:], operators[2:], **options)
-    wrong = solve.restore(prior, methods.METHODS["dpir"], ys[2:], operators[1:2], **options)
+    options = dict(noise_std=0.1, steps=2, batch=1, programs=batch.Programs(), devices=1)
+    together = batch.restore(prior, methods.METHODS["dpir"], ys, operators, **options)
+    alone = batch.restore(prior, methods.METHODS["dpir"], ys[2:], operators[2:], **options)
+    wrong = batch.restore(prior, methods.METHODS["dpir"], ys[2:], operators[1:2], **options)
     np.testing.assert_allclose(together.x[2], alone.x[0], atol=1e-4)
     assert np.abs(alone.x - wrong.x).max() > 1e-2
 
 
-def test_a_method_that_is_no_walk(prior, truth, quiet):
+def test_a_method_that_is_no_walk(prior, truth):
     """``Entry.whole`` makes the result and counts the calls; optimising the start is one."""
     ys, operators = tasks.measure("sr4-mean", truth)
 
@@ -131,7 +127,7 @@ def test_a_method_that_is_no_walk(prior, truth, quiet):
         return lr * measurement.A.pinv(measurement.y), 7 * steps
 
     of = methods.METHODS["optimise-start"]
-    done = solve.restore(prior, of._replace(whole=whole), ys, operators, steps=2, sweep={"lr": [1.0, 0.5]}, **quiet)
+    done = batch.restore(prior, of._replace(whole=whole), ys, operators, steps=2, sweep={"lr": [1.0, 0.5]}, devices=1)
     assert done.network_calls == [14, 14]
     np.testing.assert_allclose(done.x[1, :, 0], 0.5 * ys.repeat(4, 1).repeat(4, 2), atol=1e-6)
     given = prior.denoiser(None, 1.0, clip=False), dj.Measurement(ys[0], operators[0]), prior.schedule, 2, prior.shape
@@ -145,25 +141,25 @@ def test_a_method_that_is_no_walk(prior, truth, quiet):
     assert jax.eval_shape(run, jax.random.key(0)).shape == prior.shape and calls == [2 * (3 + 1)]
 
 
-def test_operators_of_two_kinds_at_once(prior, truth, quiet):
+def test_operators_of_two_kinds_at_once(prior, truth):
     ys, operators = tasks.measure("deblur", truth)
-    with pytest.raises(errors.UserError, match="different kinds"):
-        solve.restore(prior, methods.METHODS["ddrm"], ys, [*operators[:2], dj.operators.Mask(np.ones((32, 32, 1)))], **quiet)
+    with pytest.raises(ValueError, match="different kinds"):
+        batch.restore(prior, methods.METHODS["ddrm"], ys, [*operators[:2], dj.operators.Mask(np.ones((32, 32, 1)))], devices=1)
 
 
 # --- the ablation -----------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_fill_up_a_timetable_move_nothing(prior, truth, quiet):
+def test_rows_that_fill_up_a_timetable_move_nothing(prior, truth):
     """A walk of 3 steps as the whole of its program, and beside one of 5: the same, from the same start."""
     ys, operators = tasks.measure("deblur", truth[:1], 0.1)
     short, long = (dj.timetables.diffpir(prior.schedule, n) for n in (3, 5))
     assert len(ablation.padded(short, 5)) == 5 and ablation.padded(short, 5).t[0] == short.t[0]
-    options = dict(noise_std=0.1, programs=solve.Programs(), **quiet)
+    options = dict(noise_std=0.1, programs=batch.Programs(), devices=1)
 
     def run(tables):  # zeta 0: after the start nothing is drawn
         sweep = {"table": tables, "zeta": [0.0] * len(tables)}
-        return solve.restore(prior, ablation.entry(False), ys, operators, sweep=sweep, **options).x
+        return batch.restore(prior, ablation.entry(False), ys, operators, sweep=sweep, **options).x
 
     both = run([ablation.padded(short, 5), long])
     np.testing.assert_allclose(both[0], run([short])[0], atol=1e-4)

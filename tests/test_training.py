@@ -325,7 +325,7 @@ WRONG = {
 
 @pytest.mark.parametrize("argv, message", WRONG.values(), ids=WRONG)
 def test_the_program_refuses_in_one_line(tmp_path, capsys, monkeypatch, argv, message):
-    from experiments import train
+    from diffjax.cli import train
 
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "a.npz", x=np.zeros((600, 32, 32), np.uint8), y=np.arange(600) % 10)
@@ -341,7 +341,7 @@ def test_the_program_refuses_in_one_line(tmp_path, capsys, monkeypatch, argv, me
 
 
 def test_options_reach_the_configuration():
-    from experiments import train
+    from diffjax.cli import train
 
     config, options = train.parse("debug --multipliers 1,2,4 --flip true --lr 1e-3 --sample-every 7 --devices 2".split())
     assert (config.multipliers, config.flip, config.lr, config.sample_every) == ((1.0, 2.0, 4.0), True, 1e-3, 7)
@@ -349,7 +349,7 @@ def test_options_reach_the_configuration():
 
 
 def test_progress(monkeypatch):
-    from experiments import progress
+    from diffjax.cli import progress
 
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

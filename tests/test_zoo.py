@@ -14,8 +14,8 @@ import tiny_prior
 from safetensors.numpy import load_file, save_file
 
 from diffjax import schedules, zoo
+from diffjax.cli import evaluate_prior, export
 from diffjax.training import checkpoints, data, state
-from experiments import evaluate_prior, export
 from experiments.configs.debug import config as debug
 
 

@@ -1,6 +1,6 @@
 """A network that trains in seconds and learns nothing worth looking at: to try the machinery."""
 
-from .base import TrainConfig
+from diffjax.cli.config import TrainConfig
 
 config = TrainConfig(
     name="debug",

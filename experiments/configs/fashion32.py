@@ -1,6 +1,6 @@
 """Fashion-MNIST padded to 32 x 32, class-conditional: the prior that ships (diffjax.zoo, "fashion32")."""
 
-from .base import TrainConfig
+from diffjax.cli.config import TrainConfig
 
 config = TrainConfig(
     name="fashion32",

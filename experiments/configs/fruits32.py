@@ -1,6 +1,6 @@
 """Fruits-360 (apples, cherries, tomatoes), 32 x 32, class-conditional: the colour prior that ships (zoo "fruits32")."""
 
-from .base import TrainConfig
+from diffjax.cli.config import TrainConfig
 
 config = TrainConfig(
     name="fruits32",

@@ -1,6 +1,6 @@
 """Fruits-360 (apples, cherries, tomatoes), 64 x 64, class-conditional: ready for an accelerator; nothing of it ships."""
 
-from .base import TrainConfig
+from diffjax.cli.config import TrainConfig
 
 config = TrainConfig(
     name="fruits64",

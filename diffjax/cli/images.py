@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.errors import UserError, one_line
+from .errors import UserError, library_errors, needs, one_line, unknown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _PADDED = {(28, 32)}  # (side, size) that is padded, not resized: MNIST and its kin are trained on this way
@@ -33,6 +33,13 @@ class Pictures:
         return Pictures(self.images[part], self.names[part], self.labels[part], self.notes)
 
 
+def pillow():
+    """Pillow's ``Image``, or UserError where it is not installed."""
+    with needs("reading and writing pictures", "pip install pillow"):
+        from PIL import Image
+    return Image
+
+
 def decode(path: str | os.PathLike, kind: str = "image") -> np.ndarray:
     """The file's pixels, uint8 (H, W, C): C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
 
@@ -40,13 +47,14 @@ def decode(path: str | os.PathLike, kind: str = "image") -> np.ndarray:
     animation the first frame is read. Raises UserError for a file that is missing, a folder, no image,
     truncated, or too large to be meant.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     path = Path(path)
     if not path.exists():
         raise UserError(f"{kind} {path} does not exist: give a file that does, or see --help")
     if path.is_dir():
         raise UserError(f"{kind} {path} is a folder: give one file")
+    Image = pillow()
+    from PIL import ImageOps, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -71,6 +79,37 @@ def decode(path: str | os.PathLike, kind: str = "image") -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def mask(path: str | os.PathLike, shape: tuple[int, int], invert: bool = False) -> np.ndarray:
+    """A mask from an image file, float32 (H, W): white (128 of 255 or more) = known; `invert`: black = known.
+
+    An RGB file is taken if its three channels are equal, an alpha channel if it is opaque. Raises UserError,
+    one line, if the file is missing, not an image, truncated, of another size, coloured, partly transparent,
+    or marks nothing as known or nothing to fill.
+    """
+    from ..operators.masks import check
+
+    grey = decode(path, kind="mask")
+    if grey.shape[-1] in (2, 4):
+        if np.any(grey[..., -1] != 255):
+            raise UserError(f"mask {path} is partly transparent: save it as plain black and white, without alpha")
+        grey = grey[..., :-1]
+    if np.any(grey != grey[..., :1]):
+        raise UserError(f"mask {path} has colours: save it as black and white (one channel), white = known")
+    if grey.shape[:2] != tuple(shape):
+        raise UserError(
+            f"mask {path} is {grey.shape[1]}x{grey.shape[0]} but the images are {shape[1]}x{shape[0]}: "
+            f"resize the mask to {shape[1]}x{shape[0]} (width x height, nearest neighbour)"
+        )
+    if 0 < grey.max() < 128:
+        raise UserError(
+            f"mask {path} has no white: its largest value is {grey.max()} of 255, and 128 or more is known: "
+            f"multiply it by {255 // grey.max()}"
+        )
+    known = grey[..., 0] >= 128
+    with library_errors():
+        return check((~known if invert else known).astype(np.float32), str(path))
+
+
 def _crop_to_square(pixels: np.ndarray) -> np.ndarray:
     h, w = pixels.shape[:2]
     side = min(h, w)
@@ -86,8 +125,7 @@ def fit(pixels: np.ndarray, size: int | None, channels: int) -> tuple[np.ndarray
     interpolation (up), except that 28x28 for a size of 32 is padded with black, as in training on
     Fashion-MNIST. size None keeps the shape.
     """
-    from PIL import Image
-
+    Image = pillow()
     done = []
     if pixels.shape[-1] in (2, 4):
         alpha = pixels[..., -1:].astype(np.float64) / 255
@@ -173,12 +211,10 @@ def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: i
 
 
 def _bundled(name: str, size: int | None, channels: int, limit: int | None) -> Pictures:
-    from diffjax.zoo import bundled
+    from ..zoo import bundled
 
     name = name or bundled.for_channels(channels)
     if name not in bundled.NAMES:
-        from experiments.errors import unknown
-
         raise unknown("bundled image set", name, bundled.NAMES)
     stack, labels = bundled.images(name)
     stack, labels = stack[:limit], labels[:limit]
@@ -206,8 +242,7 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
     Raises UserError if a value is not finite or the file cannot be written.
     """
-    from PIL import Image
-
+    Image = pillow()
     pixels = to_uint8(image)
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.images import to_uint8
+from .images import pillow, to_uint8
 
 Column = tuple[str, Sequence[np.ndarray]]
 _CELL, _GAP, _TEXT = 128, 6, 15  # cells are enlarged to at least _CELL pixels; all in pixels
@@ -27,8 +27,7 @@ def spread(deviations: Sequence[np.ndarray], label: str = "spread") -> Column:
 
 def _cell(image: np.ndarray, height: int, width: int):
     """The image in the middle of a cell, enlarged by a whole factor (nearest neighbour) as far as it fits."""
-    from PIL import Image
-
+    Image = pillow()
     pixels = to_uint8(image)
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
     times = max(1, min(height // pixels.shape[0], width // pixels.shape[1]))
@@ -46,6 +45,7 @@ def _cell_size(images: Sequence[np.ndarray]) -> tuple[int, int]:
 
 
 def load_font():
+    pillow()
     from PIL import ImageFont
 
     try:
@@ -77,7 +77,8 @@ def grid(columns: Sequence[Column], path: str | os.PathLike, rows: Sequence[str]
     row, optional. Small images are enlarged by pixel repetition to cells of about 128 pixels. Raises
     ValueError if the columns differ in length.
     """
-    from PIL import Image, ImageDraw
+    Image = pillow()
+    from PIL import ImageDraw
 
     counts = {label: len(images) for label, images in columns}
     if (
@@ -119,8 +120,7 @@ def sample_grid(images: Sequence[np.ndarray], path: str | os.PathLike, columns: 
     images: (H, W), (H, W, 1) or (H, W, 3) each, in [-1, 1]; enlarged by pixel repetition to at least 64
     pixels. Raises ValueError for no images.
     """
-    from PIL import Image
-
+    Image = pillow()
     if len(images) == 0:
         raise ValueError("sample_grid needs at least one image: got none")
     columns = columns or int(np.ceil(np.sqrt(len(images))))

@@ -8,12 +8,11 @@ every size.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 
-from experiments.errors import UserError, unknown
+from ..base import nearest
 
 Shape = tuple[int, int]
 
@@ -202,13 +201,13 @@ ALIASES = {
 
 
 def check(mask: np.ndarray, name: str) -> np.ndarray:
-    """The mask itself, or UserError if nothing in it is known or nothing is left to fill."""
+    """The mask itself, or ValueError if nothing in it is known or nothing is left to fill."""
     if not np.any(mask):
-        raise UserError(
+        raise ValueError(
             f"mask {name} has nothing known (all black) at {mask.shape[1]}x{mask.shape[0]}: white marks the pixels to keep"
         )
     if np.all(mask):
-        raise UserError(
+        raise ValueError(
             f"mask {name} has nothing to fill (all white) at {mask.shape[1]}x{mask.shape[0]}: black marks the pixels to fill"
         )
     return mask
@@ -217,35 +216,10 @@ def check(mask: np.ndarray, name: str) -> np.ndarray:
 def make(name: str, shape: Shape, seed: int = 0) -> np.ndarray:
     """The mask `name` for an image of `shape` (H, W): float32 (H, W), 1 = known.
 
-    Raises UserError for an unknown name (with the nearest valid ones), or if at this shape nothing is known
+    Raises ValueError for an unknown name (with the nearest valid ones), or if at this shape nothing is known
     or hidden.
     """
     name = ALIASES.get(name, name)
     if name not in MASKS:
-        raise unknown("mask", name, MASKS)
+        raise ValueError(f"unknown mask {name!r}: {nearest(name, MASKS)}")
     return check(MASKS[name][0](tuple(shape), seed), name)
-
-
-def from_png(path: str | os.PathLike, shape: Shape, invert: bool = False) -> np.ndarray:
-    """A mask from an image file, float32 (H, W): white (128 of 255 or more) = known; `invert`: black = known.
-
-    An RGB file is taken if its three channels are equal, an alpha channel if it is opaque. Raises UserError,
-    one line, if the file is missing, not an image, truncated, of another size, coloured, partly transparent,
-    or marks nothing as known or nothing to fill.
-    """
-    from experiments.images import decode
-
-    grey = decode(path, kind="mask")
-    if grey.shape[-1] in (2, 4):
-        if np.any(grey[..., -1] != 255):
-            raise UserError(f"mask {path} is partly transparent: save it as plain black and white, without alpha")
-        grey = grey[..., :-1]
-    if np.any(grey != grey[..., :1]):
-        raise UserError(f"mask {path} has colours: save it as black and white (one channel), white = known")
-    if grey.shape[:2] != tuple(shape):
-        raise UserError(
-            f"mask {path} is {grey.shape[1]}x{grey.shape[0]} but the images are {shape[1]}x{shape[0]}: "
-            f"resize the mask to {shape[1]}x{shape[0]} (width x height, nearest neighbour)"
-        )
-    known = grey[..., 0] >= 128
-    return check((~known if invert else known).astype(np.float32), str(path))

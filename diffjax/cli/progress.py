@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 
 def clock(seconds: float) -> str:
@@ -71,3 +73,17 @@ class Progress:
         self.stream.write("\r" + text.ljust(self.width) if self.live else text + "\n")
         self.stream.flush()
         self.width = len(text)
+
+
+@contextlib.contextmanager
+def watch(label: str, stream=None) -> Iterator[Callable[[int, int], None]]:
+    """``with watch("restoring") as report:``, report(done, total) shows a bar from its first call on."""
+    with contextlib.ExitStack() as stack:
+        bars = []
+
+        def report(done, total):
+            if not bars:
+                bars.append(stack.enter_context(Progress(total, label=label, stream=stream)))
+            bars[0].update(done)
+
+        yield report

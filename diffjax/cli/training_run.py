@@ -13,13 +13,13 @@ import time
 import jax
 import numpy as np
 
-from diffjax.base import nearest
-from diffjax.nets import init
-from diffjax.training import checkpoints, data, losses, state, step
-from diffjax.zoo import prior
-
+from ..base import nearest
+from ..nets import init
+from ..training import checkpoints, data, losses, state, step
+from ..zoo import prior
 from . import samples
-from .configs.base import CHANGEABLE, TrainConfig
+from .config import CHANGEABLE, TrainConfig
+from .config import read as read_config
 from .progress import Progress
 
 
@@ -35,11 +35,6 @@ def optimiser(config):
 
 def start(config, net, optimizer, key) -> state.TrainState:
     return state.init_state(init(net, key, (config.size, config.size, config.channels)), optimizer)
-
-
-def read_config(file) -> TrainConfig:
-    values = json.loads(pathlib.Path(file).read_text())
-    return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 class Run:
@@ -58,8 +53,6 @@ class Run:
         self.net, self.schedule = build(c)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
         optimizer = optimiser(c)
-        if "fruits" in c.data and not pathlib.Path(c.data).exists():
-            raise ValueError(f"data {c.data} does not exist: python -m experiments.fruits makes it")
         self.images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit, classes=c.classes)
         hosts = jax.process_index(), jax.process_count()
         self.chief = hosts[0] == 0

@@ -1,101 +1,18 @@
-"""Measure a prior and write the result into its card: ``python -m experiments.evaluate_prior fashion32``.
-
-Of every prior
-  held_out   loss on test images at eight noise levels
-  grid       a picture of samples by class, and at guidance scales 1, 2, 4
-
-Of priors of Fashion-MNIST, padded to 32x32 (the padding is cropped before anything is measured)
-  frechet    distance of the samples to the 10,000 test images, in the features of a small classifier
-  accuracy   how often the classifier agrees with the label, at guidance scales 1, 2, 4
-
-Of colour priors, for which there is no classifier
-  kernel distance  of the samples to the test images, in AlexNet's features, beside that of the training images
-  memorisation     distance of each sample to its nearest training image, beside that of the test images
-
-Samples are rounded to 8 bits like the images they are compared with.
-"""
+"""How good a prior is: held-out loss, distances of its samples to real images, and pictures."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
-from experiments import errors, figures, options
-from experiments.errors import UserError
-from experiments.progress import Progress
+from . import figures
+from .errors import UserError
+from .progress import Progress
 
-KERNELS = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "dpm": "DPMSolverPP2M"}
 SCALES = (1.0, 2.0, 4.0)
 QUANTILES = (0.01, 0.1, 0.9, 0.99)
-MOST_CALLS = 50
-
-
-def parser() -> options.Parser:
-    p = options.Parser("experiments.evaluate_prior", __doc__)
-    p.add_argument("prior", metavar="PRIOR", help="a name of the zoo, a folder with a card, or of a training run")
-    p.add_argument("--data", help="the data set it was trained on (default: the path in its card)")
-    p.add_argument("--samples", type=options.whole(100), help="for the distance (default: 5000, for the kernel distance 1000)")
-    p.add_argument(
-        "--guided", type=options.whole(0), default=1000, help="samples at each guidance scale; 0: not measured (default: 1000)"
-    )
-    p.add_argument("--kernel", default="dpm", help=f"{', '.join(KERNELS)} (default: dpm)")
-    p.add_argument("--steps", type=options.whole(1), default=25, help="on a grid equal in log-SNR (default: 25)")
-    p.add_argument("--batch", type=options.whole(1), default=250, help="samples at a time (default: 250)")
-    p.add_argument("--seed", type=options.whole(0, 2**32 - 1), default=0)
-    p.add_argument("--devices", type=options.whole(1), help="split the host into N devices (default: one per core)")
-    p.add_argument("--no-write", action="store_true", help="only print: for a pilot")
-    return p
-
-
-def main(argv=None) -> int:
-    return errors.run(lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv) -> int:
-    o = parser().parse(argv)
-    options.use_cores(o.devices)
-    if o.kernel not in KERNELS:
-        raise errors.unknown("kernel", o.kernel, KERNELS)
-    from diffjax import kernels, timetables, zoo
-    from diffjax.training import data, step
-
-    with errors.library_errors():
-        prior = zoo.load(o.prior)
-        folder = Path(zoo.__file__).parent / o.prior if o.prior in zoo.names() else Path(o.prior)
-        measure, default = block(prior)
-        o.samples = o.samples or default
-        o.data = source(prior, o.data)
-        images = data.load(o.data, size=prior.shape[0], channels=prior.shape[-1], classes=prior.classes)
-        kernel = getattr(kernels, KERNELS[o.kernel])(prior.schedule)
-        table = timetables.log_snr(prior.schedule, o.steps)
-    calls = kernel.calls * len(table)
-    if calls > MOST_CALLS:
-        raise UserError(
-            f"{o.kernel} with {o.steps} steps makes {calls} network calls per sample: the card allows {MOST_CALLS}, "
-            "use fewer --steps"
-        )
-
-    started = time.time()
-    plain, guided = (sampler(prior, kernel, table, o, guided=choice) for choice in (False, True))
-    draw = lambda labels, scale=1.0: (plain if scale == 1 else guided)(labels, scale)
-    quality, pictures = measure(prior, images, draw, o)
-    held_out, count = held_out_loss(prior, images)
-    quality |= {
-        "held_out_loss": dict(zip((f"t/T {level:g}" for level in step.LEVELS), held_out)),
-        "held_out_is": f"{prior.loss} loss per pixel on {count:,} test images with their labels",
-        "sampler": {"kernel": KERNELS[o.kernel], "grid": "log_snr", "steps": o.steps, "network_calls": calls,
-                    "x0": "clipped to [-1, 1]", "seed": o.seed},
-        "command": "python -m experiments.evaluate_prior " + " ".join(argv),
-        "seconds": round(time.time() - started),
-    }  # fmt: skip
-    print(json.dumps(quality, indent=1))
-    if not o.no_write:
-        print(f"wrote {record(folder, quality, pictures, zoo)}")
-    return 0
 
 
 def block(prior):
@@ -113,7 +30,7 @@ def block(prior):
 def source(prior, given) -> str:
     path = given or prior.card["config"].get("data", "")
     if "fruits" in path and not Path(path).exists():
-        raise UserError(f"data {path} does not exist: build it by python -m experiments.fruits, or give --data")
+        raise UserError(f"data {path} does not exist: experiments/fruits.py of the repository makes it, or give --data")
     return path
 
 
@@ -121,7 +38,7 @@ def source(prior, given) -> str:
 
 
 def by_classifier(prior, images, draw, o):
-    from diffjax import metrics
+    from .. import metrics
 
     classify = classifier()
     truth, _ = classify(images.test)
@@ -152,7 +69,7 @@ def by_classifier(prior, images, draw, o):
 
 
 def by_neighbours(prior, images, draw, o):
-    from diffjax import metrics
+    from .. import metrics
 
     if 0 < o.guided < 100:
         raise UserError(f"--guided {o.guided} is too few for a kernel distance: give 100 or more, or 0 for none")
@@ -241,16 +158,18 @@ def sampler(prior, kernel, table, o, guided):
     import jax
     import jax.numpy as jnp
 
-    import diffjax as dj
+    from .. import parallel
+    from ..base import replace
+    from ..sample import sample
 
-    mesh = dj.parallel.mesh()
+    mesh = parallel.mesh()
 
     def one(params, key, label, scale):
-        denoise = dj.replace(prior, params=params).denoiser(label, scale if guided else 1.0)
-        x = dj.sample(key, denoise, table, prior.shape, kernel=kernel, remat="none").x
+        denoise = replace(prior, params=params).denoiser(label, scale if guided else 1.0)
+        x = sample(key, denoise, table, prior.shape, kernel=kernel, remat="none").x
         return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5)
 
-    program = dj.parallel.shard(one, mesh, in_axes=(None, 0, 0, None))
+    program = parallel.shard(one, mesh, in_axes=(None, 0, 0, None))
 
     def draw(labels, scale=1.0):
         batch = min(o.batch, len(labels))
@@ -272,7 +191,7 @@ def classifier():
     """-> f(uint8 (N, 32, 32, 1)) -> (features (N, 64), classes (N,)), the padding cropped."""
     import jax
 
-    from diffjax import zoo
+    from .. import zoo
 
     network = jax.jit(jax.vmap(zoo.fashion_classifier()))
 
@@ -288,7 +207,7 @@ def alexnet():
     """-> f(uint8 (N, H, W, 3)) -> features (N, 1152)."""
     import jax
 
-    from diffjax import metrics, zoo
+    from .. import metrics, zoo
 
     weights = zoo.lpips_weights()
     network = jax.jit(jax.vmap(metrics.alexnet_features, (0, None)))
@@ -302,7 +221,7 @@ def alexnet():
 
 def held_out_loss(prior, images, most=1000):
     """The training loss at ``step.LEVELS``, of at most so many test images, and their number."""
-    from diffjax.training import step
+    from ..training import step
 
     _, split = step.shardings()
     example = step.example_loss(prior.net, prior.schedule, step.LOSSES[prior.loss], time=prior.time)
@@ -313,7 +232,8 @@ def held_out_loss(prior, images, most=1000):
 
 
 def record(folder, quality, pictures, zoo):
-    """Put the quality into the card (or, for a training run, into quality.json) and the pictures beside it."""
+    """Put the quality into the folder's card (or, where there is none, into quality.json) and the pictures beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, write in pictures.items():
         write(folder / name)
     card = folder / zoo.prior.CARD
@@ -322,7 +242,3 @@ def record(folder, quality, pictures, zoo):
         return card
     (folder / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
     return folder / "quality.json"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

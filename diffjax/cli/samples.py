@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import kernels, replace, sample, timetables
+from .. import kernels, timetables
+from ..base import replace
+from ..sample import sample
+from .images import pillow
 
 COLUMNS = 8
 
@@ -35,8 +38,7 @@ def make_sampler(prior, steps, devices, seed=0):
 
 def save(file, grid, zoom=3):
     """Write a grid (rows, columns, H, W, C) in [-1, 1] as PNG, each pixel ``zoom`` x ``zoom``."""
-    from PIL import Image
-
+    Image = pillow()
     grid = np.asarray(grid)
     rows, columns, height, width, channels = grid.shape
     sheet = grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.errors import UserError
+from .errors import UserError
 
 _MARK = ".diffjax-output"  # a folder that has it was written by us and may be replaced
+
+
+def file_name(name: str) -> str:
+    """A prior's name as the name of a folder."""
+    return re.sub(r"[^\w.+@-]+", "-", name).strip(".-") or "prior"
 
 
 def check_writable(path: str | os.PathLike) -> Path:
@@ -28,6 +34,15 @@ def check_writable(path: str | os.PathLike) -> Path:
     try:
         if path.is_dir() and any(path.iterdir()) and not (path / _MARK).exists():
             raise UserError(f"output folder {path} has other files in it, which are kept: give a new or empty folder")
+    except OSError as error:
+        raise UserError(f"output folder {path} cannot be written ({error.strerror}): give another with --out") from None
+    return check_place(path)
+
+
+def check_place(path: str | os.PathLike) -> Path:
+    """Whether files can be put where ``path`` is or would be. Leaves no trace. Raises UserError."""
+    path = Path(path)
+    try:
         above = Path(os.path.abspath(path)).parent
         while not above.exists():
             above = above.parent

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import os
-import sys
 
-from experiments.errors import UserError
+from .errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """``argparse`` that raises UserError instead of exiting; ``description`` and ``epilog`` are shown as written."""
+    """``argparse`` that raises UserError instead of exiting; ``description`` and ``epilog`` are shown as written.
 
-    def __init__(self, module, description, epilog=None):
-        super().__init__(prog=f"python -m {module}", description=description, epilog=epilog, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    name: a command of ``diffjax``, or (with a dot) a module.
+    """
+
+    def __init__(self, name, description, epilog=None):
+        super().__init__(prog=f"python -m {name}" if "." in name else f"diffjax {name}", description=description,
+                         epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
 
     def error(self, message):
         raise UserError(f"{message}: see --help")
@@ -34,11 +35,34 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"unknown option {name!r}: " + (f"did you mean {close[0]!r}?" if close else "see --help"))
         return given
 
+    def add_machine(self, devices="devices to use (default: all; a CPU counts as one per core)"):
+        """The options that :func:`start` reads."""
+        group = self.add_argument_group("the machine")
+        group.add_argument("--devices", metavar="N", type=whole(1), help=devices)
+        group.add_argument(
+            "--cache",
+            metavar="FOLDER",
+            help="where compiled programs are kept, so that the second start is quick (default: ~/.cache/diffjax)",
+        )
+        group.add_argument("--no-cache", action="store_true", help="compile anew and keep nothing")
+
+
+def start(o) -> None:
+    """Settle the number of devices and the cache of compiled programs, before jax computes anything."""
+    from ..parallel import use_cores
+    from .cache import use_cache
+
+    if o.cache is not None and o.no_cache:
+        raise UserError("--cache and --no-cache are opposites: give one of them")
+    use_cores(o.devices)
+    if not o.no_cache:
+        use_cache(o.cache)
+
 
 def whole(low: int, high: int | None = None):
     """An argparse type: a whole number in [low, high]."""
 
-    def convert(text):
+    def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
@@ -60,16 +84,3 @@ def setting(text: str) -> tuple:
         return key, json.loads(value)
     except ValueError:
         return key, value
-
-
-def use_cores(count: int | None = None) -> None:
-    """Make every CPU core (or ``count`` of them) one JAX device, so that a batch is spread over the cores.
-
-    One device alone leaves a core idle: convolutions inside a compiled loop run on about one thread. Must come before
-    jax is imported; does nothing afterwards, where the user has set the number, or for other platforms.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "jax" in sys.modules or "host_platform_device_count" in flags:
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count or min(cores, 8)}".strip()

@@ -1,4 +1,4 @@
-"""What experiments.restore leaves behind: scores, pictures and a table."""
+"""What ``diffjax restore`` leaves behind: scores, pictures and a table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from diffjax.registry import METHODS
-from experiments import figures, images, tables
+from .. import registry
+from . import figures, images, tables
 
 _SHOWN = 4  # restorations per row of the grid
 _ROWS = 16  # images in the grid
@@ -18,7 +18,7 @@ def measure(o, prior, pictures, held, labels, done) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from diffjax import metrics, zoo
+    from .. import metrics, zoo
 
     weights = zoo.lpips_weights()
     small = min(prior.shape[:2]) < metrics.LPIPS_MIN_SIZE
@@ -58,7 +58,7 @@ def measure(o, prior, pictures, held, labels, done) -> dict:
         "method": o.method, "task": o.task or f"inpainting: {o.mask}{' inverted' * o.invert_mask}", "prior": prior.name,
         "kernel_steps": len(done.table), "network_calls": done.network_calls,
         "seconds_compile": round(done.seconds_compile, 2), "seconds_run": round(done.seconds_run, 2), **overall,
-        "lpips_note": note, "samples": o.samples, "steps": o.steps or METHODS[o.method].steps, "seed": o.seed,
+        "lpips_note": note, "samples": o.samples, "steps": o.steps or registry.METHODS[o.method].steps, "seed": o.seed,
         "label": o.label, "cfg": o.cfg, "batch": done.batch, "devices": done.devices, "images": per_image,
     }  # fmt: skip
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import masks
-from .errors import unknown
+from ..operators import Blur, Downsample, Mask, Resize, gaussian_kernel, masks, motion_kernel
+from .errors import library_errors, unknown
 
 CUTOFF = 0.03  # of singular values, for svd and pinv: DDRM's and DDNM's
 NOISY = 0.1  # the papers' 0.05 on [0, 1]
@@ -32,15 +32,11 @@ class Task(NamedTuple):
 
 
 def deblur(shape, seed=0):
-    from diffjax.operators import Blur, gaussian_kernel
-
     std = _scaled(shape)
     return Blur(gaussian_kernel(2 * math.ceil(4 * std) + 1, std), CUTOFF)
 
 
 def motion(shape, seed=0):
-    from diffjax.operators import Blur, motion_kernel
-
     return Blur(motion_kernel(2 * math.ceil(4 * _scaled(shape)) + 1, 0.5, seed), CUTOFF)
 
 
@@ -50,23 +46,21 @@ def _scaled(shape):
 
 
 def sr4(shape, seed=0):
-    from diffjax.operators import Resize
-
     return Resize(4)
 
 
 def sr4_mean(shape, seed=0):
-    from diffjax.operators import Downsample
-
     return Downsample(4)
+
+
+def denoise(shape, seed=0):
+    return Mask(np.ones((*shape, 1), np.float32))
 
 
 def masked(name):
     """The named mask as a task."""
 
     def operator(shape, seed=0):
-        from diffjax.operators import Mask
-
         return Mask(masks.make(name, shape, seed)[..., None])
 
     return Task(operator, masks.MASKS[name][1], "by seed" in masks.MASKS[name][1])
@@ -77,6 +71,7 @@ TASKS = {
     "motion": Task(motion, "motion blur, a path of its own for each image, by seed", drawn=True),
     "sr4": Task(sr4, "super-resolution x4 from MATLAB's bicubic"),
     "sr4-mean": Task(sr4_mean, "super-resolution x4 from means of 4x4 blocks"),
+    "denoise": Task(denoise, "the image itself, with noise"),
     **{name: masked(name) for name in masks.MASKS},
 }
 
@@ -97,8 +92,6 @@ def noise(shape, noise_std: float, seed: int, number: int) -> np.ndarray:
 
 def operators(name: str, shape, count: int, seed: int = 0) -> list:
     """Those of ``count`` images of ``shape`` (H, W): masks and motions differ from image to image, by seed + number."""
-    from .errors import library_errors
-
     with library_errors(f"task {name}: "):
         return [operator(name, shape, seed + n) for n in range(count)]
 
@@ -109,8 +102,6 @@ def measure(name: str, truth, noise_std: float = 0.0, seed: int = 0):
     noise_std: in the units of the images (0.05 on [0, 1] is 0.1); the noise of an image, its mask and its motion depend on
     ``seed`` and its number only.
     """
-    from .errors import library_errors
-
     found = operators(name, truth.shape[1:3], len(truth), seed)
     with library_errors(f"task {name}: "):
         ys = [np.asarray(A(np.asarray(x, np.float32))) for A, x in zip(found, truth)]

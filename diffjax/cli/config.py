@@ -1,0 +1,114 @@
+"""What one training run is: a frozen dataclass.
+
+No jax here: the command line is read before jax starts, because the number of host devices must be set first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UserError, one_line
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every field is also an option of ``diffjax train``."""
+
+    name: str
+    # --- data
+    data: str  # folder with idx files, folder of images, or .npz
+    size: int = 32  # side of the square images the network sees
+    channels: int = 1
+    fit: str = "pad"  # pad: centre on a larger black square; resize: shorter side to size, centre crop
+    flip: bool = False  # mirror half of the images (not where left and right differ in meaning)
+    classes: int = 0  # 0: unconditional
+    label_dropout: float = 0.1  # share of images trained with the null label (classifier-free guidance)
+    # --- network (diffjax.nets.UNet)
+    width: int = 32
+    multipliers: tuple[float, ...] = (1, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = ()
+    heads: int = 1
+    groups: int = 8
+    patch: int = 2
+    scale_shift: bool = True
+    resblock_updown: bool = False
+    dropout: float = 0.0
+    remat: bool = False
+    bfloat16: bool = False  # compute type; parameters stay float32
+    # --- diffusion and loss
+    schedule: str = "cosine"  # cosine, linear, scaled_linear
+    T: int = 1000
+    loss: str = "v"  # v, eps, hybrid (eps + learned variance)
+    weighting: str = "plain"  # plain, eps, x0, v, min_snr
+    gamma: float = 5.0  # of min_snr
+    # --- optimisation
+    steps: int = 10_000
+    batch: int = 128  # images per step over all devices
+    lr: float = 2e-3
+    warmup: int = 200  # steps of linear warm-up
+    cooldown: int = 2_000  # the last steps, in which the rate falls linearly to 0; constant before
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    clip: float = 1.0  # global gradient norm
+    ema: float = 0.999  # reached by the warm-up (1 + n) / (10 + n)
+    seed: int = 0
+    # --- bookkeeping
+    out: str = ""  # default: runs/NAME
+    log_every: int = 50
+    checkpoint_every: int = 500  # and the held-out loss is measured
+    eval_images: int = 512  # held-out images per noise level
+    keep: int = 2  # last checkpoints kept, besides the best one
+    sample_every: int = 1_000
+    sample_steps: int = 30
+
+
+# What a resumed run may change: nothing that alters the steps already taken. `steps` and `cooldown` only move the end.
+CHANGEABLE = frozenset("data steps cooldown out log_every eval_images checkpoint_every keep sample_every sample_steps".split())
+
+
+def from_dict(values: dict, where) -> TrainConfig:
+    """The configuration that JSON holds; ``where`` it lay. Raises UserError for fields that are missing or unknown."""
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    unknown = [name for name in values if name not in fields]
+    missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
+    if unknown or missing:
+        what = [f"has unknown fields {', '.join(unknown)}"] * bool(unknown) + [f"lacks {', '.join(missing)}"] * bool(missing)
+        raise UserError(f"{where} is no configuration: it {' and '.join(what)}")
+    return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def read(file) -> TrainConfig:
+    """The configuration of a JSON file: as a run keeps it (config.json), or in a prior's card. Raises UserError."""
+    file = Path(file)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"configuration {file} cannot be read ({one_line(error)}): give a JSON file") from None
+    if not isinstance(values, dict):
+        raise UserError(f"configuration {file} holds no JSON object: give one with the fields of a configuration")
+    return from_dict(values["config"] if file.name == "card.json" and "config" in values else values, file)
+
+
+def bundled() -> dict[str, TrainConfig]:
+    """By name: the defaults, and how the priors that ship were trained."""
+    zoo = Path(__file__).parents[1] / "zoo"
+    return {"default": TrainConfig("mine", "")} | {card.parent.name: read(card) for card in sorted(zoo.glob("*/card.json"))}
+
+
+def command(config: TrainConfig, known: dict[str, TrainConfig] | None = None) -> str:
+    """The command that trains so: a configuration of that name, or the defaults, and every option that differs."""
+    known = bundled() if known is None else known
+    name = config.name if config.name in known else "default"
+    words = ["diffjax", "train", name]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != getattr(known[name], field.name) and field.name != "out":
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{field.name.replace('_', '-')}={text}")
+    return shlex.join(words)

@@ -1,0 +1,276 @@
+"""Restore images with a trained diffusion prior: ``diffjax restore``.
+
+Without options: hides the right half of four bundled test images of garments and of four of fruits (which the priors have
+never seen), fills it in four times each, and leaves in ./restored/fashion32 and ./restored/fruits32, one folder per prior
+
+  grid.png      degraded | restorations | mean | spread | truth
+  images/       every result as PNG
+  metrics.json  what was run, how long it took, PSNR, SSIM, LPIPS (the same is printed as a table)
+
+The images you give are the truth: the mask hides a part of them, the method never sees that part, and the result is
+compared with it. White in a mask is known, black is filled. With --task they are blurred, made smaller or noisy instead;
+with --degraded they are what was measured, there is no truth, and no score but how well the result fits them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from pathlib import Path
+
+from . import errors, options, outputs
+from .errors import UserError
+
+EXAMPLES = """examples:
+  diffjax restore                                          four bundled images, right half hidden
+  diffjax list                                             what there is: methods, masks, priors, images
+  diffjax restore --mask wide --seed 3               LaMa's thick strokes; another seed, other strokes
+  diffjax restore --images shoe.jpg --samples 8      your own photograph, eight completions
+  diffjax restore --images photos/ --mask hole.png   a folder, and your own mask (white = known)
+  diffjax restore --task deblur --noise 0.05         blurred with noise, restored by DiffPIR
+  diffjax restore --images small/ --task sr4 --degraded    small images, made four times larger
+  diffjax restore --label sneaker --cfg 2            say what it should become, and insist
+  diffjax restore --prior runs/mine --steps 30       a prior you trained, half the steps
+  diffjax restore --prior hf:google/ddpm-celebahq-256 --images face.jpg    a public one
+
+Images of another size are cropped to a square and resized to the prior's, and it is said. The same seed gives the same
+picture whatever --batch and the number of devices. Errors are one line, exit code 2, and leave no half-written output."""
+
+
+def parser() -> options.Parser:
+    p = options.Parser("restore", __doc__, EXAMPLES)
+    what, how, where = (p.add_argument_group(name) for name in ("what is restored", "how", "where to"))
+    what.add_argument(
+        "--images",
+        metavar="PATH",
+        default="bundled",
+        help="an image, a folder of images, an .npy array in [-1, 1], or bundled (default)",
+    )
+    what.add_argument(
+        "--limit",
+        metavar="N",
+        type=options.whole(1),
+        help="take the first N images (default: 4 bundled ones, all of a folder)",
+    )
+    what.add_argument("--mask", help="a name (see --list) or a black and white PNG (default: half)")
+    what.add_argument("--task", help="another measurement than a mask: deblur, motion, sr4, sr4-mean, denoise (see --list)")
+    what.add_argument(
+        "--noise", metavar="STD", type=float, help="with --task: standard deviation for images in [0, 1] (default: 0.05)"
+    )
+    what.add_argument("--degraded", action="store_true", help="with --task: the images are blurred or small already")
+    what.add_argument("--invert-mask", action="store_true", help="swap known and hidden")
+    how.add_argument(
+        "--prior",
+        help="a name (see --list), a folder with a card or of a training run, a public checkpoint (file, folder, "
+        "hf:owner/name) (default: those of the bundled images, else fashion32)",
+    )
+    how.add_argument(
+        "--prior-config",
+        metavar="KEY=VALUE",
+        type=options.setting,
+        nargs="+",
+        default=[],
+        help="what a public checkpoint does not say: size=64 heads=4 schedule=cosine sha256=... (a wrong key lists all)",
+    )
+    how.add_argument("--method", help="see --list (default: repaint, with --task diffpir)")
+    how.add_argument(
+        "--label",
+        help="class name or number, true: each bundled image's own, or random: drawn for each image (default: none is told)",
+    )
+    how.add_argument(
+        "--classifier",
+        metavar="PATH",
+        help="guide towards --label by guided-diffusion's classifier of noisy images in this file",
+    )
+    how.add_argument(
+        "--classifier-scale", metavar="SCALE", type=float, help="how much (default: 1, as in RePaint's ImageNet runs)"
+    )
+    how.add_argument(
+        "--cfg", metavar="SCALE", type=float, default=1.0, help="classifier-free guidance towards the label (default: 1, none)"
+    )
+    how.add_argument(
+        "--samples", metavar="N", type=options.whole(1), default=4, help="restorations of each image (default: 4)"
+    )
+    how.add_argument(
+        "--steps",
+        metavar="N",
+        type=options.whole(1),
+        help="noise levels of the method's walk (default: the method's, see --list)",
+    )
+    how.add_argument(
+        "--seed", type=options.whole(0, 2**32 - 1), default=0, help="of the noise and of drawn masks (default: 0)"
+    )
+    how.add_argument(
+        "--batch", metavar="N", type=options.whole(1), default=16, help="restorations computed at a time (default: 16)"
+    )
+    where.add_argument("--out", metavar="FOLDER", default="restored", help="made or replaced as a whole (default: restored)")
+    p.add_machine()
+    p.add_argument("--list", action="store_true", help="say what each method, mask and prior can do, and stop")
+    return p
+
+
+def main(argv=None) -> int:
+    return errors.run(lambda: _main(argv))
+
+
+def _main(argv) -> int:
+    o = parser().parse(argv)
+    options.start(o)
+    if o.list:
+        from .listing import listing
+
+        print(listing())
+        return 0
+    out = outputs.check_writable(o.out)
+    _settle(o)
+
+    from . import report
+
+    done = [restore(copy_with(o, prior=name)) for name in priors_of(o)]
+    with outputs.output_folder(out) as folder:
+        for pictures, held, found, content, seen in done:
+            into = folder / outputs.file_name(content["prior"])
+            into.mkdir()
+            report.write(into, pictures, held, found.x, content, seen)
+    for _, _, found, content, _ in done:
+        grid = out / outputs.file_name(content["prior"]) / "grid.png"
+        if len(done) > 1:
+            print(f"\nprior {content['prior']}")
+        print(report.table(content))
+        print(f"compiled in {found.seconds_compile:.1f} s, ran in {found.seconds_run:.1f} s: {grid}")
+    return 0
+
+
+def _settle(o):
+    """Fill in what depends on --task and the names' other spellings; UserError for what can be known to be wrong."""
+    from .. import registry
+    from ..operators import masks
+    from . import images, inputs, tasks
+
+    if o.task is None:
+        for given, name in ((o.noise is not None, "--noise"), (o.degraded, "--degraded")):
+            if given:
+                raise UserError(f"{name} goes with --task: {', '.join(tasks.TASKS)}")
+        o.mask, o.method = o.mask or "half", o.method or "repaint"
+        if not inputs.is_file(o.mask) and masks.ALIASES.get(o.mask, o.mask) not in masks.MASKS:
+            raise errors.unknown("mask", o.mask, masks.MASKS)
+    else:
+        _settle_task(o, masks.ALIASES.get(o.task, o.task), tasks.TASKS)
+    if o.method not in registry.METHODS:
+        raise errors.unknown("method", o.method, registry.METHODS)
+    if not math.isfinite(o.cfg):
+        raise UserError(f"--cfg {o.cfg} is no scale: give a number, 1 for no guidance")
+    for given, what in ((o.cfg != 1, f"--cfg {o.cfg:g}"), (o.classifier is not None, "--classifier")):
+        if given and o.label is None:
+            raise UserError(f"{what} guides towards a label: give one with --label")
+    if o.classifier_scale is not None and not (o.classifier and math.isfinite(o.classifier_scale)):
+        raise UserError(f"--classifier-scale {o.classifier_scale} needs --classifier and a finite number")
+    if not inputs.is_bundled(o.images) and not Path(o.images).exists():
+        images.load(o.images, size=None, channels=1)  # says what is wrong, before anything is computed
+
+
+def _settle_task(o, task, known):
+    from . import inputs
+
+    if o.mask is not None or o.invert_mask:
+        raise UserError(f"--task {o.task} and a mask are two measurements: give one of them")
+    if task not in known:
+        raise errors.unknown("task", o.task, known)
+    if o.degraded and inputs.is_bundled(o.images):
+        raise UserError("--degraded is about what you measured, and the bundled images are not: give --images")
+    if o.degraded and known[task].drawn:
+        raise UserError(f"--task {o.task} is drawn by --seed, which what you measured is not: --degraded takes "
+                        + ", ".join(name for name, t in known.items() if not t.drawn))  # fmt: skip
+    o.noise = 0.05 if o.noise is None else o.noise
+    if not (math.isfinite(o.noise) and o.noise >= 0):
+        raise UserError(f"--noise {o.noise:g} is out of range: give a standard deviation >= 0, for images in [0, 1]")
+    if o.noise > 1:
+        raise UserError(f"--noise {o.noise:g} is more than the whole range of images in [0, 1]. Is it out of 255? "
+                        f"Then give --noise {o.noise / 255:.4g}")  # fmt: skip
+    o.mask, o.method = "", o.method or "diffpir"
+
+
+def priors_of(o) -> list[str]:
+    """The priors to run: the one asked for; by default that of the bundled set, or both for both sets."""
+    if o.prior is not None:
+        return [o.prior]
+    kind, _, name = str(o.images).partition(":")
+    if kind != "bundled":
+        return ["fashion32"]
+    if name:
+        return [f"{name}32"]
+    return ["fashion32"] if o.label not in (None, "true", "random") or o.classifier else ["fashion32", "fruits32"]
+
+
+def copy_with(o, **changes):
+    return argparse.Namespace(**{**vars(o), **changes})
+
+
+def restore(o):
+    """-> (pictures, masks, batch.Restored, content of metrics.json, measurements of a task) of one prior."""
+    import numpy as np
+
+    from .. import batch, registry
+    from . import inputs, progress, report, tasks
+
+    prior, classifier = inputs.networks(o)
+    height, width, channels = prior.shape
+    pictures, ys, operators = (inputs.load(o, prior.shape), None, None) if o.task is None else inputs.measured(o, prior.shape)
+    for note in pictures.notes:
+        print(f"note: {note}")
+    # with a task nothing is known for sure: all of the image is filled in
+    of = lambda n: inputs.mask_of(o, (height, width), n) if o.task is None else np.zeros((height, width), np.float32)
+    held = [of(n) for n in range(len(pictures))]
+    labels = inputs.labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
+    entry = registry.METHODS[o.method]
+    what = f"task {o.task}" if o.task else f"mask {o.mask}{' inverted' * o.invert_mask}"
+    work = (
+        f"images: {len(pictures)} of {height}x{width}x{channels}, restorations of each: {o.samples}; {what}, "
+        f"prior {prior.name}, {o.method}: compiling"
+    )
+    settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
+    settings |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
+    settings |= {"labels": labels, "names": pictures.names, "announce": lambda: print(work, flush=True)}
+    with progress.watch("restoring") as report_rows:
+        settings["progress"] = report_rows
+        if o.task is None:
+            done = batch.inpaint(prior, entry, np.stack(pictures.images), np.stack(held), **settings)
+        else:
+            about_noise(o, prior, entry, ys[0], operators[0])
+            done = batch.restore(prior, entry, ys, operators, noise_std=2 * o.noise, **settings)
+    content = report.measure(o, prior, pictures, held, labels, done)
+    if o.task is not None:
+        shown = np.clip(done.x, -1, 1)
+        fits = [np.mean([tasks.misfit(A, x, y, 2 * o.noise) for x in some]) for A, some, y in zip(operators, shown, ys)]
+        for scored, fit in zip([*content["images"], content], [*fits, np.mean(fits)]):
+            scored["misfit"] = round(float(fit), 5)
+        content |= {"noise": o.noise, "degraded": o.degraded}
+    if classifier is not None:
+        content |= {"classifier": classifier.name, "classifier_scale": settings["classifier_scale"]}
+    return pictures, held, done, content, ys
+
+
+def about_noise(o, prior, entry, y, A):
+    """Say what a method without a model of the noise makes of it; UserError where it refuses noise."""
+    from .. import registry
+    from ..base import Measurement
+
+    if not o.noise:
+        return
+    denoise = prior.denoiser(0 if prior.classes else None, clip=entry.clip)
+    build = lambda std: entry.build(denoise, Measurement(y, A, std), entry.steps if o.steps is None else o.steps)[0]
+    try:
+        method = build(2 * o.noise)
+    except ValueError as error:
+        try:
+            build(0.0)
+        except ValueError:
+            raise error from None
+        others = [name for name, e in registry.METHODS.items() if name != o.method and set(e.tasks) >= set(entry.tasks)]
+        near = difflib.get_close_matches(o.method, others, n=1, cutoff=0.6) or ["diffpir"]
+        raise UserError(f"--method {o.method} takes no noise, and --noise is {o.noise:g}: give --noise 0, or --method "
+                        f"{near[0]}, which knows of noise") from None  # fmt: skip
+    if getattr(type(method), "noise", "modelled") == "ignored":
+        print(f"note: {o.method} has no model of noise, what --noise {o.noise:g} adds is taken for the picture: "
+              "diffpir, ddrm and ddnm+ have one")  # fmt: skip

@@ -1,0 +1,120 @@
+"""Draw new images from a prior: ``diffjax sample``.
+
+Leaves in ./sampled
+
+  grid.png      all of them, one row per label with --label all
+  images/       every image as PNG
+  metrics.json  what was run and how long it took
+
+Image n of a label depends on --seed, n and the label's number only, not on --batch nor on how many are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+
+from . import errors, options, outputs
+from .errors import UserError
+
+KERNELS = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "dpm": "DPMSolverPP2M"}
+EXAMPLES = """examples:
+  diffjax sample                                       sixteen garments
+  diffjax sample --label all --samples 8               eight of each class
+  diffjax sample --prior fruits32 --label apple --cfg 2
+  diffjax sample --prior hf:google/ddpm-celebahq-256 --samples 1 --kernel ddim --steps 50"""
+
+
+def parser() -> options.Parser:
+    p = options.Parser("sample", __doc__, EXAMPLES)
+    p.add_argument(
+        "--prior",
+        default="fashion32",
+        help="a name (diffjax list), a folder with a card or of a training run, a public checkpoint (file, folder, "
+        "hf:owner/name) (default: fashion32)",
+    )
+    p.add_argument(
+        "--prior-config",
+        metavar="KEY=VALUE",
+        type=options.setting,
+        nargs="+",
+        default=[],
+        help="what a public checkpoint does not say: size=64 heads=4 schedule=cosine sha256=... (a wrong key lists all)",
+    )
+    p.add_argument("--samples", metavar="N", type=options.whole(1), default=16, help="images, of each label (default: 16)")
+    p.add_argument("--label", help="class name or number, or all: every class in turn (default: none is told)")
+    p.add_argument("--cfg", metavar="SCALE", type=float, default=1.0, help="classifier-free guidance (default: 1, none)")
+    p.add_argument("--kernel", default="dpm", help=f"{', '.join(KERNELS)} (default: dpm)")
+    p.add_argument("--steps", metavar="N", type=options.whole(1), default=25, help="on a grid equal in log-SNR (default: 25)")
+    p.add_argument("--seed", type=options.whole(0, 2**32 - 1), default=0, help="of the noise (default: 0)")
+    p.add_argument("--batch", metavar="N", type=options.whole(1), default=16, help="images computed at a time (default: 16)")
+    p.add_argument("--out", metavar="FOLDER", default="sampled", help="made or replaced as a whole (default: sampled)")
+    p.add_machine()
+    return p
+
+
+def main(argv=None) -> int:
+    return errors.run(lambda: _main(argv))
+
+
+def _main(argv) -> int:
+    o = parser().parse(argv)
+    options.start(o)
+    out = outputs.check_writable(o.out)
+    if o.kernel not in KERNELS:
+        raise errors.unknown("kernel", o.kernel, KERNELS)
+    if o.cfg != 1 and o.label is None:
+        raise UserError(f"--cfg {o.cfg:g} guides towards a label: give one with --label")
+
+    from . import figures, images, inputs, progress
+
+    o.classifier = None
+    prior, _ = inputs.networks(o)
+    labels = range(prior.classes) if o.label == "all" and prior.classes else [o.label]
+    with errors.library_errors(), progress.watch("sampling") as report:
+        labels = [None if label is None else prior.label(label) for label in labels]
+        done = draw(prior, labels, o, report)
+    names = [label_name(prior, label) for label in labels]
+    content = {
+        "prior": prior.name, "kernel": KERNELS[o.kernel], "steps": o.steps, "network_calls": done.network_calls,
+        "labels": None if labels == [None] else names, "cfg": o.cfg, "samples": o.samples, "seed": o.seed,
+        "batch": done.batch, "devices": done.devices, "seconds_compile": round(done.seconds_compile, 2),
+        "seconds_run": round(done.seconds_run, 2),
+    }  # fmt: skip
+    with outputs.output_folder(out) as folder:
+        (folder / "images").mkdir()
+        for name, some in zip(names, done.x):
+            for n, image in enumerate(some):
+                images.save_png(folder / "images" / f"{outputs.file_name(name)}-{n:03d}.png", image)
+        pictures = [image for some in done.x for image in some]
+        figures.sample_grid(pictures, folder / "grid.png", o.samples if len(labels) > 1 else None)
+        (folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n")
+    each = f"{done.network_calls} network calls and {done.seconds_run / len(pictures):.2f} s each"
+    print(f"{len(pictures)} images of prior {prior.name}, {each}: {out / 'grid.png'}")
+    return 0
+
+
+def label_name(prior, label) -> str:
+    if label is None:
+        return prior.name
+    return prior.class_names[label] if prior.class_names else f"class-{label}"
+
+
+def draw(prior, labels, o, report):
+    """-> batch.Restored: ``o.samples`` images of each label, drawn as restorations of nothing."""
+    import numpy as np
+
+    from .. import batch, kernels, timetables
+    from ..operators import Mask
+    from ..registry import Entry
+
+    def build(denoise, measurement, steps):
+        return denoise, getattr(kernels, KERNELS[o.kernel])(), timetables.log_snr(prior.schedule, steps)
+
+    entry = Entry(build, o.steps, f"{KERNELS[o.kernel]}, equal steps in log-SNR")
+    nothing = np.zeros((len(labels), *prior.shape), np.float32)
+    numbers = [0 if label is None else label + 1 for label in labels]
+    return batch.restore(
+        prior, entry, nothing, Mask(nothing[0, ..., :1]), labels=None if labels == [None] else labels, cfg=o.cfg,
+        samples=o.samples, seed=o.seed, batch=o.batch, devices=o.devices, progress=report, numbers=numbers,
+        names=[label_name(prior, label) for label in labels],
+    )  # fmt: skip

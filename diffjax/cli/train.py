@@ -1,0 +1,104 @@
+"""Train a prior: ``diffjax train CONFIG [--data FOLDER --steps N --out FOLDER ...]``.
+
+CONFIG is the name of a prior that ships (it is trained as that one was), "default", a JSON file, or the folder of a run. Every
+field of it is an option: ``diffjax train default --name mine --data photos/ --channels 3 --fit resize``. The run is in one
+folder (runs/NAME): the same command continues it where it stopped, also after a kill. Interrupt it (Ctrl-C) and it saves
+first. With another --steps it goes on for longer, or begins to cool down at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+from . import config as configuration
+from . import errors, options
+from .config import TrainConfig
+from .errors import UserError
+
+
+def main(argv=None, configs: dict[str, TrainConfig] | None = None) -> int:
+    """``configs``: by name, what CONFIG can be besides the priors that ship."""
+    return errors.run(lambda: _main(argv, configs))
+
+
+def _main(argv, configs) -> int:
+    config, o = parse(argv, configs)
+    o.devices = o.devices or _devices(config.batch)
+    options.start(o)
+    with errors.needs("training", 'pip install "diffjax[train]"'):
+        from .training_run import Run
+
+    if o.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    with errors.library_errors():
+        run = Run(config)  # checks all that can be known before the first step
+    return run.train()
+
+
+def _devices(batch: int) -> int:
+    """As many of the cores as share a batch evenly."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return next(n for n in range(max(min(cores, batch), 1), 0, -1) if batch % n == 0)
+
+
+def parse(argv=None, configs: dict[str, TrainConfig] | None = None) -> tuple[TrainConfig, argparse.Namespace]:
+    """-> the configuration with the options put in, and the options that belong to the machine."""
+    known = configuration.bundled() | (configs or {})
+    parser = options.Parser("train", __doc__)
+    parser.add_argument("config", metavar="CONFIG", help=f"{', '.join(known)}, a JSON file, or the folder of a run")
+    parser.add_machine("split the host into N devices (default: one per core, as far as they share a batch evenly)")
+    parser.add_argument("--distributed", action="store_true", help="one process of several (a pod); they find each other")
+    group = parser.add_argument_group("fields of the configuration, explained in diffjax/cli/config.py")
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    for field in fields.values():
+        default = "CONFIG's" if field.default is dataclasses.MISSING else field.default
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=field.name,
+            metavar=field.type.split("[")[0].upper(),
+            help=f"(default {default!r})",
+        )
+    o = parser.parse(argv)
+    config = find(o.config, known)
+    given = {k: convert(k, text, field.type) for k, field in fields.items() if (text := getattr(o, k)) is not None}
+    config = dataclasses.replace(config, **given)
+    if not config.data:
+        raise UserError("--data is needed: a folder of images, a folder with idx files, or an .npz file")
+    if not given.get("out") and (not config.out or o.config in known):
+        config = dataclasses.replace(config, out=f"runs/{config.name}")
+    return config, o
+
+
+def find(name: str, known: dict[str, TrainConfig]) -> TrainConfig:
+    """The configuration that CONFIG means. Raises UserError."""
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.is_dir():
+        file = next((path / n for n in ("config.json", "card.json") if (path / n).is_file()), None)
+        if file is None:
+            raise UserError(f"{name} is not the folder of a training run: it has no config.json")
+        config = configuration.read(file)
+        return dataclasses.replace(config, out=name) if file.name == "config.json" else config  # that run goes on
+    if path.suffix == ".json" or path.exists():
+        return configuration.read(path)
+    raise errors.unknown("config", name, known)
+
+
+def convert(name, text, kind):
+    """The value of a field from the text of its option. UserError if it is not one."""
+    try:
+        if kind == "bool":
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if kind.startswith("tuple"):
+            item = float if "float" in kind else int
+            return tuple(item(part) for part in text.replace(",", " ").split())
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except (ValueError, KeyError):
+        example = {"bool": "true or false", "int": "a whole number", "float": "a number"}.get(kind, "numbers like 1,2,4")
+        raise UserError(f"--{name.replace('_', '-')} {text!r} is not {example}") from None
