@@ -29,7 +29,8 @@ if _TYPE_CHECKING:
         training,
         zoo,
     )  # fmt: skip
-    from .base import Measurement, Method, Prediction, replace
+    from .base import Measurement, Prediction, replace
+    from .method import Method
     from .sample import Draws, Result, Walk, draws, plan, run, sample
 
 __version__ = "0.1.0"
@@ -66,19 +67,17 @@ __all__ = [
 ]
 
 # Everything is imported when it is first asked for: the command line answers --help without starting jax.
-_BASE, _SAMPLE = (
-    ("Measurement", "Method", "Prediction", "replace"),
-    ("Draws", "Result", "Walk", "draws", "plan", "run", "sample"),
-)
+_BASE, _METHOD = ("Measurement", "Prediction", "replace"), ("Method",)
+_SAMPLE = ("Draws", "Result", "Walk", "draws", "plan", "run", "sample")
 
 
 def __getattr__(name):
-    for module, names in (("base", _BASE), ("sample", _SAMPLE)):
+    for module, names in (("base", _BASE), ("method", _METHOD), ("sample", _SAMPLE)):
         if name in names:
             value = getattr(_importlib.import_module(f".{module}", __name__), name)
             globals()[name] = value
             return value
-    if name in __all__ or name == "base":
+    if name in __all__ or name in ("base", "method"):
         return _importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import Measurement, Method, is_concrete
+from .base import Measurement, is_concrete
+from .method import Method
 from .timetables import Timetable
 
 LATE = 0.1  # largest alpha / sigma of a first row whose start may be drawn as pure noise: 1 % of the variance is missing

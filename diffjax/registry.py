@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from . import timetables
-from .base import Measurement, Method, nearest
+from .base import Measurement, nearest
 from .denoisers import from_eps
+from .method import Method
 from .methods import (
     CCDF,
     DDNM,

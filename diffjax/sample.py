@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import as_method, is_concrete, nearest, pytree, replace, static, time_dtype
+from .base import is_concrete, nearest, pytree, replace, static, time_dtype
 from .doors import check_late_start, check_measurement, check_method, check_state, check_table
 from .kernels import DDIM, check_kernel
+from .method import as_method
 
 START, ROWS, JUMPS = range(3)  # streams of a key: fold_in(fold_in(key, stream), row)
 REMAT = ("none", "row", "sqrt")

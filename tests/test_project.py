@@ -16,6 +16,7 @@ PACKAGE = ROOT / "diffjax"
 # A module may import what stands on its own floor or below. Everything under a folder shares the folder's floor.
 FLOORS = [
     {"__version__", "base"},
+    {"method"},
     {"schedules", "process", "metrics", "parallel"},
     {"timetables", "denoisers", "priors"},
     {"operators"},

@@ -110,5 +110,5 @@ def test_every_method_of_the_library_is_in_the_registry_and_in_the_contract_tabl
 
 def test_facts_are_of_the_vocabulary():
     for row in registry.rows():
-        assert row["paper"] and row["link"] and row["noise"] in dj.base.NOISE, row
+        assert row["paper"] and row["link"] and row["noise"] in dj.method.NOISE, row
         assert row["gives"] in ("posterior", "picture", "estimate") and row["calls"].rstrip("+").isdigit(), row

@@ -126,7 +126,7 @@ def test_a_result_that_is_not_finite(prior, prior_folder, monkeypatch, tmp_path,
     argv = ["--limit", "1", "--samples", "1", "--steps", "3", "--devices", "1", "--out", str(tmp_path / "out")]
     assert restore.main(argv) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "fashion-00 is not finite from row 0 of 3" in error
+    assert error.startswith("error: ") and "fashion-00 is not finite from row 0 of 11" in error
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,7 @@
 """diffjax.cli.tasks and diffjax.batch: named measurements, restored with any operator; the ablation's filled-up timetables."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ from scipy import ndimage
 import diffjax as dj
 from diffjax import batch, zoo
 from diffjax import registry as methods
-from diffjax.base import as_method
 from diffjax.cli import errors, tasks
+from diffjax.method import as_method
 from diffjax.operators import masks
 from experiments import ablation
 
@@ -127,10 +129,12 @@ def test_a_method_that_is_no_walk(prior, truth):
         return lr * measurement.A.pinv(measurement.y), 7 * steps
 
     of = methods.METHODS["optimise-start"]
-    done = batch.restore(prior, of._replace(whole=whole), ys, operators, steps=2, sweep={"lr": [1.0, 0.5]}, devices=1)
+    done = batch.restore(
+        prior, dataclasses.replace(of, whole=whole), ys, operators, steps=2, sweep={"lr": [1.0, 0.5]}, devices=1
+    )
     assert done.network_calls == [14, 14]
     np.testing.assert_allclose(done.x[1, :, 0], 0.5 * ys.repeat(4, 1).repeat(4, 2), atol=1e-6)
-    given = prior.denoiser(None, 1.0, clip=False), dj.Measurement(ys[0], operators[0]), prior.schedule, 2, prior.shape
+    given = prior.denoiser(None, 1.0, clip=False), dj.Measurement(ys[0], operators[0]), 2, prior.shape
     calls = []
 
     def run(key):

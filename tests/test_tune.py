@@ -1,5 +1,6 @@
 """experiments.tune, and sweeps of batch.restore: one program for all settings, each as if it ran alone."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -22,10 +23,10 @@ def test_settings_of_a_sweep_are_as_if_each_ran_alone(prior, truth):
     options = dict(noise_std=0.1, steps=3, devices=1, seed=3)
     swept = batch.restore(prior, entry, ys, operators, sweep={"lam": [0.5, 4.0], "zeta": [0.3, 1.0]}, batch=3, **options)
 
-    def fixed(denoise, measurement, steps):
+    def fixed(denoise, measurement, steps, *, table=None):
         return entry.build(denoise, measurement, steps, lam=4.0, zeta=1.0)
 
-    alone = batch.restore(prior, entry._replace(build=fixed), ys, operators, **options)
+    alone = batch.restore(prior, dataclasses.replace(entry, published=fixed, grid=None, house={}), ys, operators, **options)
     assert swept.x.shape == (2, 2, 1, 32, 32, 1) and swept.network_calls == [3, 3] and alone.network_calls == 3
     np.testing.assert_allclose(swept.x[1], alone.x, atol=1e-4)  # from the same noise
     assert np.abs(swept.x[0] - swept.x[1]).max() > 0.01

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Method, as_method, clip, expand, is_concrete, namespace, pytree
+from ..base import clip, expand, is_concrete, namespace, pytree
+from ..method import Method, as_method
 from ..process import kl_gaussian, q_sample
 from ..sample import coefficients
 from ..timetables import from_times
@@ -78,7 +79,7 @@ def row_at(kernel, t, dtype=jnp.float32):
     """The planned row t -> t - 1 of a discrete schedule for a whole, possibly traced t in 1 ... T: what training needs."""
     T = kernel.schedule.T
     every = rows(kernel, from_times(np.arange(T, -1, -1)), dtype)
-    return jax.tree.map(lambda a: a[T - jnp.asarray(t).astype(int)], every)
+    return jax.tree.map(lambda a: jnp.asarray(a)[T - jnp.asarray(t).astype(int)], every)
 
 
 def prior_term(schedule, x_0, t):

@@ -22,20 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import timetables
-from ..base import (
-    Measurement,
-    Method,
-    Prediction,
-    clip,
-    expand,
-    is_concrete,
-    namespace,
-    nearest,
-    pytree,
-    static,
-    whole,
-)
+from ..base import Measurement, Prediction, clip, expand, is_concrete, namespace, nearest, pytree, static, whole
 from ..kernels import DDIM
+from ..method import Method
 from ..operators import Mask
 from .common import Setup, cast, squares
 

@@ -31,20 +31,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import process, timetables
-from ..base import (
-    Measurement,
-    Method,
-    Prediction,
-    expand,
-    in_range,
-    namespace,
-    nearest,
-    pytree,
-    safe_divide,
-    safe_sqrt,
-    static,
-)
+from ..base import Measurement, Prediction, expand, in_range, namespace, nearest, pytree, safe_divide, safe_sqrt, static
 from ..kernels import DDIM, Marginal
+from ..method import Method
 from .common import Setup, cast
 from .ddrm import DDRM
 

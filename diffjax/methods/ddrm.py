@@ -27,8 +27,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Measurement, Method, expand, in_range, pytree, safe_divide, safe_sqrt
+from ..base import Measurement, expand, in_range, pytree, safe_divide, safe_sqrt
 from ..kernels import Marginal
+from ..method import Method
 from .common import Setup, cast
 
 

@@ -40,8 +40,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import process, timetables
-from ..base import Measurement, Method, nearest, pytree, static, whole
+from ..base import Measurement, nearest, pytree, static, whole
 from ..kernels import DDIM
+from ..method import Method
 from .common import Setup, by_kind, inner, kind, level
 
 DATA = ("prox", "gradient", "back_projection")

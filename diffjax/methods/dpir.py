@@ -21,8 +21,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Measurement, Method, host, pytree, safe_divide
+from ..base import Measurement, host, pytree, safe_divide
 from ..kernels import Marginal
+from ..method import Method
 from .common import Setup, cast
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Measurement, Method, expand, nearest, pytree, static
+from ..base import Measurement, expand, nearest, pytree, static
 from ..kernels import DDPM
+from ..method import Method
 from .common import Setup, by_kind, cast, grid, inner, norm
 
 LOSSES = ("norm", "squared", "poisson")

@@ -18,8 +18,9 @@ from typing import Any
 
 import jax
 
-from ..base import Measurement, Method, expand, pytree
+from ..base import Measurement, expand, pytree
 from ..kernels import DDPM
+from ..method import Method
 from .common import Setup, cast, grid, norm
 from .dps import gradient_of
 

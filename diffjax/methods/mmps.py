@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Measurement, Method, Prediction, expand, pytree, safe_divide, static, whole
+from ..base import Measurement, Prediction, expand, pytree, safe_divide, static, whole
 from ..kernels import DDIM
+from ..method import Method
 from .common import Setup, axpy, cast, inner, least_residual
 
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Method, pytree, whole
+from ..base import pytree, whole
 from ..kernels import DDIM
+from ..method import Method
 from ..sample import sample
 from .common import Setup, cast, squares
 

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Measurement, Method, Prediction, expand, nearest, pytree, safe_divide, static
+from ..base import Measurement, Prediction, expand, nearest, pytree, safe_divide, static
 from ..kernels import DDIM
+from ..method import Method
 from .common import Setup, cast
 
 WEIGHTS = ("adaptive", "bayes")

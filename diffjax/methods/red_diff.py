@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Measurement, Method, expand, pytree, safe_divide, safe_sqrt
+from ..base import Measurement, expand, pytree, safe_divide, safe_sqrt
 from ..kernels import Marginal
+from ..method import Method
 from ..operators import Mask
 from .common import Setup, cast, grid, inner
 

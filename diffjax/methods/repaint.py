@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Measurement, Method, expand, namespace, nearest, pytree, safe_sqrt, static
+from ..base import Measurement, expand, namespace, nearest, pytree, safe_sqrt, static
 from ..kernels import DDPM
+from ..method import Method
 from .common import Setup
 
 ORDERS = ("official", "paper")

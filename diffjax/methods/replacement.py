@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Measurement, Method, is_concrete, numbers, pytree, safe_sqrt
+from ..base import Measurement, is_concrete, numbers, pytree, safe_sqrt
 from ..kernels import DDPM
+from ..method import Method
 from .common import Setup, cast, grid, level
 
 

@@ -25,7 +25,7 @@ def run(case, seed=0, data_seed=0):
 
 
 def test_pytree_protocol_and_frozen(case):
-    kernel, method = case.kernel(SCHEDULE), dj.base.as_method(build(case, *arguments()))
+    kernel, method = case.kernel(SCHEDULE), dj.method.as_method(build(case, *arguments()))
     for thing in (kernel, method, case.table(SCHEDULE)):
         leaves, structure = jax.tree.flatten(thing)
         again = jax.tree.unflatten(structure, leaves)
@@ -101,7 +101,7 @@ def test_network_calls_are_as_declared(case):
     jax.block_until_ready(result.x)
     jax.effects_barrier()
     seen, rows = len(compiled(case).calls), len(case.table(SCHEDULE))
-    declared = dj.base.as_method(build(case, *arguments())).calls(case.kernel(SCHEDULE))
+    declared = dj.method.as_method(build(case, *arguments())).calls(case.kernel(SCHEDULE))
     if "calls" in result.info.rows:
         assert seen == int(result.info.rows["calls"].sum()) <= declared * rows
     else:
