@@ -88,10 +88,12 @@ def test_previous_mean_and_edm_networks_take_times_and_conditions_too():
     out, _ = p.inner.output(X, 40.0)
     np.testing.assert_allclose(out, 2 * 39 + 5.0)
     vp = schedules.VP()
-    for time, value in ((None, -vp.log_snr(0.5) / 8), (Scaled(0.001), 0.4995)):
-        p = denoisers.from_edm(network, None, vp, time=time, cond=5.0)(np.zeros(SHAPE, np.float32), 0.5)
-        a, s, d = vp.alpha(0.5), vp.sigma(0.5), 0.5  # at x = 0: x0 = c_out F, c_out = sigma' d / sqrt(sigma'^2 + d^2)
-        np.testing.assert_allclose(p.x0, s / a * d / np.sqrt((s / a) ** 2 + d**2) * (value + 5.0) * np.ones(SHAPE), rtol=1e-5)
+    a, s, d = vp.alpha(0.5), vp.sigma(0.5), 0.5
+    noise, u = s / a, X / a  # table 1 of the paper
+    c_skip, c_out, c_in = d**2 / (noise**2 + d**2), noise * d / np.sqrt(noise**2 + d**2), 1 / np.sqrt(noise**2 + d**2)
+    for time, value in ((None, np.log(noise) / 4), (Scaled(0.001), 0.4995)):
+        p = denoisers.from_edm(lambda x, i, c: network(x, i, c) + x, None, vp, time=time, cond=5.0)(X, 0.5)
+        np.testing.assert_allclose(p.x0, c_skip * u + c_out * (c_in * u + value + 5.0), rtol=1e-5)
 
 
 def test_edm_where_nothing_of_the_image_is_left():

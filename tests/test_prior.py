@@ -9,6 +9,7 @@ import chex
 import flax
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny_prior
 
@@ -16,6 +17,7 @@ import diffjax as dj
 from diffjax import zoo
 from diffjax.convert import dncnn as converter
 from diffjax.convert import files
+from diffjax.training import checkpoints, state
 from diffjax.zoo import network
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,21 @@ def test_a_card_without_its_signature_is_compared_by_a_trace(tmp_path, monkeypat
     chex.assert_trees_all_equal(quick, slow)
     assert jax.tree.structure(quick) == jax.tree.structure(slow) and quick.net == slow.net
     assert quick.net.module == network.build(tiny_prior.CONFIG)[0]
+
+
+def test_a_signed_training_run_is_read_without_a_trace(tmp_path, monkeypatch):
+    params = tiny_prior.params()
+    (tmp_path / "config.json").write_text(json.dumps(tiny_prior.CONFIG))
+    with checkpoints.Checkpoints(tmp_path / "checkpoints") as store:
+        store.save(4, state.to_items(state.init_state(params, optax.sgd(0.1))), 0.5)
+    zoo.prior.sign(tmp_path, tiny_prior.CONFIG, jax.eval_shape(lambda: params))
+    checked = []
+    monkeypatch.setattr(network, "check", lambda *given: checked.append(given))
+    chex.assert_trees_all_equal(zoo.load(tmp_path).params, params)
+    assert not checked
+    (tmp_path / "config.json").write_text(json.dumps(tiny_prior.CONFIG | {"heads": 2}))
+    zoo.load(tmp_path)
+    assert len(checked) == 1, "the signature is of another configuration"
 
 
 def test_weights_of_another_network_are_not_saved(tmp_path):

@@ -70,9 +70,13 @@ def kill_when(process, condition):
 
 
 def parameters(folder):
+    from diffjax.zoo import network
     from diffjax.zoo.prior import read_run
 
     ema, step = read_run(folder, "last")
+    shapes = {name: a.shape for name, a in network.flat(ema["params"]).items()}
+    signed = network.signature(json.loads((folder / "config.json").read_text()), shapes)
+    assert signed == (folder / "signature.txt").read_text().strip(), "zoo.load need not trace the network"
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(ema)]
 
 

@@ -93,6 +93,7 @@ class Run:
                     raise ValueError(f"{self.folder} holds a run with {name} {before}, not {now}: use that, or another --out")
         if self.chief:
             write(file, json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
+            prior.sign(self.folder, dataclasses.asdict(self.config), self.shapes.params)
 
     def train(self) -> int:
         """Run to the end, or until interrupted; -> exit code."""

@@ -95,9 +95,9 @@ class Checkpoints:
         step = self._step(which)
         place = self._item(step, name)
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        with ocp.StandardCheckpointer() as reader:
-            found = reader.metadata(place).item_metadata
-            return reader.restore(place, abstract(found.tree, one)), step
+        reader = ocp.StandardCheckpointHandler()
+        shapes = abstract(reader.metadata(place).tree, one)
+        return reader.restore(place, args=ocp.args.StandardRestore(shapes)), step
 
     def _step(self, which):
         step = {"last": self.last, "best": lambda: self.best() or self.last()}[which]() if isinstance(which, str) else which

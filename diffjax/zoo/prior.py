@@ -21,9 +21,11 @@ from ..base import is_concrete, nearest
 from . import network
 from .network import build
 
-__all__ = ["Assumed", "Prior", "build", "from_config", "load", "names", "read_json", "read_run", "save", "write_card"]
+__all__ = ["Assumed", "Prior", "build", "from_config", "load", "names", "read_json", "read_run", "save", "sign",
+           "write_card"]  # fmt: skip
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
+SIGNATURE = "signature.txt"  # beside a training run's config.json; of a card it is an entry
 _HERE = Path(__file__).parent
 
 
@@ -215,9 +217,13 @@ def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
         params = {"params": network.nested(leaves)}
     elif (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
-        _described(config, folder / "config.json", build)
+        _described(config, folder / "config.json", network.build_schedule)
         params, step = read_run(folder)
-        network.check(config, {key: a.shape for key, a in network.flat(params["params"]).items()}, folder)
+        shapes = {key: a.shape for key, a in network.flat(params["params"]).items()}
+        signed = (folder / SIGNATURE).read_text().strip() if (folder / SIGNATURE).is_file() else None
+        if signed != network.signature(config, shapes):
+            _described(config, folder / "config.json", build)
+            network.check(config, shapes, folder)
         card = {"name": config.get("name", folder.name), "config": config, "training": {"checkpoint": step}}
     else:
         raise ValueError(
@@ -260,6 +266,13 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> 
     (folder / (WEIGHTS + ".tmp")).write_bytes(save(arrays))
     (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
     write_card(folder, card)
+
+
+def sign(folder: str | os.PathLike, config: Mapping, params) -> None:
+    """Write the signature of a training run into its folder: that ``params`` (arrays or shapes) are this network's. Without
+    it :func:`load` has to trace the network."""
+    shapes = {key: a.shape for key, a in network.flat(params["params"]).items()}
+    (Path(folder) / SIGNATURE).write_text(network.signature(config, shapes) + "\n")
 
 
 def write_card(folder: str | os.PathLike, card: Mapping) -> None:
