@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import operator
 from typing import Any
 
 import jax
@@ -103,6 +104,49 @@ def expand(coefficient, x):
 def time_dtype(dtype):
     """The dtype of times beside a state of ``dtype``: at least float32, since bfloat16 cannot count to 1000."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def numbers(value):
+    """``value`` as a numpy array where it is numbers that are known, else None: traced, or no number at all (JAX puts
+    placeholders into pytrees, ``vmap`` axes stand in them)."""
+    if isinstance(value, (list, tuple)):
+        known = bool(value) and all(numbers(v) is not None for v in value)
+    else:
+        known = isinstance(value, (bool, int, float, complex, np.generic, np.ndarray, jax.Array)) and is_concrete(value)
+    dtype = getattr(value, "dtype", np.dtype(float))
+    known = known and (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_))
+    # numpy: within a trace, reducing a JAX array would be traced
+    return np.asarray(value) if known and getattr(value, "is_fully_addressable", True) else None
+
+
+def in_range(name: str, value, low=-np.inf, high=np.inf, *, remedy: str = ""):
+    """Raise ValueError unless every entry of ``value`` (a number or an array) is in [low, high]; NaN never is.
+
+    What is not known (tracers, placeholders) passes. ``remedy`` ends the message; default: the range.
+    """
+    a = numbers(value)
+    if a is None or not a.size or np.iscomplexobj(a):
+        return
+    wrong = a[~((a >= low) & (a <= high))]
+    if not wrong.size:
+        return
+    if not remedy:
+        ends = [f"{word} {end:g}" for word, end in ((">=", low), ("<=", high)) if np.isfinite(end)]
+        remedy = f"give a number {' and '.join(ends)}" if ends else "give a number"
+    among = f" (in an array of shape {a.shape})" if a.ndim else ""
+    raise ValueError(f"{name} {float(wrong[0]):.7g}{among} is out of range: {remedy}")
+
+
+def whole(name: str, value, low: int = 1, high: int | None = None) -> int:
+    """``value``, a whole number of Python, numpy or JAX (no bool) from ``low`` to ``high``, as an int; else ValueError."""
+    try:
+        n = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        n = None
+    if n is None or n < low or (high is not None and n > high):
+        valid = f">= {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} {value!r} is out of range: choose a whole number {valid}")
+    return n
 
 
 @pytree
