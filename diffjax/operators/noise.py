@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..base import Measurement, clip
+from ..base import Measurement, clip, in_range
+from .checks import check_level
 
 
 def gaussian(key, y, std):
-    """y + std * unit Gaussian noise: an array, complex (``std`` for the real and for the imaginary part), or a tuple."""
+    """y + std * unit Gaussian noise: an array, complex (``std`` for the real and for the imaginary part), or a tuple.
+
+    std: one number, or an array that broadcasts to y. Raises ValueError for one that does not, or is negative."""
+    in_range("std", std, 0, np.finfo(np.float64).max, remedy="give a standard deviation >= 0")
+    check_level(std, y)
     leaves, structure = jax.tree.flatten(y)
 
     def noisy(key, a):
@@ -25,7 +31,10 @@ def gaussian(key, y, std):
 
 def poisson(key, y, rate=1.0, levels: float = 255.0):
     """Photon counts, in the convention of DPS: y in [-1, 1] (clamped) becomes v = (y + 1) / 2, Poisson(levels rate v) /
-    (levels rate), and that on [-1, 1] again, clamped. rate: 1.0 is the paper's; a lower one is noisier."""
+    (levels rate), and that on [-1, 1] again, clamped. rate: 1.0 is the paper's; a lower one is noisier. ValueError unless rate
+    and levels are > 0."""
+    for name, value in (("rate", rate), ("levels", levels)):
+        in_range(name, value, np.nextafter(0, 1), np.finfo(np.float64).max, remedy="give a number > 0")
     v = clip((y + 1) / 2, 0.0, 1.0)
     photons = levels * jnp.asarray(rate).astype(y.dtype)
     counts = jax.random.poisson(key, photons * v).astype(y.dtype)
@@ -33,5 +42,6 @@ def poisson(key, y, rate=1.0, levels: float = 255.0):
 
 
 def measure(key, A, x, noise_std=0.0, value_range=(-1.0, 1.0)) -> Measurement:
-    """y = A(x) + noise_std * unit Gaussian noise, as the ``Measurement`` a method takes. ``noise_std`` in the units of y."""
+    """y = A(x) + noise_std * unit Gaussian noise, as the ``Measurement`` a method takes. ``noise_std`` in the units of y: one
+    number, or an array that broadcasts to y."""
     return Measurement(gaussian(key, A(x), noise_std), A, noise_std, value_range)
