@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 
-from diffjax.operators.masks import ALIASES, MASKS, check, half, named, wide
+from diffjax.operators.masks import ALIASES, MASKS, check, half, wide
+from diffjax.operators.masks import make as _make
 from experiments.errors import UserError, library_errors, unknown
 
 __all__ = ["ALIASES", "MASKS", "from_png", "half", "make", "wide"]
@@ -21,7 +22,7 @@ def make(name: str, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     if ALIASES.get(name, name) not in MASKS:
         raise unknown("mask", name, MASKS)
     with library_errors():
-        return named(name, shape, seed)[..., 0]
+        return _make(name, shape, seed)
 
 
 def from_png(path: str | os.PathLike, shape: tuple[int, int], invert: bool = False) -> np.ndarray:

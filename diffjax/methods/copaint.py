@@ -25,7 +25,7 @@ from .. import timetables
 from ..base import Measurement, Method, Prediction, clip, expand, namespace, nearest, pytree, static
 from ..kernels import DDIM
 from ..operators import Mask
-from .common import cast, squares
+from .common import cast, pasted, squares
 
 SHRINK = 0.8
 
@@ -51,7 +51,7 @@ class CoPaint(Method):
     estimate_steps:  1, or the number of DDIM steps of the multi-step estimate (M)
     candidates:      starts that are tried, the one with the lowest data loss after optimising is kept (``filter_xT``)
     keep:            starts that are kept (more than one only to replay a recorded batch)
-    exact:           known pixels of the result equal y (where ``noise_std`` is 0)
+    exact:           known pixels of the result equal y / mask (where ``noise_std`` is 0)
     bounds:          what x0 and the result are clamped to; widen them for a prior that is not confined to [-1, 1]
     Forward calls of the network per row: 1 + iterations (1 + trials), counted in ``info["calls"]`` (candidates, tried before
     the first row, are not); backward: iterations. Run it with ``kernels.DDIM``.
@@ -200,8 +200,7 @@ class CoPaint(Method):
         x = clip(x, *self.bounds)
         if not self.exact or not isinstance(self.measurement.A, Mask):
             return x, {}
-        m = self.measurement.A.weights(x) * jnp.asarray(self.measurement.noise_std == 0).astype(x.dtype)
-        return m * self.measurement.y.astype(x.dtype) + (1 - m) * x, {}
+        return pasted(self.measurement, x), {}
 
     def calls(self, kernel) -> int:
         trials = 1 + self.max_reductions if self.adaptive else 0

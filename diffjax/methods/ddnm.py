@@ -46,7 +46,7 @@ from ..base import (
     safe_sqrt,
     static,
 )
-from ..operators import Operator
+from ..operators import Mask, Operator
 from .common import cast
 from .ddrm import DDRM, needs_marginal, needs_svd
 
@@ -111,7 +111,7 @@ class DDNM(Traveller):
         std = getattr(self.measurement, "noise_std", 0)
         known = isinstance(std, (int, float, np.number, np.ndarray, jax.Array)) and is_concrete(std)
         if known and np.any(np.asarray(std) > 0):
-            raise ValueError(f"DDNM fits y exactly, noise_std {std} and all: use DDNMPlus")
+            raise ValueError(f"DDNM fits y exactly, noise_std {np.max(np.asarray(std)):g} and all: use DDNMPlus")
 
     def corrected(self, p) -> Prediction:
         A, y = self.measurement.A, cast(self.measurement.y, p.x0.dtype)
@@ -128,7 +128,7 @@ class DDNM(Traveller):
 
 @pytree
 class PlusPlan(Travel):
-    """lam, shrink: of the simplified form."""
+    """lam, shrink: of the simplified form, where noise_std is one number."""
 
     lam: Any = None
     shrink: Any = None
@@ -164,12 +164,21 @@ class DDNMPlus(Traveller):
         needs_marginal("DDNMPlus", kernel)
 
     def plan(self, kernel, table) -> PlusPlan:
-        lam, shrink = self.weights(*process.marginal(kernel.schedule, table.s)) if self.form == "simplified" else (None, None)
+        lam, shrink, std = None, None, self.measurement.noise_std
+        if self.form == "simplified" and np.size(std) == 1:
+            one = std.reshape(()) if np.ndim(std) else std
+            lam, shrink = self.weights(*process.marginal(kernel.schedule, table.s), one)
+        elif self.form == "simplified" and not isinstance(self.measurement.A, Mask):
+            name = type(self.measurement.A).__name__
+            raise ValueError(
+                f"DDNMPlus, simplified, takes one noise_std with {name}, not an array of shape {np.shape(std)}: use MMPS, or "
+                'form="svd" where its spectrum keeps the entries of y apart'
+            )
         return PlusPlan(*process.marginal(kernel.schedule, table.r), lam, shrink)
 
-    def weights(self, alpha, sigma):
-        """(lambda, factor of the noise) of the simplified form."""
-        brought = alpha * self.measurement.noise_std
+    def weights(self, alpha, sigma, std=None):
+        """(lambda, factor of the noise) of the simplified form; ``std``: noise_std in another form."""
+        brought = alpha * (self.measurement.noise_std if std is None else std)
         xp = namespace(brought, sigma)
         enough = sigma >= brought
         lam = xp.where(enough, 1.0, safe_divide(sigma, brought))
@@ -180,8 +189,13 @@ class DDNMPlus(Traveller):
         x0, eta = p.x0, jnp.asarray(self.eta).astype(noise.dtype)
         A, y = self.measurement.A, cast(self.measurement.y, x0.dtype)
         mixed = eta * noise + safe_sqrt(1 - eta**2) * p.eps
-        corrected = p.with_x0(x0 - expand(row.m.lam, x0) * A.pinv(A.residual(x0, y)), keep_eps=True)
-        return corrected, expand(row.m.shrink, x0) * mixed
+        if row.m.lam is None:  # one for each pixel: not planned, as the rows' would fill the memory
+            std = jnp.asarray(self.measurement.noise_std).astype(x0.dtype)
+            lam, shrink = self.weights(row.k.move.alpha, row.k.move.sigma, std)
+        else:
+            lam, shrink = expand(row.m.lam, x0), expand(row.m.shrink, x0)
+        corrected = p.with_x0(x0 - lam * A.pinv(A.residual(x0, y)), keep_eps=True)
+        return corrected, shrink * mixed
 
     def shaped(self, p, noise, row):
         """-> (prediction, unit noise) for the kernel's move."""

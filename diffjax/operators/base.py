@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import is_concrete, pytree, safe_divide, safe_sqrt, static, whole
-from .checks import check_same, first_line
+from .checks import by_part, check_same, first_line, least
 
 
 class Operator:
@@ -26,7 +26,8 @@ class Operator:
 
     An image is (H, W, C), in floats. Those of a batch are handled by ``jax.vmap``; the operators of one image also take
     arrays with more axes in front, and do the same to each image. A wrong shape is a ValueError that says what is taken.
-    rho is a number, or an array that broadcasts to y and weighs its entries: argmin_x sum (y - A x)^2 / rho + |x - z|^2.
+    rho is a number, or an array that broadcasts to y and weighs its entries: argmin_x sum (y - A x)^2 / rho + |x - z|^2
+    (where y is a tuple, rho may be one of such arrays).
     """
 
     def has(self, name: str) -> bool:
@@ -210,12 +211,10 @@ class CGProx(Operator):
         return self.prox_info(z, rho, y)[0]
 
     def prox_info(self, z, rho, y):
-        rho = jnp.asarray(rho).astype(z.dtype)
-        least, weigh = rho, lambda r: r
-        if rho.ndim:  # weights of at most 1, so that one number is a special case
-            least = rho.min()
-            weigh = lambda r: jax.tree.map(lambda r: r * (least / rho), r)
-        apply = lambda d: self.A.T(weigh(self.A(d))) + least * d
+        low = least(rho).astype(z.dtype)
+        share = lambda rho, r: r * (low / jnp.asarray(rho).astype(z.dtype))  # weights of at most 1, 1 for one number
+        weigh = lambda r: by_part(share, rho, r) if jnp.ndim(jax.tree.leaves(rho)[0]) or isinstance(rho, tuple) else r
+        apply = lambda d: self.A.T(weigh(self.A(d))) + low * d
         b = -self.A.T(weigh(self.A.residual(z, y)))  # of the correction d = x - z
         inner = lambda u, v: jnp.vdot(u, v, precision="highest").real
 

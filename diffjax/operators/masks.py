@@ -2,7 +2,7 @@
 
     A = diffjax.operators.Mask(masks.named("wide", (32, 32), seed=3))
 
-:func:`named` makes what ``Mask`` takes, (H, W, 1); the functions that it calls draw one plane, (H, W).
+``named`` makes what ``Mask`` takes, (H, W, 1); ``make`` and the functions below draw one plane, (H, W).
 
 `half`, `altern`, `sr2` and `expand` are those of RePaint and CoPaint, exactly. `narrow` and `wide` are drawn
 by the stroke generator of LaMa (Suvorov et al., WACV 2022) with its published numbers, which are in pixels of
@@ -205,7 +205,7 @@ ALIASES = {
 
 
 def check(mask: np.ndarray, name: str) -> np.ndarray:
-    """The mask (H, W) itself. ValueError if nothing in it is known or nothing is left to fill."""
+    """The mask itself, or ValueError if nothing in it is known or nothing is left to fill."""
     at = f"at {mask.shape[1]}x{mask.shape[0]}"
     if not np.any(mask):
         raise ValueError(f"mask {name} has nothing known (all black) {at}: white marks the pixels to keep")
@@ -214,15 +214,23 @@ def check(mask: np.ndarray, name: str) -> np.ndarray:
     return mask
 
 
-def named(name: str, shape: tuple, seed: int = 0) -> np.ndarray:
-    """The mask ``name``, one of ``MASKS`` or ``ALIASES``, for images of ``shape`` (H, W) or (H, W, C): float32 (H, W, 1).
+def make(name: str, shape: Shape, seed: int = 0) -> np.ndarray:
+    """The mask `name` for an image of `shape` (H, W): float32 (H, W), 1 = known.
 
-    Raises ValueError for an unknown name, another shape, or if at this size nothing is known or nothing is hidden.
+    Raises ValueError for an unknown name (with the nearest valid ones), or if at this shape nothing is known
+    or hidden.
     """
     name = ALIASES.get(name, name)
     if name not in MASKS:
         raise ValueError(f"unknown mask {name!r}: {nearest(name, MASKS)}")
+    return check(MASKS[name][0](tuple(shape), seed), name)
+
+
+def named(name: str, shape: tuple, seed: int = 0) -> np.ndarray:
+    """What ``Mask`` takes: ``make`` for images of `shape` (H, W) or (H, W, C), as float32 (H, W, 1).
+
+    Raises ValueError for another shape, and as ``make`` does.
+    """
     if len(shape) not in (2, 3):
         raise ValueError(f"shape {tuple(shape)} is not that of an image: give (H, W) or (H, W, C)")
-    size = tuple(whole("a side", n) for n in shape[:2])
-    return check(MASKS[name][0](size, seed), name)[:, :, None]
+    return make(name, tuple(whole("a side", n) for n in shape[:2]), seed)[:, :, None]

@@ -7,18 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import Measurement, clip, in_range
-from .checks import check_level
+from .checks import by_part, check_level
 
 
 def gaussian(key, y, std):
     """y + std * unit Gaussian noise: an array, complex (``std`` for the real and for the imaginary part), or a tuple.
 
-    std: one number, or an array that broadcasts to y. Raises ValueError for one that does not, or is negative."""
+    std: one number, an array that broadcasts to y, or for a tuple y a tuple of them. Raises ValueError for one that does not,
+    or is negative."""
     in_range("std", std, 0, np.finfo(np.float64).max, remedy="give a standard deviation >= 0")
     check_level(std, y)
     leaves, structure = jax.tree.flatten(y)
 
-    def noisy(key, a):
+    def noisy(std, key, a):
         real = jnp.finfo(a.dtype).dtype
         scale = jnp.asarray(std).astype(real)
         if not jnp.iscomplexobj(a):
@@ -26,7 +27,8 @@ def gaussian(key, y, std):
         z = jax.random.normal(key, (2, *a.shape), real)
         return a + jax.lax.complex(scale * z[0], scale * z[1])
 
-    return jax.tree.unflatten(structure, [noisy(k, a) for k, a in zip(jax.random.split(key, len(leaves)), leaves)])
+    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+    return by_part(noisy, std, keys, y)
 
 
 def poisson(key, y, rate=1.0, levels: float = 255.0):
@@ -43,5 +45,5 @@ def poisson(key, y, rate=1.0, levels: float = 255.0):
 
 def measure(key, A, x, noise_std=0.0, value_range=(-1.0, 1.0)) -> Measurement:
     """y = A(x) + noise_std * unit Gaussian noise, as the ``Measurement`` a method takes. ``noise_std`` in the units of y: one
-    number, or an array that broadcasts to y."""
+    number, an array that broadcasts to y, or for the tuple of a ``stack`` a tuple of them."""
     return Measurement(gaussian(key, A(x), noise_std), A, noise_std, value_range)
