@@ -110,7 +110,8 @@ def numbers(value):
     """``value`` as a numpy array where it is numbers that are known, else None: traced, or no number at all (JAX puts
     placeholders into pytrees, ``vmap`` axes stand in them)."""
     if isinstance(value, (list, tuple)):
-        known = bool(value) and all(numbers(v) is not None for v in value)
+        parts = [numbers(v) for v in value]
+        known = bool(parts) and all(p is not None and p.shape == parts[0].shape for p in parts)
     else:
         known = isinstance(value, (bool, int, float, complex, np.generic, np.ndarray, jax.Array)) and is_concrete(value)
     dtype = getattr(value, "dtype", np.dtype(float))
@@ -125,6 +126,9 @@ def in_range(name: str, value, low=-np.inf, high=np.inf, *, remedy: str = ""):
     What is not known (tracers, placeholders) passes. ``remedy`` ends the message; default: the range.
     """
     a = numbers(value)
+    if a is None and isinstance(value, (list, tuple)):
+        for part in value:
+            in_range(name, part, low, high, remedy=remedy)
     if a is None or not a.size or np.iscomplexobj(a):
         return
     wrong = a[~((a >= low) & (a <= high))]
@@ -209,7 +213,8 @@ class Measurement:
     y:            array of the shape ``A`` produces
     A:            operator
     noise_std:    standard deviation of the noise in the units of ``value_range``: 0.05 on images in [0, 1] is 0.1 on
-                  [-1, 1]. The two are never converted silently.
+                  [-1, 1]. The two are never converted silently. One number; an array that broadcasts to y: one per
+                  channel, or one per entry; or a tuple of these for the parts of ``operators.stack``
     value_range:  (low, high) of clean measurements
     Raises ValueError when a concrete ``y`` lies far outside ``value_range``, and for a function that is no operator.
     """
@@ -229,7 +234,10 @@ class Measurement:
         low, high = self.value_range
         if not low < high:
             raise ValueError(f"value_range {self.value_range} is empty: give (low, high), for example (-1.0, 1.0)")
-        in_range("noise_std", self.noise_std, 0, remedy="give a standard deviation >= 0, in the units of value_range")
+        most = np.finfo(np.float64).max
+        in_range("noise_std", self.noise_std, 0, most, remedy="give a standard deviation, finite and not negative")
+        if isinstance(self.noise_std, (list, tuple)) and numbers(self.noise_std) is not None and hasattr(self.y, "shape"):
+            object.__setattr__(self, "noise_std", np.asarray(self.noise_std))
         if not isinstance(self.y, (np.ndarray, jax.Array)) or not is_concrete(self.y, self.noise_std) or self.y.size == 0:
             return
         y = np.asarray(self.y)  # within a trace, reducing a JAX array would be traced

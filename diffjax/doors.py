@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .base import Measurement, is_concrete
 from .method import Method
+from .operators import check_image
 from .timetables import Timetable
 
 LATE = 0.1  # largest alpha / sigma of a first row whose start may be drawn as pure noise: 1 % of the variance is missing
@@ -87,15 +87,7 @@ def check_measurement(method, shape, dtype):
     m, who = method.measurement, type(method).__name__
     if not isinstance(m, Measurement):
         raise ValueError(f"{who} has no measurement: pass diffjax.Measurement(y, A) as its second argument")
-    image = jax.ShapeDtypeStruct(tuple(shape), dtype)
-    size = lambda tree: ", ".join(str(tuple(a.shape)) for a in jax.tree.leaves(tree))
-    try:
-        measured = jax.eval_shape(m.A, image)
-    except (TypeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{type(m.A).__name__} does not accept an image of shape {image.shape}: {first}") from error
-    if size(measured) != size(m.y):
-        raise ValueError(f"y has shape {size(m.y)}, but A of an image {image.shape} gives {size(measured)}: correct one")
+    check_image(m.A, m.y, shape, dtype, m.noise_std)
 
 
 def _short(value) -> str:

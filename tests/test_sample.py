@@ -183,7 +183,7 @@ def test_every_parameterisation_on_every_schedule(schedule, kind):
     "y, mask, message",
     [
         (np.zeros((4, 4, 3)), MASK, r"y has shape \(4, 4, 3\), but A of an image \(4, 4, 1\) gives \(4, 4, 1\)"),
-        (np.zeros(SHAPE), np.ones((4, 4, 3)), r"gives \(4, 4, 3\)"),
+        (np.zeros(SHAPE), np.ones((4, 4, 3)), r"mask of shape \(4, 4, 3\), which does not fit an image of shape \(4, 4, 1\)"),
         (np.zeros(SHAPE), np.ones((3, 4, 1)), "Mask does not accept an image of shape"),
     ],
 )

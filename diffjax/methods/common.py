@@ -58,6 +58,11 @@ def level(coefficient, x):
     return expand(coefficient, x) if jnp.ndim(coefficient) else jnp.asarray(coefficient).astype(x.dtype)
 
 
+def each(f, level):
+    """f of a level of noise, or, where it is a tuple, of its parts."""
+    return tuple(map(f, level)) if isinstance(level, (tuple, list)) else f(level)
+
+
 def inner(u, v):
     """<u, v> over all leaves, a real scalar."""
     return sum(jnp.vdot(a, b, precision="highest").real for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(v), strict=True))
@@ -77,6 +82,13 @@ def norm(r):
 def axpy(c, u, v):
     """c u + v"""
     return jax.tree.map(lambda a, b: c * a + b, u, v)
+
+
+def pasted(measurement, x):
+    """``x`` with what a ``Mask`` measured without noise put in: y / mask where mask > 0 and noise_std is 0."""
+    y = measurement.y.astype(x.dtype)
+    exact = measurement.A.known(y) * (jnp.asarray(measurement.noise_std) == 0).astype(x.dtype)
+    return exact * measurement.A.pinv(y) + (1 - exact) * x
 
 
 def least_residual(apply, b, iterations):

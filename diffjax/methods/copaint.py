@@ -26,7 +26,7 @@ from ..base import Measurement, Prediction, clip, expand, is_concrete, namespace
 from ..kernels import DDIM
 from ..method import Method
 from ..operators import Mask
-from .common import Setup, cast, squares
+from .common import Setup, cast, pasted, squares
 
 SHRINK = 0.8
 
@@ -62,7 +62,7 @@ class CoPaint(Method):
     estimate_steps:  1, or the number of DDIM steps of the multi-step estimate (M)
     candidates:      starts that are tried, the one with the lowest data loss after optimising is kept (``filter_xT``)
     keep:            starts that are kept (more than one only to replay a recorded batch)
-    exact:           known pixels of the result equal y (where ``noise_std`` is 0)
+    exact:           known pixels of the result equal y / mask (where ``noise_std`` is 0)
     bounds:          what x0 and the result are clamped to; widen them for a prior that is not confined to [-1, 1]
     Forward calls of the network per row: 1 + iterations (1 + trials), counted in ``info["calls"]`` (candidates, tried before
     the first row, are not); backward: iterations. Run it with ``kernels.DDIM``.
@@ -215,8 +215,7 @@ class CoPaint(Method):
         x = clip(x, *self.bounds)
         if not self.exact or not isinstance(self.measurement.A, Mask):
             return x, {}
-        m = self.measurement.A.weights(x) * jnp.asarray(self.measurement.noise_std == 0).astype(x.dtype)
-        return m * self.measurement.y.astype(x.dtype) + (1 - m) * x, {}
+        return pasted(self.measurement, x), {}
 
     def calls(self, kernel) -> int:
         trials = 1 + self.max_reductions if self.adaptive else 0

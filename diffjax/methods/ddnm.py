@@ -29,11 +29,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from .. import process, timetables
 from ..base import Measurement, Prediction, expand, in_range, namespace, nearest, pytree, safe_divide, safe_sqrt, static
 from ..kernels import DDIM, Marginal
 from ..method import Method
+from ..operators import Mask
 from .common import Setup, cast
 from .ddrm import DDRM
 
@@ -111,7 +113,7 @@ class DDNM(Traveller):
 
 @pytree
 class PlusPlan(Travel):
-    """lam, shrink: of the simplified form."""
+    """lam, shrink: of the simplified form, where noise_std is one number."""
 
     lam: Any = None
     shrink: Any = None
@@ -146,12 +148,21 @@ class DDNMPlus(Traveller):
         return ("svd",) if self.form == "svd" else ("pinv",)
 
     def plan(self, kernel, table) -> PlusPlan:
-        lam, shrink = self.weights(*process.marginal(kernel.schedule, table.s)) if self.form == "simplified" else (None, None)
+        lam, shrink, std = None, None, self.measurement.noise_std
+        if self.form == "simplified" and np.size(std) == 1:
+            one = std.reshape(()) if np.ndim(std) else std
+            lam, shrink = self.weights(*process.marginal(kernel.schedule, table.s), one)
+        elif self.form == "simplified" and not isinstance(self.measurement.A, Mask):
+            name = type(self.measurement.A).__name__
+            raise ValueError(
+                f"DDNMPlus, simplified, takes one noise_std with {name}, not an array of shape {np.shape(std)}: use MMPS, or "
+                'form="svd" where its spectrum keeps the entries of y apart'
+            )
         return PlusPlan(*process.marginal(kernel.schedule, table.r), lam, shrink)
 
-    def weights(self, alpha, sigma):
-        """(lambda, factor of the noise) of the simplified form."""
-        brought = alpha * self.measurement.noise_std
+    def weights(self, alpha, sigma, std=None):
+        """(lambda, factor of the noise) of the simplified form; ``std``: noise_std in another form."""
+        brought = alpha * (self.measurement.noise_std if std is None else std)
         xp = namespace(brought, sigma)
         enough = sigma >= brought
         lam = xp.where(enough, 1.0, safe_divide(sigma, brought))
@@ -162,8 +173,13 @@ class DDNMPlus(Traveller):
         x0, eta = p.x0, jnp.asarray(self.eta).astype(noise.dtype)
         A, y = self.measurement.A, cast(self.measurement.y, x0.dtype)
         mixed = eta * noise + safe_sqrt(1 - eta**2) * p.eps
-        corrected = p.with_x0(x0 - expand(row.m.lam, x0) * A.pinv(A.residual(x0, y)), keep_eps=True)
-        return corrected, expand(row.m.shrink, x0) * mixed
+        if row.m.lam is None:  # one for each pixel: not planned, as the rows' would fill the memory
+            std = jnp.asarray(self.measurement.noise_std).astype(x0.dtype)
+            lam, shrink = self.weights(row.k.move.alpha, row.k.move.sigma, std)
+        else:
+            lam, shrink = expand(row.m.lam, x0), expand(row.m.shrink, x0)
+        corrected = p.with_x0(x0 - lam * A.pinv(A.residual(x0, y)), keep_eps=True)
+        return corrected, shrink * mixed
 
     def shaped(self, p, noise, row):
         """-> (prediction, unit noise) for the kernel's move."""

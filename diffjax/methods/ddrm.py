@@ -35,7 +35,8 @@ from .common import Setup, cast
 
 def restore_spectrum(c, e, z, u, s, *, alpha, sigma, std, eta, eta_b=1.0):
     """The three cases above, entry by entry: -> (coefficients of x0, of unit noise) such that alpha x0 + sigma noise are the
-    new state's. c, e, z, u: spectra; s: their singular values; scalars in the dtype of s; std is that of y's noise."""
+    new state's. c, e, z, u: spectra; s: their singular values; alpha, sigma, eta: scalars; std: of y's noise, one number or
+    one of each entry. All in the dtype of s."""
     seen = s > 0
     more = seen & (s * sigma >= alpha * std)
     s_more = jnp.where(more, s, 0)  # keeps tiny singular values out of the divisions
@@ -73,10 +74,10 @@ class DDRM(Method):
         return True
 
     def observed(self, x):
-        """(spectral operator, U^T y, singular values, noise_std) in the dtype of ``x``."""
+        """(spectral operator, U^T y, singular values, noise_std of each entry or of all) in the dtype of ``x``."""
         A = self.measurement.A.svd
         u = A.Ut(cast(self.measurement.y, x.dtype))
-        return A, u, A.singular(u), jnp.asarray(self.measurement.noise_std).astype(x.dtype)
+        return A, u, A.singular(u), A.spread(self.measurement.noise_std).astype(x.dtype)
 
     def start(self, kernel, row, noise):
         A, u, s, std = self.observed(noise)

@@ -43,7 +43,8 @@ from .. import process, timetables
 from ..base import Measurement, nearest, pytree, static, whole
 from ..kernels import DDIM
 from ..method import Method
-from .common import Setup, by_kind, inner, kind, level
+from ..operators.checks import by_part, least
+from .common import Setup, by_kind, each, inner, kind, level
 
 DATA = ("prox", "gradient", "back_projection")
 SPLITTINGS = ("hqs", "admm")
@@ -97,29 +98,34 @@ class DiffPIR(Method):
     # --- the data step ---
 
     def rho(self, p):
-        """The penalty at a prediction's time. Not below 1e-12, so that nothing unmeasured is divided by 0."""
+        """The penalty at a prediction's time, an array where noise_std is one. Not below 1e-12, so that nothing unmeasured is
+        divided by 0."""
         cast = lambda a: jnp.asarray(a, p.x0.dtype)
-        noise = jnp.maximum(cast(self.measurement.noise_std), cast(self.noise_floor))
         alpha, sigma = level(p.alpha, p.x0), jnp.maximum(level(p.sigma, p.x0), cast(1e-10))
         precision = (alpha / sigma) ** 2 + 1 / cast(self.prior_std) ** 2
-        return jnp.maximum(cast(self.lam) * noise**2 * precision, cast(1e-12))
+        noise = lambda std: jnp.maximum(cast(std), cast(self.noise_floor))
+        penalty = lambda std: jnp.maximum(cast(self.lam) * noise(std) ** 2 * precision, cast(1e-12))
+        return each(penalty, self.measurement.noise_std)
 
     def solve(self, z, rho):
-        """(argmin_x |y - A x|^2 + rho |x - z|^2 as ``data`` finds it, info)"""
+        """(argmin_x |y - A x|^2 + rho |x - z|^2, or, of an array rho, sum (y - A x)^2 / rho + |x - z|^2, as ``data`` finds it,
+        info)"""
         A, cast = self.measurement.A, lambda a: jnp.asarray(a, z.dtype)
         y = jax.tree.map(lambda a: a if jnp.iscomplexobj(a) else a.astype(z.dtype), self.measurement.y)
         if self.data == "prox":
             found = A.prox_info(z, rho, y) if hasattr(A, "prox_info") else (A.prox(z, rho, y), {})
             return z + cast(self.guidance) * (found[0] - z), found[1]
 
+        low = least(rho)
+
         def misfit(x):
             r = A.residual(x, y)
-            return 0.5 * inner(r, r)
+            return 0.5 * inner(r, by_part(lambda rho, r: r * (low / rho), rho, r))
 
         def turn(x, _):
             if self.data == "gradient":
-                return x - (jax.grad(misfit)(x) + rho * (x - z)) / (rho + cast(self.lipschitz)), None
-            return x - cast(self.gamma) * A.pinv(A.residual(x, y)) / (1 + rho), None
+                return x - (jax.grad(misfit)(x) + low * (x - z)) / (low + cast(self.lipschitz)), None
+            return x - cast(self.gamma) * A.pinv(by_part(lambda rho, r: r / (1 + rho), rho, A.residual(x, y))), None
 
         x, _ = jax.lax.scan(turn, z, None, length=self.iterations)
         return z + cast(self.guidance) * (x - z), {}
@@ -130,9 +136,10 @@ class DiffPIR(Method):
         if dual is None:
             v, info = self.solve(p.x0, rho)
             return p.with_x0(v), v, None, info
-        v, info = self.solve(p.x0 + dual / rho, rho)
-        dual = dual + rho * (p.x0 - v)
-        return p.with_x0(v - dual / rho), v, dual, info
+        low = least(rho)
+        v, info = self.solve(p.x0 + dual / low, rho)
+        dual = dual + low * (p.x0 - v)
+        return p.with_x0(v - dual / low), v, dual, info
 
     # --- the walk ---
 

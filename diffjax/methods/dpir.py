@@ -24,7 +24,7 @@ from .. import timetables
 from ..base import Measurement, host, pytree, safe_divide
 from ..kernels import Marginal
 from ..method import Method
-from .common import Setup, cast
+from .common import Setup, cast, each
 
 
 @pytree
@@ -69,8 +69,8 @@ class DPIR(Method):
     def step(self, kernel, x, state, row, noise):
         typed = lambda a: jnp.asarray(a).astype(x.dtype)
         alpha, ratio = (typed(a) for a in row.m)
-        noise_std = jnp.maximum(typed(self.measurement.noise_std), typed(self.noise_floor))
-        rho = jnp.maximum(typed(self.lam) * (noise_std / jnp.maximum(ratio, typed(1e-10))) ** 2, typed(1e-12))
+        share = lambda std: jnp.maximum(typed(std), typed(self.noise_floor)) / jnp.maximum(ratio, typed(1e-10))
+        rho = each(lambda std: jnp.maximum(typed(self.lam) * share(std) ** 2, typed(1e-12)), self.measurement.noise_std)
         x, info = self.measurement.A.prox_info(x, rho, cast(self.measurement.y, x.dtype))
         return self.denoise(alpha * x, row.t).x0, state, info
 

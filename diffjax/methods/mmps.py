@@ -26,7 +26,8 @@ from .. import timetables
 from ..base import Measurement, Prediction, expand, pytree, safe_divide, static, whole
 from ..kernels import DDIM
 from ..method import Method
-from .common import Setup, axpy, cast, inner, least_residual
+from ..operators.checks import by_part
+from .common import Setup, cast, each, inner, least_residual
 
 
 @pytree
@@ -59,13 +60,13 @@ class MMPS(Method):
     def twist(self, x, t):
         """(the prior's Prediction, what y adds to its x0, log N(y; A m, noise_std^2 I + A V A^T), residual of the solve
         relative to its start). The density is without its log-determinant, a constant for a Gaussian prior."""
-        A, noise_std = self.measurement.A, jnp.asarray(self.measurement.noise_std).astype(x.dtype)
+        A, noise_std = self.measurement.A, each(lambda a: jnp.asarray(a).astype(x.dtype), self.measurement.noise_std)
         _, pull, p = jax.vjp(lambda x: (lambda p: (p.x0, p))(self.denoise(x, t)), x, has_aux=True)
         share = expand(safe_divide(p.sigma**2, p.alpha), x)
 
         def system(v):
             Vv = share * pull(A.T(v))[0]
-            return axpy(noise_std**2, v, A(Vv)), Vv
+            return by_part(lambda std, v, AVv: std**2 * v + AVv, noise_std, v, A(Vv)), Vv
 
         b = jax.tree.map(jnp.negative, A.residual(p.x0, cast(self.measurement.y, x.dtype)))
         u, shift, left = least_residual(system, b, self.solves())

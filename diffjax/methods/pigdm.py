@@ -26,7 +26,7 @@ from .. import timetables
 from ..base import Measurement, Prediction, expand, nearest, pytree, safe_divide, static
 from ..kernels import DDIM
 from ..method import Method
-from .common import Setup, cast
+from .common import Setup, cast, each
 
 WEIGHTS = ("adaptive", "bayes")
 NOISE_FREE = 1e-8  # rho where noise_std is 0: keeps 0 / 0 away from unmeasured directions
@@ -63,9 +63,10 @@ class PiGDM(Method):
     def predict(self, x, t) -> Prediction:
         _, pull, p = jax.vjp(lambda x: (lambda p: (p.x0, p))(self.denoise(x, t)), x, has_aux=True)
         alpha, sigma = (jnp.asarray(a).astype(x.dtype) for a in (p.alpha, p.sigma))
-        prior_std, noise_std = (jnp.asarray(a).astype(x.dtype) for a in (self.prior_std, self.measurement.noise_std))
-        r2 = sigma**2 / (alpha**2 + (sigma / prior_std) ** 2)
-        rho = jnp.maximum(safe_divide(noise_std**2, r2), jnp.asarray(NOISE_FREE, x.dtype))
+        typed = lambda a: jnp.asarray(a).astype(x.dtype)
+        r2 = sigma**2 / (alpha**2 + (sigma / typed(self.prior_std)) ** 2)
+        share = lambda std: jnp.maximum(safe_divide(typed(std) ** 2, r2), typed(NOISE_FREE))
+        rho = each(share, self.measurement.noise_std)
         d = self.measurement.A.prox(p.x0, rho, cast(self.measurement.y, x.dtype)) - p.x0
         adaptive = self.weight == "adaptive"
         factor = alpha if adaptive else safe_divide(sigma**2, alpha * r2)

@@ -2,13 +2,15 @@
 
     known_t = alpha_t y + sigma_t e,      x_t <- m known_t + (1 - m) x_t,      then a reverse step of the whole image
 
-and, by the timetable's jumps, back up and down again so that both parts come to agree.
+(m = 1 where a pixel is known, else 0) and, by the timetable's jumps, back up and down again so that both parts come to agree.
 
 Official code and paper differ in the order. The code (default here) merges the known pixels in before the network, at the
 level of x_t, except on the very first call, which sees pure noise. Algorithm 1 merges after the move, at the level of
 x_s. The law of the walk is the same but at its ends. The code never pastes y into its result, whose known pixels are the
-network's x0; by default we do (``exact=False`` for the official behaviour). The paper has no noise model; with
-``noise_std`` > 0 the known pixels' own noise is taken off sigma_t and nothing is pasted.
+network's x0; by default we do (``exact=False`` for the official behaviour). The paper has no noise model; where
+``noise_std`` > 0 the known pixels' own noise is taken off sigma_t and nothing is pasted at the end (the last merge of the
+paper's order, at t = 0, is of y as it is). Where our mask is a fraction f, y is f times the image: what is merged is y / f,
+whose noise is noise_std / f. The code takes its y for the image itself and blends it in by the share f.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Measurement, expand, namespace, nearest, pytree, safe_sqrt, static
+from ..base import Measurement, expand, namespace, nearest, pytree, safe_divide, safe_sqrt, static
 from ..kernels import DDPM
 from ..method import Method
-from .common import Setup
+from .common import Setup, pasted
 
 ORDERS = ("official", "paper")
 
 
 @pytree
 class Plan:
-    """Mean factor and deviation of the known pixels where they are merged, and whether this row merges."""
+    """alpha and sigma of the level where known pixels are merged, and whether this row merges."""
 
     alpha: Any
     sigma: Any
@@ -41,7 +43,7 @@ class RePaint(Method):
     """denoise: the prior. measurement: y (H, W, C) with a ``Mask``, 1 = known; hidden pixels of y are not looked at.
 
     order: "official" (merge before the network) or "paper" (Algorithm 1: after the move)
-    exact: known pixels of the result equal y
+    exact: known pixels of the result equal y / mask (where ``noise_std`` is 0)
     Use with ``timetables.repaint``; any table and kernel runs. Raises ValueError for other operators and unknown orders.
     """
 
@@ -63,20 +65,20 @@ class RePaint(Method):
 
     def plan(self, kernel, table) -> Plan:
         at = table.t if self.order == "official" else table.s
-        alpha, sigma = kernel.schedule.alpha(at), kernel.schedule.sigma(at)
-        noise_std = self.measurement.noise_std
-        sigma = safe_sqrt(sigma**2 - (alpha * noise_std) ** 2)
         merge = namespace(table.i).where((table.i == 0) & (self.order == "official"), 0.0, 1.0)
-        return Plan(alpha, sigma, merge)
+        return Plan(kernel.schedule.alpha(at), kernel.schedule.sigma(at), merge)
 
     def draw(self, kernel, key, x):
         key_move, key_known = jax.random.split(key)
         return {"move": kernel.draw(key_move, x), "known": jax.random.normal(key_known, x.shape, x.dtype)}
 
     def merge(self, x, plan, noise):
-        y = self.measurement.y.astype(x.dtype)
-        m = self.measurement.A.weights(x) * expand(plan.merge, x)
-        return m * (expand(plan.alpha, x) * y + expand(plan.sigma, x) * noise) + (1 - m) * x
+        A, y = self.measurement.A, self.measurement.y.astype(x.dtype)
+        alpha, sigma = expand(plan.alpha, x), expand(plan.sigma, x)
+        own = alpha * safe_divide(jnp.asarray(self.measurement.noise_std).astype(x.dtype), A.weights(y))  # noise of y / mask
+        known_t = alpha * A.pinv(y) + safe_sqrt((sigma - own) * (sigma + own)) * noise
+        m = A.known(y) * expand(plan.merge, x)
+        return m * known_t + (1 - m) * x
 
     def step(self, kernel, x, state, row, noise):
         if self.order == "official":
@@ -87,11 +89,7 @@ class RePaint(Method):
         return x, state, {}
 
     def finish(self, kernel, x, state):
-        if not self.exact:
-            return x, {}
-        noise_free = jnp.asarray(self.measurement.noise_std == 0)
-        m = self.measurement.A.weights(x) * noise_free.astype(x.dtype)
-        return m * self.measurement.y.astype(x.dtype) + (1 - m) * x, {}
+        return pasted(self.measurement, x) if self.exact else x, {}
 
 
 def published(denoise, measurement, steps=None, *, table=None) -> Setup:

@@ -58,7 +58,7 @@ class Replacement(Method):
         D = A.svd
         c = D.Vt(z)
         s = D.singular(c)
-        own = alpha * jnp.asarray(self.measurement.noise_std, x.dtype)
+        own = alpha * D.spread(self.measurement.noise_std).astype(x.dtype)
         return alpha * y + D.U(safe_sqrt((sigma * s) ** 2 - own**2) * c)
 
     def replaced(self, x, alpha, sigma, z):

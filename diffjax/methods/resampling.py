@@ -109,7 +109,7 @@ class Resampling(Blended):
         return self.keep_chosen(x, moved, chosen), (inner, noise["known"]), {"effective": 1 / (weights**2).sum()}
 
     def finish(self, kernel, x, state):
-        best = jnp.argsort(-self.weights(x, self.measurement.y.astype(x.dtype)))[: self.keep]
+        best = jnp.argsort(-self.weights(x, self.measurement.A.pinv(self.measurement.y.astype(x.dtype))))[: self.keep]
         x, info = super().finish(kernel, x[best], state)
         return (x[0] if self.keep == 1 else x), info
 

@@ -26,6 +26,7 @@ import numpy as np
 from .. import timetables
 from ..base import Measurement, in_range, pytree, replace, safe_divide, static, whole
 from ..kernels import DDPM, DPMSolverPP2M
+from ..operators.checks import by_part
 from ..sample import Result, sample
 from .common import Setup, cast, inner
 from .mmps import MMPS
@@ -97,7 +98,8 @@ class TwistedSMC(MMPS):
     def likelihood(self, x):
         """log N(y; A x, noise_std^2 I) without constants: L at t = 0."""
         r = self.measurement.A.residual(x, cast(self.measurement.y, x.dtype))
-        return -0.5 * safe_divide(inner(r, r), jnp.asarray(self.measurement.noise_std).astype(x.dtype) ** 2)
+        r = by_part(lambda std, r: safe_divide(r, jnp.asarray(std).astype(x.dtype)), self.measurement.noise_std, r)
+        return -0.5 * inner(r, r)
 
     def step(self, kernel, x, state, row, noise):
         K = len(x)

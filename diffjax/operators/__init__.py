@@ -1,15 +1,16 @@
 """What was measured: y = A(x) + noise. Frozen pytrees for one image; batches are ``vmap``."""
 
-from . import noise
+from . import masks, noise
 from .base import Operator, Spectral, cg_prox, from_function, stack
 from .blur import Blur
+from .checks import check_image
 from .colour import Grey
 from .downsample import Downsample
-from .kernels import anisotropic_kernel, gaussian_kernel, motion_kernel, uniform_kernel
 from .mask import Mask
 from .matrix import matrix, separable
 from .noise import measure
 from .phase import PhaseRetrieval
+from .psf import anisotropic_kernel, gaussian_kernel, motion_kernel, uniform_kernel
 from .resize import Resize, resize, resize_matrix
 from .slices import SliceAverage
 from .transforms import Fourier, Hadamard, random_mask
@@ -28,8 +29,10 @@ __all__ = [
     "Spectral",
     "anisotropic_kernel",
     "cg_prox",
+    "check_image",
     "from_function",
     "gaussian_kernel",
+    "masks",
     "matrix",
     "measure",
     "motion_kernel",

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..base import pytree, safe_divide, safe_sqrt, static
+from ..base import is_concrete, pytree, safe_divide, safe_sqrt, static, whole
+from .checks import by_part, check_same, first_line, least
 
 
 class Operator:
@@ -21,6 +23,11 @@ class Operator:
     A.svd              the operator as a ``Spectral`` one
     A missing one raises ValueError that names it; ``A.has("prox")`` asks. y is an array, complex for ``Fourier``, a tuple
     for ``stack``; where it is complex, adjoint and norms are those of its real and imaginary parts side by side.
+
+    An image is (H, W, C), in floats. Those of a batch are handled by ``jax.vmap``; the operators of one image also take
+    arrays with more axes in front, and do the same to each image. A wrong shape is a ValueError that says what is taken.
+    rho is a number, or an array that broadcasts to y and weighs its entries: argmin_x sum (y - A x)^2 / rho + |x - z|^2
+    (where y is a tuple, rho may be one of such arrays).
     """
 
     def has(self, name: str) -> bool:
@@ -32,7 +39,12 @@ class Operator:
 
     def residual(self, x, y):
         """A x - y. Masks weight it, so that hidden pixels of y are never looked at."""
-        return jax.tree.map(jnp.subtract, self(x), y)
+
+        def less(measured, y):
+            check_same(self, measured, y)
+            return measured - y
+
+        return jax.tree.map(less, self(x), y)
 
     def T(self, y):
         self._lacks("T (adjoint)", "operators.from_function(f, shape), which transposes f")
@@ -72,6 +84,8 @@ class Spectral(Operator):
       V(c)     spectrum -> image, the inverse of Vt
       Ut(y)    measurement -> spectrum, 0 where s = 0
       U(c)     spectrum -> measurement
+      spread(level)  a level of each entry of y (noise_std, rho) as one of each entry of the spectrum; by default it takes one
+               number only, since the spectrum's entries mix those of y, whose noise would not stay independent
     and has all capabilities by it. Methods work on the spectrum entry by entry, whatever its shape.
     """
 
@@ -84,6 +98,25 @@ class Spectral(Operator):
     def singular(self, c):
         """The singular values belonging to a spectrum ``c``, in its dtype, broadcastable to it."""
         return jnp.asarray(self.s).astype(c.dtype)
+
+    def spread(self, level):
+        level = jnp.asarray(level)
+        if level.size != 1:
+            self._mixes(level, "one noise level")
+        return level.reshape(())
+
+    def spread_by_channel(self, level):
+        """The ``spread`` of operators that treat each channel by itself, in a spectrum whose last axis are the channels."""
+        level = jnp.asarray(level)
+        if level.ndim and level.size != level.shape[-1]:
+            self._mixes(level, "one noise level, or one per channel")
+        return level.reshape(level.shape[-1:])
+
+    def _mixes(self, level, takes):
+        raise ValueError(
+            f"{type(self).__name__} mixes the entries of y, so it takes {takes}, not an array of shape {level.shape}: "
+            "use MMPS, or operators.cg_prox(A, iterations) with a method that needs A.prox only (DiffPIR, PiGDM)"
+        )
 
     def __call__(self, x):
         c = self.Vt(x)
@@ -101,7 +134,7 @@ class Spectral(Operator):
         # the residual form: no cancellation in float32 where rho is small
         c = self.Vt(z)
         s = self.singular(c)
-        return z + self.V(s * (self.Ut(y) - s * c) / (s**2 + jnp.asarray(rho).astype(c.dtype)))
+        return z + self.V(s * (self.Ut(y) - s * c) / (s**2 + self.spread(rho).astype(c.dtype)))
 
 
 @pytree
@@ -178,9 +211,11 @@ class CGProx(Operator):
         return self.prox_info(z, rho, y)[0]
 
     def prox_info(self, z, rho, y):
-        rho = jnp.asarray(rho).astype(z.dtype)
-        apply = lambda d: self.A.T(self.A(d)) + rho * d
-        b = -self.A.T(self.A.residual(z, y))  # of the correction d = x - z
+        low = least(rho).astype(z.dtype)
+        share = lambda rho, r: r * (low / jnp.asarray(rho).astype(z.dtype))  # weights of at most 1, 1 for one number
+        weigh = lambda r: by_part(share, rho, r) if jnp.ndim(jax.tree.leaves(rho)[0]) or isinstance(rho, tuple) else r
+        apply = lambda d: self.A.T(weigh(self.A(d))) + low * d
+        b = -self.A.T(weigh(self.A.residual(z, y)))  # of the correction d = x - z
         inner = lambda u, v: jnp.vdot(u, v, precision="highest").real
 
         def turn(carry, _):
@@ -200,10 +235,10 @@ class CGProx(Operator):
 def cg_prox(A, iterations: int = 10) -> CGProx:
     """``A``, linear and with an adjoint, with its proximal map by a fixed number of conjugate-gradient steps.
 
-    What is left of the residual, relative to the start, is in the method's info as "prox_residual".
+    What is left of the residual, relative to the start, is in the method's info as "prox_residual". One system for all of
+    the array that it is given.
     """
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations {iterations!r} is not a whole number >= 1")
+    iterations = whole("iterations", iterations)
     if not A.has("T"):
         raise ValueError(f"cg_prox needs A.T, which {type(A).__name__} lacks: use a method that needs only A (DPS)")
     return CGProx(A, iterations)
@@ -232,6 +267,9 @@ class FromFunction(Operator):
         return super().has(name) and (self.linear or name != "T")
 
     def __call__(self, x):
+        if jnp.shape(x) != self.shape:
+            took = f"f takes images of shape {self.shape}, not {jnp.shape(x)}"
+            raise ValueError(f"{took}: give one image, batches by jax.vmap")
         return self.f(x, *self.args)
 
     def T(self, y):
@@ -242,23 +280,53 @@ class FromFunction(Operator):
         return jax.linear_transpose(lambda x: self.f(x, *self.args), x)(y)[0]
 
 
-def from_function(f, shape, *args) -> FromFunction:
-    """Any function ``f(x, *args)`` of one image of ``shape`` as an operator; its adjoint by transposition, if it is linear (as
-    JAX sees it: no tanh, no clip). Others have no adjoint: DPS, CoPaint, RED-diff and DiffPIR's gradient steps do without.
+def _transposes(A, x) -> bool:
+    """Whether JAX finds the transpose of f, for which it must be linear, or linear but for an offset."""
+    try:
+        jax.eval_shape(A.T, jax.eval_shape(A, x))
+    except (NotImplementedError, AssertionError, RuntimeError, TypeError, ValueError):  # f ran: this is about its transpose
+        return False
+    return True
 
-    args: arrays it uses, kept as leaves. Raises ValueError if f does not accept ``shape``, or f(0) != 0 (checked on concrete
-    args).
+
+def _stand_in(a):
+    """Known numbers for a traced argument of f."""
+    if not isinstance(a, jax.core.Tracer):
+        return a
+    random = np.random.default_rng(a.size).uniform(0.5, 1.5, a.shape)
+    return jnp.asarray(random if jnp.issubdtype(a.dtype, jnp.inexact) else np.zeros(a.shape)).astype(a.dtype)
+
+
+def _homogeneous(A, x) -> bool:
+    """Whether f(0) = 0 and f(2.5 x) = 2.5 f(x), for numbers in place of traced arguments; True where f uses other traced
+    arrays than its arguments."""
+    x = np.random.default_rng(0).uniform(-1, 1, x.shape).astype(x.dtype)
+    with jax.ensure_compile_time_eval():
+        f = lambda x: A.f(jnp.asarray(x), *jax.tree.map(_stand_in, A.args))
+        parts = zip(*(jax.tree.leaves(f(c * x)) for c in (0, 1, 2.5)))
+    for zero, once, more in parts:
+        if is_concrete(zero, once, more):
+            zero, once, more = (np.asarray(a).astype(complex) for a in (zero, once, more))
+            size = np.abs(more).max(initial=0)
+            nothing = np.abs(zero).max(initial=0) <= 1e-6 * max(size, 1)
+            if not (nothing and np.abs(more - 2.5 * once).max(initial=0) <= 0.02 * size):  # f may round to bfloat16
+                return False
+    return True
+
+
+def from_function(f, shape, *args) -> FromFunction:
+    """Any function ``f(x, *args)`` of one image of ``shape`` as an operator. If it is linear it has its adjoint, by
+    transposition. Any other (tanh, clip, an offset f(0), a decoder) has none: DPS, CoPaint, RED-diff with ``first`` and
+    DiffPIR's gradient steps do without.
+
+    args: arrays it uses, kept as leaves. Raises ValueError if f does not accept ``shape``.
     """
     A = FromFunction(tuple(args), f, tuple(shape))
+    x = jax.ShapeDtypeStruct(A.shape, jnp.float32)
     try:
-        zero = A(jnp.zeros(A.shape, jnp.float32))
-    except TypeError as error:
-        raise ValueError(f"f does not accept an image of shape {A.shape}: {error}") from error
-    leaves = jax.tree.leaves(zero)
-    if any(not isinstance(a, jax.core.Tracer) and bool(jnp.any(jnp.abs(a) > 1e-6)) for a in leaves):
-        raise ValueError("f(0) is not 0: subtract the offset from f and from y")
-    try:
-        jax.eval_shape(A.T, zero)
-    except NotImplementedError:  # what JAX raises for a function that it cannot transpose
-        return FromFunction(A.args, f, A.shape, linear=False)
-    return A
+        jax.eval_shape(A, x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"f does not accept an image of shape {A.shape}: {first_line(error)}") from error
+    if _transposes(A, x) and _homogeneous(A, x):
+        return A
+    return FromFunction(A.args, f, A.shape, linear=False)

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import nearest, pytree, safe_divide, safe_sqrt, static
+from ..base import in_range, nearest, numbers, pytree, safe_divide, safe_sqrt, static
 from .base import Spectral, first_axis
+from .checks import check_axes
 from .downsample import Downsample, blocks, check_factor, unblock
 
 BORDERS = {"wrap": "wrap", "reflect": "reflect", "zero": "constant"}  # -> numpy's name
-AXES = (0, 1)
+AXES = (-4, -3)  # of blocks and spectra (h, w, factor^2, C)
 
 
 def _fft(x):
@@ -62,8 +63,9 @@ class Blur(Spectral):
     factor: keep every factor-th pixel, the upper left of each block, after blurring
     cutoff: singular values below cutoff times the largest are 0 to ``svd`` and ``pinv``; default: 10 roundings of the
             dtype. A blur kills detail, and undoing it alone divides by almost 0: official DDRM and DDNM use 0.03
-    "wrap" has everything by FFT; spectrum (H / factor, W / factor, factor^2, C). The others have T, by transposition, and
-    prox through ``cg_prox``. Raises ValueError for an unknown border, a factor that is not a divisor, a kernel of other rank.
+    "wrap" has everything by FFT; spectrum (H / factor, W / factor, factor^2, C), noise_std one number or one per channel. The
+    others have T, by transposition, and prox through ``cg_prox``. Raises ValueError for an unknown border, a factor that is
+    not a divisor, a kernel of other rank, with values that are not finite, or with other channels than the image.
     """
 
     kernel: Any
@@ -74,13 +76,27 @@ class Blur(Spectral):
     def __post_init__(self):
         if self.border not in BORDERS:
             raise ValueError(f"border {self.border!r} is unknown: {nearest(self.border, BORDERS)}")
-        check_factor(self.factor)
+        check_factor(self)
+        largest = np.finfo(np.float64).max
+        in_range("a kernel's entry", self.kernel, -largest, largest, remedy="give finite numbers")
+        in_range("cutoff", self.cutoff, 0, 1, remedy="give a share of the largest singular value, 0 to 1 (DDRM, DDNM: 0.03)")
+        if isinstance(self.kernel, (list, tuple)) and numbers(self.kernel) is not None:
+            object.__setattr__(self, "kernel", np.asarray(self.kernel))
         if hasattr(self.kernel, "shape") and len(self.kernel.shape) not in (2, 3):
             raise ValueError(f"kernel has shape {tuple(self.kernel.shape)}: give (h, w), or (h, w, C) for one per channel")
 
     def _kernel(self, dtype):
         k = jnp.asarray(self.kernel).astype(dtype)
         return k if k.ndim == 3 else k[:, :, None]
+
+    def _check(self, x):
+        check_axes(self, x)
+        k = jnp.shape(self.kernel)
+        if len(k) == 3 and k[2] not in (1, x.shape[-1]):
+            raise ValueError(f"kernel has {k[2]} channels, the image {x.shape[-1]}: give (h, w), or one kernel per channel")
+
+    def spread(self, level):
+        return self.spread_by_channel(level)
 
     def has(self, name):
         return name == "T" or self.border == "wrap"
@@ -107,12 +123,12 @@ class Blur(Spectral):
         by_phase = spread[phase(h)[:, :, None, None], phase(w)]  # (h, f, w, f, C): entry f n - a of the kernel
         g = by_phase.transpose(0, 2, 1, 3, 4).reshape(h, w, f * f, -1)
         G = jnp.fft.fft2(g, axes=AXES)
-        return G, safe_sqrt((G.real**2 + G.imag**2).sum(2, keepdims=True))
+        return G, safe_sqrt((G.real**2 + G.imag**2).sum(-2, keepdims=True))
 
     def _row(self, h, w, dtype):
         """The right singular vectors v = conj(G) / s, the first unit vector where s = 0."""
         G, s = self._transfer(h, w, dtype)
-        one = (np.arange(G.shape[2]) == 0)[:, None]
+        one = (np.arange(G.shape[-2]) == 0)[:, None]
         return jnp.where(s > 0, safe_divide(jnp.conj(G), s.astype(G.dtype)), jnp.asarray(one, G.dtype))
 
     def _kept(self, s):
@@ -120,27 +136,34 @@ class Blur(Spectral):
         return jnp.where(s > cutoff * jax.lax.stop_gradient(s).max(), s, jnp.zeros_like(s))
 
     def singular(self, c):
-        h, w, phases, _ = c.shape
+        h, w, phases, _ = c.shape[-4:]
         s = self._kept(self._transfer(h, w, c.dtype)[1])
         return s * jnp.asarray((np.arange(phases) == 0)[:, None], s.dtype)
 
     def Vt(self, x):
         self._closed("svd")
+        self._check(x)
         X = _fft(blocks(x, self.factor))
-        return pack(first_axis(self._row(*X.shape[:2], x.dtype), X, 2))
+        return pack(first_axis(self._row(*X.shape[-4:-2], x.dtype), X, -2))
 
     def V(self, c):
-        X = first_axis(self._row(*c.shape[:2], c.dtype), unpack(c), 2, inverse=True)
+        X = first_axis(self._row(*c.shape[-4:-2], c.dtype), unpack(c), -2, inverse=True)
         return unblock(_ifft(X), self.factor)
 
     def Ut(self, y):
         self._closed("svd")
-        c = pack(_fft(y))[:, :, None]
-        s = self._kept(self._transfer(*y.shape[:2], y.dtype)[1])
-        return jnp.pad(jnp.where(s > 0, c, jnp.zeros_like(c)), ((0, 0), (0, 0), (0, self.factor**2 - 1), (0, 0)))
+        Y, _, s = self._measured(y)
+        c, s = pack(Y), self._kept(s)
+        c = jnp.where(s > 0, c, jnp.zeros_like(c))
+        return jnp.pad(c, [(0, 0)] * (c.ndim - 2) + [(0, self.factor**2 - 1), (0, 0)])
 
     def U(self, c):
-        return _ifft(unpack(c[:, :, 0]))
+        return _ifft(unpack(c[..., :1, :]))[..., 0, :]
+
+    def _measured(self, y):
+        """(Fourier transform (h, w, 1, C), G, s) of a measurement."""
+        self._check(y)
+        return _fft(y[..., None, :]), *self._transfer(*y.shape[-3:-1], y.dtype)
 
     def _back(self, G, Y):
         """G^H Y, as an image."""
@@ -149,43 +172,44 @@ class Blur(Spectral):
     # --- the capabilities ---
 
     def __call__(self, x):
+        self._check(x)
         if self.border == "wrap":
             X = _fft(blocks(x, self.factor))
-            G, _ = self._transfer(*X.shape[:2], x.dtype)
-            return _ifft((G * X).sum(2))
+            G, _ = self._transfer(*X.shape[-4:-2], x.dtype)
+            return _ifft((G * X).sum(-2, keepdims=True))[..., 0, :]
         # one pad, then a circular convolution whose wrapped part is cut off
         k = self._kernel(x.dtype)
         blocks(x, self.factor)  # checks the size
         before, after = [n - 1 - n // 2 for n in k.shape[:2]], [n // 2 for n in k.shape[:2]]
-        padded = jnp.pad(x, ((before[0], after[0]), (before[1], after[1]), (0, 0)), mode=BORDERS[self.border])
-        y = _convolve(padded, k)
-        return y[k.shape[0] - 1 :: self.factor, k.shape[1] - 1 :: self.factor]
+        pads = [(0, 0)] * (x.ndim - 3) + [(before[0], after[0]), (before[1], after[1]), (0, 0)]
+        y = _convolve(jnp.pad(x, pads, mode=BORDERS[self.border]), k)
+        return y[..., k.shape[0] - 1 :: self.factor, k.shape[1] - 1 :: self.factor, :]
 
     def T(self, y):
         if self.border == "wrap":
-            Y = _fft(y)[:, :, None]
-            return self._back(self._transfer(*y.shape[:2], y.dtype)[0], Y)
-        h, w, c = y.shape
-        return jax.linear_transpose(self, jax.ShapeDtypeStruct((h * self.factor, w * self.factor, c), y.dtype))(y)[0]
+            Y, G, _ = self._measured(y)
+            return self._back(G, Y)
+        self._check(y)
+        *batch, h, w, c = y.shape
+        x = jax.ShapeDtypeStruct((*batch, h * self.factor, w * self.factor, c), y.dtype)
+        return jax.linear_transpose(self, x)(y)[0]
 
     def pinv(self, y):
         self._closed("pinv")
-        G, s = self._transfer(*y.shape[:2], y.dtype)
-        s = self._kept(s)
-        return self._back(G, safe_divide(_fft(y)[:, :, None], (s**2).astype(G.dtype)))
+        Y, G, s = self._measured(y)
+        return self._back(G, safe_divide(Y, (self._kept(s) ** 2).astype(G.dtype)))
 
     def prox(self, z, rho, y):
         self._closed("prox")
-        G, s = self._transfer(*y.shape[:2], y.dtype)
-        left = _fft(y - self(z))[:, :, None]
-        return z + self._back(G, left / (s**2 + jnp.asarray(rho).astype(s.dtype)).astype(G.dtype))
+        R, G, s = self._measured(self.residual(z, y))
+        return z - self._back(G, R / (s**2 + self.spread(rho).astype(s.dtype)).astype(G.dtype))
 
     def then(self, outer):
         """``Downsample(f) @ Blur(k)`` is a blur by k and a box, then subsampled: closed form again."""
         if not isinstance(outer, Downsample) or self.border != "wrap":
             return super().then(outer)
         k, f, g = jnp.asarray(self.kernel), outer.factor, self.factor
-        for axis in AXES:
+        for axis in (0, 1):
             n = k.shape[axis]
             size = 2 * (n // 2 + g * (f - 1)) + 1  # so that the centre stays at size // 2
             shifts = [g * a for a in range(f)]
@@ -196,6 +220,6 @@ class Blur(Spectral):
 
 def _convolve(x, k):
     """Circular convolution, the kernel's first entry at 0, sized for x."""
-    H, W = x.shape[:2]
-    K = jnp.fft.fft2(k, s=(H, W), axes=AXES)
-    return jnp.fft.ifft2(K * jnp.fft.fft2(x, axes=AXES), axes=AXES).real
+    H, W = x.shape[-3:-1]
+    K = jnp.fft.fft2(k, s=(H, W), axes=(0, 1))
+    return jnp.fft.ifft2(K * jnp.fft.fft2(x, axes=(-3, -2)), axes=(-3, -2)).real

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..base import pytree, safe_divide, safe_sqrt
+from ..base import in_range, pytree, safe_divide, safe_sqrt
 from .base import Spectral, first_axis
+from .checks import check_axes
 
 
 @pytree
@@ -20,8 +21,14 @@ class Grey(Spectral):
 
     weights: Any = (1 / 3, 1 / 3, 1 / 3)
 
+    def __post_init__(self):
+        in_range("a weight", self.weights)
+
     def _weights(self, dtype):
-        return jnp.asarray(self.weights).astype(dtype)
+        w = jnp.asarray(self.weights).astype(dtype)
+        if w.ndim != 1:
+            raise ValueError(f"the weights of Grey have shape {w.shape}: give one weight per channel, (C,)")
+        return w
 
     def _norm(self, w):
         return safe_sqrt((w**2).sum())
@@ -30,20 +37,27 @@ class Grey(Spectral):
         w = self._weights(dtype)
         return safe_divide(w, self._norm(w))[None, None]
 
+    def spread(self, level):
+        return jnp.asarray(level)
+
     def singular(self, c):
         return self._norm(self._weights(c.dtype)) * (jnp.arange(c.shape[-1]) == 0).astype(c.dtype)
 
     def Vt(self, x):
+        check_axes(self, x)
         v = self._direction(x.dtype)
         if x.shape[-1] != v.shape[-1]:
             raise ValueError(f"x has {x.shape[-1]} channels, Grey {v.shape[-1]} weights: give one weight per channel")
-        return first_axis(v, x, 2)
+        return first_axis(v, x, -1)
 
     def V(self, c):
-        return first_axis(self._direction(c.dtype), c, 2, inverse=True)
+        return first_axis(self._direction(c.dtype), c, -1, inverse=True)
 
     def Ut(self, y):
-        return jnp.pad(y, ((0, 0), (0, 0), (0, self._weights(y.dtype).shape[0] - 1)))
+        check_axes(self, y)
+        if y.shape[-1] != 1:
+            raise ValueError(f"y has shape {y.shape}, what Grey gives has one channel: correct one")
+        return jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, self._weights(y.dtype).shape[0] - 1)])
 
     def U(self, c):
-        return c[:, :, :1]
+        return c[..., :1]

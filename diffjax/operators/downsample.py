@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import pytree, static
+from ..base import pytree, static, whole
 from .base import Spectral
+from .checks import check_axes
 
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU's default rounds to bfloat16
 
@@ -25,23 +26,22 @@ def block_basis(n: int) -> np.ndarray:
 
 def blocks(x, factor):
     """(H, W, C) -> (h, w, factor^2, C), the pixels of every factor x factor block; ValueError if factor does not divide."""
-    H, W, c = x.shape
+    *batch, H, W, c = x.shape
     if H % factor or W % factor:
         fits = f"{H // factor * factor}x{W // factor * factor}"
         raise ValueError(f"factor {factor} does not divide the image's {H}x{W}: crop it to {fits}")
     h, w = H // factor, W // factor
-    return x.reshape(h, factor, w, factor, c).transpose(0, 2, 1, 3, 4).reshape(h, w, factor**2, c)
+    return x.reshape(*batch, h, factor, w, factor, c).swapaxes(-4, -3).reshape(*batch, h, w, factor**2, c)
 
 
 def unblock(b, factor):
     """The inverse of :func:`blocks`."""
-    h, w, _, c = b.shape
-    return b.reshape(h, w, factor, factor, c).transpose(0, 2, 1, 3, 4).reshape(h * factor, w * factor, c)
+    *batch, h, w, _, c = b.shape
+    return b.reshape(*batch, h, w, factor, factor, c).swapaxes(-4, -3).reshape(*batch, h * factor, w * factor, c)
 
 
-def check_factor(factor):
-    if not isinstance(factor, int) or factor < 1:
-        raise ValueError(f"factor {factor!r} is not a whole number >= 1")
+def check_factor(A):
+    object.__setattr__(A, "factor", whole("factor", A.factor))
 
 
 @pytree
@@ -49,40 +49,49 @@ class Downsample(Spectral):
     """A(x) = mean of every factor x factor block, (H, W, C) -> (H / factor, W / factor, C).
 
     A A^T = 1 / factor^2. Spectrum (h, w, factor^2, C): a cosine transform of each block, whose first coefficient is
-    measured. Raises ValueError for a factor below 1, or one that does not divide H and W.
+    measured; noise_std may differ from pixel to pixel of y. Raises ValueError for a factor below 1, or one that does not
+    divide H and W.
     """
 
     factor: int = static(default=2)
 
     def __post_init__(self):
-        check_factor(self.factor)
+        check_factor(self)
 
     @property
     def s(self):
         return (np.arange(self.factor**2) == 0)[:, None] / self.factor
 
+    def spread(self, level):
+        level = jnp.asarray(level)
+        return level[..., None, :] if level.ndim else level
+
     def Vt(self, x):
+        check_axes(self, x)
         basis = jnp.asarray(block_basis(self.factor**2), x.dtype)
-        return jnp.einsum("ki,hwic->hwkc", basis, blocks(x, self.factor), precision=HIGHEST)
+        return jnp.einsum("ki,...hwic->...hwkc", basis, blocks(x, self.factor), precision=HIGHEST)
 
     def V(self, c):
         basis = jnp.asarray(block_basis(self.factor**2), c.dtype)
-        return unblock(jnp.einsum("ki,hwkc->hwic", basis, c, precision=HIGHEST), self.factor)
+        return unblock(jnp.einsum("ki,...hwkc->...hwic", basis, c, precision=HIGHEST), self.factor)
 
     def Ut(self, y):
-        return jnp.pad(y[:, :, None], ((0, 0), (0, 0), (0, self.factor**2 - 1), (0, 0)))
+        check_axes(self, y)
+        return jnp.pad(y[..., None, :], [(0, 0)] * (y.ndim - 1) + [(0, self.factor**2 - 1), (0, 0)])
 
     def U(self, c):
-        return c[:, :, 0]
+        return c[..., 0, :]
 
     def __call__(self, x):
-        return blocks(x, self.factor).mean(2)
+        check_axes(self, x)
+        return blocks(x, self.factor).mean(-2)
 
     def pinv(self, y):
-        return jnp.repeat(jnp.repeat(y, self.factor, 0), self.factor, 1)
+        check_axes(self, y)
+        return jnp.repeat(jnp.repeat(y, self.factor, -3), self.factor, -2)
 
     def T(self, y):
         return self.pinv(y) / self.factor**2
 
     def prox(self, z, rho, y):
-        return z + self.T(y - self(z)) / (1 / self.factor**2 + rho)
+        return z - self.T(self.residual(z, y) / (1 / self.factor**2 + rho))

@@ -4,41 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..base import is_concrete, pytree, safe_divide
+from ..base import in_range, numbers, pytree, safe_divide
 from .base import Spectral
+from .checks import check_same, check_weights
 
 
-def check_mask(mask):
-    """Raise ValueError for concrete values outside [0, 1]."""
-    if isinstance(mask, (np.ndarray, jax.Array)) and is_concrete(mask) and mask.size:
-        values = np.asarray(mask)  # within a trace, reducing a JAX array would be traced
-        low, high = float(values.min()), float(values.max())
-        if low < 0 or high > 1:
-            raise ValueError(f"mask values span [{low:g}, {high:g}]: give 0 (hidden) to 1 (known), for example mask / 255")
+def check_mask(A):
+    """Make lists an array; ValueError for known values outside [0, 1]."""
+    in_range("mask", A.mask, 0, 1, remedy="give 0 (hidden) to 1 (known), for example mask / 255")
+    if isinstance(A.mask, (list, tuple)) and numbers(A.mask) is not None:
+        object.__setattr__(A, "mask", np.asarray(A.mask))
 
 
 @pytree
 class Mask(Spectral):
-    """A(x) = mask * x. mask: 1 = known, 0 = hidden, (H, W, C), (H, W, 1) or whatever broadcasts to x; fractions allowed.
+    """A(x) = mask * x. mask: 1 = known, 0 = hidden, (H, W, C), (H, W, 1) or whatever broadcasts to x and not beyond it; (H, W)
+    is refused where x has channels. Fractions are allowed: y is the mask times the image there.
 
-    Diagonal: its spectrum is the image. Raises ValueError for concrete values outside [0, 1].
+    Diagonal: its spectrum is the image, and noise_std may differ from pixel to pixel. Raises ValueError for known values
+    outside [0, 1], and for an image that the mask does not fit.
     """
 
     mask: Any
 
     def __post_init__(self):
-        check_mask(self.mask)
+        check_mask(self)
 
     def weights(self, x):
         """The mask in the dtype of ``x``."""
-        return self.mask.astype(x.dtype)
+        check_weights(self, self.mask, x)
+        return jnp.asarray(self.mask).astype(x.dtype)
+
+    def known(self, x):
+        """1 where something is known, else 0."""
+        return (self.weights(x) > 0).astype(x.dtype)
 
     @property
     def s(self):
         return self.mask
+
+    def singular(self, c):
+        return self.weights(c)
+
+    def spread(self, level):
+        return jnp.asarray(level)
 
     def __call__(self, x):
         return self.weights(x) * x
@@ -47,6 +59,7 @@ class Mask(Spectral):
 
     def residual(self, x, y):
         m = self.weights(x)
+        check_same(self, m * x, y)
         return (m > 0).astype(m.dtype) * (m * x - y)
 
     def Vt(self, x):
@@ -56,15 +69,15 @@ class Mask(Spectral):
         return c
 
     def Ut(self, y):
-        return (self.mask > 0).astype(y.dtype) * y
+        return self.known(y) * y
 
     def U(self, c):
         return c
 
     def pinv(self, y):
-        m = self.weights(y)
-        return safe_divide((m > 0).astype(y.dtype) * y, m)
+        return safe_divide(self.known(y) * y, self.weights(y))
 
     def prox(self, z, rho, y):
         m = self.weights(z)
+        check_same(self, z, y)
         return (m * y + rho * z) / (m**2 + rho)

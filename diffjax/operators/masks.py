@@ -1,4 +1,8 @@
-"""Inpainting masks: float32 (H, W), 1 = known, 0 = to be filled; pure numpy, repeatable by seed.
+"""Inpainting masks by name: float32 numpy arrays, 1 = known, 0 = to be filled, repeatable by seed.
+
+    A = diffjax.operators.Mask(masks.named("wide", (32, 32), seed=3))
+
+``named`` makes what ``Mask`` takes, (H, W, 1); ``make`` and the functions below draw one plane, (H, W).
 
 `half`, `altern`, `sr2` and `expand` are those of RePaint and CoPaint, exactly. `narrow` and `wide` are drawn
 by the stroke generator of LaMa (Suvorov et al., WACV 2022) with its published numbers, which are in pixels of
@@ -12,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..base import nearest
+from ..base import nearest, whole
 
 Shape = tuple[int, int]
 
@@ -202,14 +206,11 @@ ALIASES = {
 
 def check(mask: np.ndarray, name: str) -> np.ndarray:
     """The mask itself, or ValueError if nothing in it is known or nothing is left to fill."""
+    at = f"at {mask.shape[1]}x{mask.shape[0]}"
     if not np.any(mask):
-        raise ValueError(
-            f"mask {name} has nothing known (all black) at {mask.shape[1]}x{mask.shape[0]}: white marks the pixels to keep"
-        )
+        raise ValueError(f"mask {name} has nothing known (all black) {at}: white marks the pixels to keep")
     if np.all(mask):
-        raise ValueError(
-            f"mask {name} has nothing to fill (all white) at {mask.shape[1]}x{mask.shape[0]}: black marks the pixels to fill"
-        )
+        raise ValueError(f"mask {name} has nothing to fill (all white) {at}: black marks the pixels to fill")
     return mask
 
 
@@ -223,3 +224,13 @@ def make(name: str, shape: Shape, seed: int = 0) -> np.ndarray:
     if name not in MASKS:
         raise ValueError(f"unknown mask {name!r}: {nearest(name, MASKS)}")
     return check(MASKS[name][0](tuple(shape), seed), name)
+
+
+def named(name: str, shape: tuple, seed: int = 0) -> np.ndarray:
+    """What ``Mask`` takes: ``make`` for images of `shape` (H, W) or (H, W, C), as float32 (H, W, 1).
+
+    Raises ValueError for another shape, and as ``make`` does.
+    """
+    if len(shape) not in (2, 3):
+        raise ValueError(f"shape {tuple(shape)} is not that of an image: give (H, W) or (H, W, C)")
+    return make(name, tuple(whole("a side", n) for n in shape[:2]), seed)[:, :, None]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..base import host, namespace, pytree, static
 from .base import Spectral
+from .checks import check_axes
 
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU's default rounds to bfloat16
 
@@ -55,6 +56,10 @@ class Matrix(Spectral):
         return self._times(self.vt.T, c).reshape(self.shape)
 
     def Ut(self, y):
+        if y.shape != self.u.shape[:1]:
+            raise ValueError(
+                f"y has shape {y.shape}, the matrix gives {self.u.shape[:1]}: give one measurement, batches by jax.vmap"
+            )
         kept = jnp.asarray(self.singular_values) > 0
         c = self._times(self.u.T, y)
         return _pad(jnp.where(kept, c, jnp.zeros_like(c)), self.vt.shape[:1])
@@ -91,24 +96,34 @@ class Separable(Spectral):
 
     def _both(self, L, R, x):
         L, R = (jnp.asarray(M).astype(x.dtype) for M in (L, R))
-        return jnp.einsum("ih,hwc,jw->ijc", L, x, R, precision=HIGHEST)
+        return jnp.einsum("ih,...hwc,jw->...ijc", L, x, R, precision=HIGHEST)
 
     def Vt(self, x):
-        if x.shape[:2] != (self.left[2].shape[0], self.right[2].shape[0]):
-            size = f"{self.left[2].shape[0]}x{self.right[2].shape[0]}"
-            raise ValueError(f"x has shape {x.shape}, the matrices act on {size}: give one image, batches by jax.vmap")
+        self._check(x, "x", *(vt for _, _, vt in (self.left, self.right)))
         return self._both(self.left[2], self.right[2], x)
 
     def V(self, c):
         return self._both(self.left[2].T, self.right[2].T, c)
 
     def Ut(self, y):
+        self._check(y, "y", *(u for u, _, _ in (self.left, self.right)))
         kept = jnp.asarray(self.left[1])[:, None, None] * jnp.asarray(self.right[1])[:, None] > 0
         c = self._both(self.left[0].T, self.right[0].T, y)
-        return _pad(jnp.where(kept, c, jnp.zeros_like(c)), (self.left[2].shape[0], self.right[2].shape[0], y.shape[2]))
+        full = *y.shape[:-3], self.left[2].shape[0], self.right[2].shape[0], y.shape[-1]
+        return _pad(jnp.where(kept, c, jnp.zeros_like(c)), full)
 
     def U(self, c):
-        return self._both(self.left[0], self.right[0], c[: self.left[1].shape[0], : self.right[1].shape[0]])
+        return self._both(self.left[0], self.right[0], c[..., : self.left[1].shape[0], : self.right[1].shape[0], :])
+
+    def spread(self, level):
+        return self.spread_by_channel(level)
+
+    def _check(self, x, name, rows, columns):
+        check_axes(self, x)
+        if x.shape[-3:-1] != (rows.shape[0], columns.shape[0]):
+            raise ValueError(
+                f"{name} has shape {x.shape}, the matrices act on {rows.shape[0]}x{columns.shape[0]} pixels of it"
+            )
 
 
 def separable(L, R, rcond: float = 1e-12) -> Separable:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from ..base import pytree, safe_sqrt, static
+from ..base import in_range, pytree, safe_sqrt, static
 from .base import Operator
+from .checks import check_axes
 
 
 @pytree
@@ -21,10 +22,10 @@ class PhaseRetrieval(Operator):
     oversample: float = static(default=2.0)
 
     def __post_init__(self):
-        if not self.oversample >= 0:
-            raise ValueError(f"oversample {self.oversample} is out of range: give a number >= 0 (DPS: 2.0)")
+        in_range("oversample", self.oversample, 0, 1e6, remedy="give a number >= 0 (DPS: 2.0)")
 
     def __call__(self, x):
-        rows, columns = (int(self.oversample / 8 * n) for n in x.shape[:2])
-        c = jnp.fft.fft2(jnp.pad(x, ((rows, rows), (columns, columns), (0, 0))), axes=(0, 1), norm="ortho")
-        return jnp.fft.fftshift(safe_sqrt(c.real**2 + c.imag**2), axes=(0, 1))
+        check_axes(self, x)
+        pads = [(n, n) for n in (int(self.oversample / 8 * n) for n in x.shape[-3:-1])]
+        c = jnp.fft.fft2(jnp.pad(x, [(0, 0)] * (x.ndim - 3) + pads + [(0, 0)]), axes=(-3, -2), norm="ortho")
+        return jnp.fft.fftshift(safe_sqrt(c.real**2 + c.imag**2), axes=(-3, -2))

@@ -13,8 +13,9 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import nearest, pytree, static
+from ..base import in_range, nearest, pytree, static
 from .base import Spectral
+from .checks import check_axes
 from .downsample import check_factor
 from .matrix import HIGHEST, Separable, decompose
 
@@ -47,8 +48,7 @@ def _check_kernel(kernel):
 def resize_matrix(n: int, scale: float, kernel: str = "cubic") -> np.ndarray:
     """(ceil(n scale), n) float64: what resizing does along one axis of n pixels. Read-only, kept for the next call."""
     _check_kernel(kernel)
-    if not scale > 0:
-        raise ValueError(f"scale {scale} is out of range: give a number > 0, below 1 to shrink")
+    in_range("scale", scale, 1e-6, 1e6, remedy="give a number > 0, below 1 to shrink")
     h, width = KERNELS[kernel]
     shrink = min(scale, 1.0)
     m, reach = math.ceil(n * scale - 1e-9), width / shrink
@@ -74,8 +74,9 @@ def resize(x, scale: float, kernel: str = "cubic"):
 
     kernel: "cubic", "linear", "box", "lanczos2", "lanczos3". Raises ValueError for other names and for scale <= 0.
     """
-    L, R = (jnp.asarray(resize_matrix(n, float(scale), kernel), x.dtype) for n in x.shape[:2])
-    return jnp.einsum("ih,hwc,jw->ijc", L, x, R, precision=HIGHEST)
+    check_axes("resize", x)
+    L, R = (jnp.asarray(resize_matrix(n, float(scale), kernel), x.dtype) for n in x.shape[-3:-1])
+    return jnp.einsum("ih,...hwc,jw->...ijc", L, x, R, precision=HIGHEST)
 
 
 @pytree
@@ -91,7 +92,7 @@ class Resize(Spectral):
     kernel: str = static(default="cubic")
 
     def __post_init__(self):
-        check_factor(self.factor)
+        check_factor(self)
         _check_kernel(self.kernel)
 
     def _at(self, H, W):
@@ -100,25 +101,32 @@ class Resize(Spectral):
             raise ValueError(f"factor {f} does not divide the image's {H}x{W}: crop it to {H // f * f}x{W // f * f}")
         return Separable(*(_decomposed(n, f, self.kernel) for n in (H, W)))
 
+    def spread(self, level):
+        return self.spread_by_channel(level)
+
     def singular(self, c):
-        return self._at(*c.shape[:2]).singular(c)
+        return self._at(*c.shape[-3:-1]).singular(c)
 
     def Vt(self, x):
-        return self._at(*x.shape[:2]).Vt(x)
+        check_axes(self, x)
+        return self._at(*x.shape[-3:-1]).Vt(x)
 
     def V(self, c):
-        return self._at(*c.shape[:2]).V(c)
+        return self._at(*c.shape[-3:-1]).V(c)
 
     def Ut(self, y):
-        return self._at(y.shape[0] * self.factor, y.shape[1] * self.factor).Ut(y)
+        check_axes(self, y)
+        return self._at(*(n * self.factor for n in y.shape[-3:-1])).Ut(y)
 
     def U(self, c):
-        return self._at(*c.shape[:2]).U(c)
+        return self._at(*c.shape[-3:-1]).U(c)
 
     def __call__(self, x):
-        self._at(*x.shape[:2])
+        check_axes(self, x)
+        self._at(*x.shape[-3:-1])
         return resize(x, 1 / self.factor, self.kernel)
 
     def T(self, y):
-        L, R = (jnp.asarray(resize_matrix(n * self.factor, 1 / self.factor, self.kernel), y.dtype) for n in y.shape[:2])
-        return jnp.einsum("ih,ijc,jw->hwc", L, y, R, precision=HIGHEST)
+        check_axes(self, y)
+        L, R = (jnp.asarray(resize_matrix(n * self.factor, 1 / self.factor, self.kernel), y.dtype) for n in y.shape[-3:-1])
+        return jnp.einsum("ih,...ijc,jw->...hwc", L, y, R, precision=HIGHEST)

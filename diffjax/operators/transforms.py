@@ -8,10 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import pytree, safe_divide, safe_sqrt
+from ..base import in_range, pytree, safe_divide, safe_sqrt
 from .base import Spectral
+from .checks import check_axes, check_same, check_weights
 from .mask import check_mask
 from .matrix import HIGHEST
+
+AXES = (-3, -2)
 
 
 @functools.cache
@@ -28,8 +31,7 @@ def _hadamard(n):
 def random_mask(shape, fraction: float, seed=0, first: bool = True) -> np.ndarray:
     """A 0/1 float32 mask (H, W, 1) of round(fraction H W) random entries; ``first``: entry [0, 0], the mean of the image in
     both transforms, is among them. Raises ValueError for a fraction outside (0, 1]."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction {fraction} is out of range: choose one in (0, 1]")
+    in_range("fraction", fraction, np.nextafter(0, 1), 1, remedy="choose one in (0, 1]")
     H, W = shape[:2]
     order = np.random.default_rng(seed).permutation(H * W)
     if first:
@@ -45,32 +47,42 @@ class Hadamard(Spectral):
 
     mask: 1 = measured, (H, W, 1) or whatever broadcasts to x; y has the shape of x, and is not looked at where the mask is 0
     (``random_mask`` makes one). Entry [0, 0] is the mean times sqrt(H W): pass ``value_range`` to ``Measurement``.
-    Raises ValueError for masks outside [0, 1] and sides that are not powers of two.
+    noise_std may differ from entry to entry of y.
+    Raises ValueError for masks outside [0, 1], or that do not fit the image, and sides that are not powers of two.
     """
 
     mask: Any
 
     def __post_init__(self):
-        check_mask(self.mask)
+        check_mask(self)
 
     @property
     def s(self):
         return self.mask
 
+    def singular(self, c):
+        check_weights(self, self.mask, c)
+        return jnp.asarray(self.mask).astype(c.dtype)
+
+    def spread(self, level):
+        return jnp.asarray(level)
+
     def Vt(self, x):
-        L, R = (jnp.asarray(_hadamard(n), x.dtype) for n in x.shape[:2])
-        return jnp.einsum("ih,hwc,jw->ijc", L, x, R, precision=HIGHEST)
+        check_axes(self, x)
+        L, R = (jnp.asarray(_hadamard(n), x.dtype) for n in x.shape[-3:-1])
+        return jnp.einsum("ih,...hwc,jw->...ijc", L, x, R, precision=HIGHEST)
 
     V = Vt
 
     def Ut(self, y):
-        return (jnp.asarray(self.mask) > 0).astype(y.dtype) * y
+        check_axes(self, y)
+        return (self.singular(y) > 0).astype(y.dtype) * y
 
-    def U(self, c):
-        return (jnp.asarray(self.mask) > 0).astype(c.dtype) * c
+    U = Ut
 
     def residual(self, x, y):
         m = self.singular(x)
+        check_same(self, x, y)
         return (m > 0).astype(x.dtype) * (m * self.Vt(x) - y)
 
 
@@ -82,25 +94,34 @@ class Fourier(Spectral):
     mask drawn with its centre in the middle goes through ``np.fft.ifftshift(mask, (0, 1))`` first
     y: complex, the shape of x, not looked at where the mask is 0; ``noise_std`` is that of the real and of the imaginary part
     Spectrum (H, W, C): Hartley's, real. A frequency and its negative see the same real numbers, so that
-    s^2 = (mask(k)^2 + mask(-k)^2) / 2. Raises ValueError for masks outside [0, 1].
+    s^2 = (mask(k)^2 + mask(-k)^2) / 2, and noise_std is one number, or one per channel.
+    Raises ValueError for masks outside [0, 1], or that do not fit the image.
     """
 
     mask: Any
 
     def __post_init__(self):
-        check_mask(self.mask)
+        check_mask(self)
 
-    def _mask(self, dtype):
-        return jnp.asarray(self.mask).astype(dtype)
+    def _mask(self, x):
+        """The mask in the dtype of an image or measurement that it fits, with axes for rows, columns and channels."""
+        check_axes(self, x)
+        check_weights(self, self.mask, x)
+        m = jnp.asarray(self.mask).astype(x.dtype)
+        return m.reshape((1,) * (3 - m.ndim) + m.shape)
 
     def _fft(self, x):
-        return jnp.fft.fft2(x, axes=(0, 1), norm="ortho")
+        return jnp.fft.fft2(x, axes=AXES, norm="ortho")
+
+    def spread(self, level):
+        return self.spread_by_channel(level)
 
     def singular(self, c):
-        m = self._mask(c.dtype)
-        return safe_sqrt((m**2 + jnp.roll(jnp.flip(m, (0, 1)), 1, (0, 1)) ** 2) / 2)
+        m = self._mask(c)
+        return safe_sqrt((m**2 + jnp.roll(jnp.flip(m, AXES), 1, AXES) ** 2) / 2)
 
     def Vt(self, x):
+        check_axes(self, x)
         c = self._fft(x)
         return c.real - c.imag
 
@@ -114,16 +135,18 @@ class Fourier(Spectral):
         return self(self.V(safe_divide(c, jnp.broadcast_to(self.singular(c), c.shape))))
 
     def __call__(self, x):
+        m = self._mask(x)
         c = self._fft(x)
-        return self._mask(c.dtype) * c
+        return m.astype(c.dtype) * c
 
     def T(self, y):
-        return jnp.fft.ifft2(self._mask(y.dtype) * y, axes=(0, 1), norm="ortho").real
+        return jnp.fft.ifft2(self._mask(y) * y, axes=AXES, norm="ortho").real
 
     def residual(self, x, y):
-        m = self._mask(x.dtype)
+        m = self._mask(x)
+        check_same(self, x, y)
         return (m > 0).astype(y.dtype) * (self(x) - y)
 
     def prox(self, z, rho, y):
-        c = self.Vt(self.T(y - self(z)))
-        return z + self.V(c / (self.singular(c) ** 2 + jnp.asarray(rho).astype(c.dtype)))
+        c = self.Vt(self.T(-self.residual(z, y)))
+        return z + self.V(c / (self.singular(c) ** 2 + self.spread(rho).astype(c.dtype)))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import official_quirks as quirks
 import pytest
 from closed_form import compose_climb, denoiser, draw, draws_by_step
 from golden_files import check, load
@@ -54,7 +55,8 @@ def replay(run, meta, dtype):
         A = dj.operators.from_function(lambda x: average_pool(x, config["scale"]), shape)
         y = average_pool(jnp.asarray(run["gt"], dtype), config["scale"])
     else:
-        A, y = dj.operators.Mask(jnp.asarray(run["mask"], dtype)), jnp.asarray(run["gt"], dtype)
+        mask = quirks.MaskOfBatch if settings["filter_xT"] else dj.operators.Mask
+        A, y = mask(jnp.asarray(run["mask"], dtype)), jnp.asarray(run["gt"], dtype)
     candidates = 20 if settings["filter_xT"] else 1
     method = dj.methods.CoPaint(
         denoise,

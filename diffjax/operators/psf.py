@@ -1,4 +1,6 @@
-"""Point spread functions for ``Blur``: float64 numpy arrays (size, size) with sum 1, centred at size // 2."""
+"""Point spread functions for ``Blur``: float64 numpy arrays (size, size) with sum 1, centred at size // 2, where ``Blur`` has
+its centre. An even size leaves one row and one column more before the centre than behind it: a uniform kernel of even size
+moves the image by half a pixel, the others do not."""
 
 from __future__ import annotations
 
@@ -7,10 +9,13 @@ import math
 
 import numpy as np
 
+from ..base import in_range, whole
+
+POSITIVE = np.nextafter(0, 1), np.finfo(np.float64).max
+
 
 def _offsets(size):
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size {size!r} is not a whole number >= 1")
+    size = whole("size", size)
     return np.arange(size) - size // 2
 
 
@@ -27,8 +32,7 @@ def anisotropic_kernel(size: int, std_rows: float, std_columns: float, angle: fl
     """A Gaussian with two standard deviations in pixels, along rows (down) and columns (right), turned by ``angle`` radians
     from down towards right. DDRM's is (9, 1.0, 20.0), cut off where it is still high. ValueError for a std that is not > 0."""
     for std in (std_rows, std_columns):
-        if not std > 0:
-            raise ValueError(f"std {std} is out of range: give a number of pixels > 0")
+        in_range("std", std, *POSITIVE, remedy="give a number of pixels > 0")
     i, j = np.meshgrid(_offsets(size), _offsets(size), indexing="ij")
     down, right = math.cos(angle) * i + math.sin(angle) * j, math.cos(angle) * j - math.sin(angle) * i
     k = np.exp(-0.5 * ((down / std_rows) ** 2 + (right / std_columns) ** 2))
@@ -64,15 +68,15 @@ def motion_kernel(size: int, intensity: float = 0.5, seed=0) -> np.ndarray:
     A path of random steps (Beta(1, 30)) whose direction keeps its sign but for rare turns (Beta(2, 20)), drawn as an
     antialiased line, softened by a Gaussian of 1 % of the diagonal (whole pixels).
     intensity: 0 = straight, 1 = strongly curved; seed: a whole number, or a numpy generator
-    The paths are the original's, draw by draw, given a ``RandomState``; the line is drawn without Pillow's rounding.
+    The paths are the original's, draw by draw, given a ``RandomState``; the line is drawn without Pillow's rounding, and for
+    an even size half a pixel further down and right, so that its middle is the kernel's centre.
     Raises ValueError for an intensity outside [0, 1].
     """
-    if not 0 <= intensity <= 1:
-        raise ValueError(f"intensity {intensity} is out of range: choose 0 (straight) to 1 (curved)")
+    in_range("intensity", intensity, 0, 1, remedy="choose 0 (straight) to 1 (curved)")
     rng = np.random.default_rng(seed) if isinstance(seed, (int, np.integer)) else seed
     n = 2 * len(_offsets(size))  # drawn at twice the size
     diagonal = n * math.sqrt(2)
-    path = _motion_path(diagonal, intensity, rng) + (n + 1j * n) / 2
+    path = _motion_path(diagonal, intensity, rng) + (1 + 1j) * (2 * (size // 2) + 1)  # the middle of pixel size // 2
     right, down = np.meshgrid(np.arange(n) + 0.5, np.arange(n) + 0.5)
     pixels = right + 1j * down
     distance = np.abs(pixels - path[0])
