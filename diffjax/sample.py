@@ -203,6 +203,10 @@ def sample(
     return run(key, walk, recorded=recorded, state=state, part=part, remat=remat, trace=trace)
 
 
+def _is_half(walk) -> bool:
+    return jnp.finfo(walk.dtype).bits < 32
+
+
 def begin(key, walk: Walk, recorded=None) -> State:
     """The state that ``walk`` starts from; by ``jax.eval_shape``, what ``state=`` beside ``part=`` must look like."""
     method, kernel, x = walk.method, walk.kernel, walk.x
@@ -211,6 +215,7 @@ def begin(key, walk: Walk, recorded=None) -> State:
         if noise is None:
             noise = method.draw_start(kernel, _fold(key, START, 0), walk.shape, walk.dtype)
         x = method.start(kernel, jax.tree.map(lambda a: a[0], walk.rows), noise)
+        x = x.astype(walk.dtype) if _is_half(walk) else x
     return State(x, method.init(kernel, x))
 
 
@@ -222,6 +227,7 @@ def run(key, walk: Walk, *, recorded=None, state=None, part=None, remat="row", t
         begun = begin(key, walk, recorded)
         state = begun if state is None else jax.tree.map(lambda a, b: jnp.where(part[0] > 0, a, b), state, begun)
     x, inner = state.x, state.inner
+    half = _is_half(walk)
 
     def body(carry, inputs):
         x, inner = carry
@@ -231,6 +237,8 @@ def run(key, walk: Walk, *, recorded=None, state=None, part=None, remat="row", t
         if walk.jumps:
             up = rec.jumps if recorded is not None else jax.random.normal(_fold(key, JUMPS, row.i), x.shape, x.dtype)
             x, inner = method.jump(kernel, x, inner, row, up)
+        if half:  # FFTs know no half precision: what comes out of them goes on in the walk's dtype
+            x, inner = jax.tree.map(lambda new, old: new.astype(old.dtype), (x, inner), carry)
         info = {**info, "finite": jnp.isfinite(x).all()}
         return (x, inner), (info, None if trace is None else trace(x, row, info))
 
@@ -240,6 +248,7 @@ def run(key, walk: Walk, *, recorded=None, state=None, part=None, remat="row", t
     else:
         (x, inner), (info, traced) = _walk_part(body, (x, inner), (rows, rec), len(walk), part)
     final, final_info = method.finish(kernel, x, inner)
+    final = final.astype(x.dtype) if half else final
     return Result(final, State(x, inner), Info(info, final_info), traced)
 
 

@@ -27,7 +27,7 @@ Y = np.random.default_rng(0).normal(0, 0.5, 4)
 def law(method, kernel, table):
     """(mean, covariance) of the result, exactly."""
     with jax.enable_x64(True):
-        noise = dj.draws(jax.random.key(0), method, SHAPE, jnp.float64, kernel=table, kernel=kernel)
+        noise = dj.draws(jax.random.key(0), method, table, SHAPE, jnp.float64, kernel=kernel)
         zero = jax.tree.map(jnp.zeros_like, noise)
         run = lambda noise: dj.sample(None, method, table, SHAPE, kernel=kernel, recorded=noise, dtype=jnp.float64).x.reshape(
             D

@@ -27,7 +27,7 @@ def law(kernel, table, start_variance=1.0):
     the slope of every pixel in every draw."""
     denoise = PRIOR.denoiser(kernel.schedule)
     with jax.enable_x64(True):
-        shapes = jax.eval_shape(lambda: dj.draws(jax.random.key(0), denoise, SHAPE, jnp.float64, kernel=table, kernel=kernel))
+        shapes = jax.eval_shape(lambda: dj.draws(jax.random.key(0), denoise, table, SHAPE, jnp.float64, kernel=kernel))
         zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         run = lambda d: dj.sample(None, denoise, table, SHAPE, kernel=kernel, recorded=d, dtype=jnp.float64).x
         slopes, mean = jax.jit(jax.grad(lambda d: (run(d).sum(), run(d)), has_aux=True), compiler_options=QUICK)(zero)
