@@ -138,8 +138,9 @@ def to_params(state, table, shape_of, net, dtype=np.float32):
     check(state, expected(table, shape_of), net)
     flat = {}
     for entry in table:
-        parts = [ours(entry.layout, np.asarray(state[name]).astype(dtype, copy=False)) for name in entry.names]
-        flat[entry.path] = jnp.asarray(np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0])
+        parts = [ours(entry.layout, np.asarray(state[name])) for name in entry.names]
+        # jnp.asarray would compile a copy for each new shape; device_put may keep the array itself, so it is a new one
+        flat[entry.path] = jax.device_put(np.concatenate(parts, axis=-1, dtype=dtype, casting="unsafe"))
     return flax.core.freeze({"params": flax.traverse_util.unflatten_dict(flat)})
 
 
