@@ -10,7 +10,7 @@ import sys
 
 from .tools.pages import refresh, written
 from .tools.records import read, write
-from .tools.study import Parser, UserError, run
+from .tools.study import Parser, UserError, render, run
 
 __all__ = ["main", "read", "refresh", "write"]
 
@@ -22,7 +22,6 @@ def main(argv=None) -> int:
     parser.add_argument("--folder", help="where results are (default: the checkout's experiments/results, else ./results)")
     options = parser.parse(argv)
     if options.name:
-        from .tables import render
         from .tools import views
 
         record = read(options.name, options.folder)

@@ -4,21 +4,19 @@ With ``--tasks deblur sr4 --noise 0.05`` for other measurements than masks.
 Every combination restores the same held-out images from the same noise, all in one compiled program (``vmap`` over settings
 and images). The images are the first of each class, in turn, of the data set's test part that are not bundled: the bundled
 ones are what ``experiments.evaluate`` reports on. The best setting is the one with the lowest lpips@64, mean over the tasks.
---also NAME=V,NAME=V adds one setting by itself. Writes tune_METHOD_PRIOR (with noise tune_METHOD_noisy_PRIOR), .json and .md,
-into experiments/results.
+--also NAME=V,NAME=V adds one setting by itself. Writes tune_METHOD_PRIOR.json (with noise tune_METHOD_noisy_PRIOR.json).
 """
 
 from __future__ import annotations
 
 import itertools
-import shlex
 import sys
+import time
 
 import numpy as np
 
-from . import record
-from .errors import UserError, run, unknown
-from .options import Parser, setting, use_cores
+from .tools import provenance, records
+from .tools.study import Parser, UserError, command, library_errors, run, setting, unknown, use_cores
 
 
 def validation(prior, data, count: int):
@@ -59,9 +57,10 @@ def combinations(given, also) -> list[dict]:
 
 
 def main(argv=None) -> int:
+    use_cores()
+
     from diffjax.registry import METHODS
 
-    from .errors import library_errors
     from .masks import ALIASES
     from .tasks import TASKS
 
@@ -77,7 +76,7 @@ def main(argv=None) -> int:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", default=str(record.FOLDER))
+    parser.add_argument("--out", **provenance.OUT)
     options = parser.parse(argv)
     if options.method not in METHODS:
         raise unknown("method", options.method, METHODS)
@@ -85,23 +84,25 @@ def main(argv=None) -> int:
         if ALIASES.get(task, task) not in TASKS:
             raise unknown("task", task, TASKS)
     settings = combinations(options.set, options.also)
-    use_cores()
 
     from diffjax import zoo
 
-    from .comparisons import CEILING
-    from .evaluate import holes, scores
     from .solve import Programs, restore
     from .tasks import measure
+    from .tools.comparisons import CEILING
+    from .tools.restorations import fingerprints
+    from .tools.scores import holes, scores
 
     with library_errors():
         prior = zoo.load(options.prior)
     truth = validation(prior, options.data, options.count)
     rows, programs = [dict(s) for s in settings], Programs()
     sweep = {name: [s[name] for s in settings] for name in settings[0]}
+    entry, start, made = METHODS[options.method], time.perf_counter(), {}
     for task in options.tasks:
         ys, operators = measure(task, truth, 2 * options.noise, seed=1000)
-        done = restore(prior, METHODS[options.method], ys, operators, noise_std=2 * options.noise, steps=options.steps,
+        made[task] = fingerprints(prior, entry, options.steps, 2 * options.noise, ys, operators, truth, seed=options.seed)
+        done = restore(prior, entry, ys, operators, noise_std=2 * options.noise, steps=options.steps,
                        seed=options.seed, batch=options.batch, sweep=sweep, programs=programs)  # fmt: skip
         for row, x, calls in zip(rows, done.x[:, :, 0], done.network_calls):
             psnr, perceptual = scores(x, truth, holes(operators))
@@ -114,9 +115,9 @@ def main(argv=None) -> int:
     best = min(rows, key=lambda row: np.mean([row[f"{task}: lpips@64"] for task in options.tasks]))
     for row in rows:
         row["best"] = "best" if row is best else ""
-    command = shlex.join(["python", "-m", "experiments.tune", *(sys.argv[1:] if argv is None else argv)])
     name = f"tune_{options.method}{'_noisy' * (options.noise > 0)}_{prior.name}".replace("-", "_").replace("+", "_plus")
-    print(record.write(name, command, rows, options.out, images=len(truth)))
+    print(records.write(name, command("experiments.tune", argv), rows, options.out, images=len(truth), made=made,
+                        seconds=round(time.perf_counter() - start, 1)))  # fmt: skip
     return 0
 
 

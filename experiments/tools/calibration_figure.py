@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from experiments.figures import INK, PAPER, load_font
+from .study import INK, PAPER, load_font
 
 LOW, HIGH = 0.8, 400.0
 SIDE, WIDE, GAP, LINE, TOP, BOTTOM = 130, 250, 14, 22, 46, 64

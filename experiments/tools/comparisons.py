@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 
+MASKS = ("half", "wide", "expand", "altern", "sr2", "narrow", "text")  # the survey's seven
 SCORES = ("psnr_hole", "lpips")
 CEILING = 20 * np.log10(255)  # a hole of pure background can be filled exactly: one such image must not rule the mean
 # what the papers lead one to expect to be positive in PSNR and negative in lpips

@@ -7,9 +7,9 @@ A page is markdown with marks that do not show. ``refresh`` fills in what stands
     <!-- number: SOURCE | WHAT --> ... <!-- end -->
     <!-- contents --> ... <!-- end contents -->    a link to each heading
 
-A number's SOURCE is NAME [view VIEW] [where ...] as above, or a JSON file of the checkout. WHAT is a column of the one row that
-is left, ``count`` of the rows, ``least`` or ``largest`` COLUMN; of a JSON file keys joined by `` > ``. A last ``| .1f`` is a
-format. In ``where`` values are compared as they are shown ("-": none).
+A number's SOURCE is NAME [view VIEW] [where ...] as above, or a JSON file of the checkout. WHAT is a column of the one row
+that is left, ``count`` of the rows, ``least`` or ``largest`` COLUMN; of a JSON file keys joined by `` > ``. A last ``| .1f``
+is a format. In ``where`` values are compared as they are shown ("-": none).
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import json
 import re
 from pathlib import Path
 
-from experiments.tables import _text, render
-
 from . import provenance, records, views
-from .study import UserError, unknown
+from .study import UserError, as_text, render, unknown
 
 SPAN = re.compile(r"(<!-- (table|run|number): (.*?) -->)(.*?)(<!-- end(?: table| run|) -->)", re.S)
 CONTENTS = re.compile(r"(<!-- contents -->).*?(<!-- end contents -->)", re.S)
@@ -55,7 +53,7 @@ def chosen(words: str, folder=None):
         if column not in known:
             raise unknown("column", column, known)
         allowed = [v.strip() for v in value.split(" or ")]
-        rows = [row for row in rows if _text(row.get(column)) in allowed]
+        rows = [row for row in rows if as_text(row.get(column)) in allowed]
     columns = columns and [c.strip() for c in columns.split(";")]
     for column in columns or ():
         if column not in known:
@@ -75,7 +73,7 @@ def number(words: str, folder=None) -> str:
     if len(what) != 1:
         raise UserError("give SOURCE | WHAT, and a format if need be")
     value = _of_file(source, what[0]) if source.endswith(".json") else _of_rows(source, what[0], folder)
-    return format(value, form) if form else _text(value)
+    return format(value, form) if form else as_text(value)
 
 
 def _of_file(source, what):

@@ -1,12 +1,12 @@
 """Result files: one JSON per run, with where its numbers come from.
 
-    {"command":  what makes it from a fresh clone,
-     "seconds":  what that took, "took": the same in words where it was not measured,
-     "commit", "dirty", "date", "device", "versions": of the run that wrote the file,
-     "note":     what else one must know to trust it,
-     "kind":     how tables are made of it (``tools.views``), settings of the run, ...
-     "rows":     [{column: value}], or
-     "cells":    {name: scores per image, and "made": where this cell comes from}}
+{"command":  what makes it from a fresh clone,
+ "seconds":  what that took, "took": the same in words where it was not measured,
+ "commit", "dirty", "date", "device", "versions": of the run that wrote the file,
+ "note":     what else one must know to trust it,
+ "kind":     how tables are made of it (``tools.views``), settings of the run, ...
+ "rows":     [{column: value}], or
+ "cells":    {name: scores per image, and "made": where this cell comes from}}
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import json
 import re
 from pathlib import Path
 
-from experiments.tables import render
-
 from . import provenance
-from .study import UserError, unknown
+from .study import UserError, render, unknown
 
 
 def write(name: str, command: str, rows: list[dict] | None = None, folder=None, **more) -> str:
@@ -66,4 +64,5 @@ def origin(record: dict) -> dict:
     dates = sorted({m["date"] for m in made if m.get("date")} or {record["date"]})
     devices = sorted({m["device"] for m in made} or {record["device"]})
     words = sorted((commit or "none: no git")[:7] + " with changes" * bool(dirty) for commit, dirty in commits)
-    return {"commit": ", ".join(words), "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))), "device": ", ".join(devices)}
+    span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    return {"commit": ", ".join(words), "date": span, "device": ", ".join(devices)}

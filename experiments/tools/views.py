@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import calibration_tables as calibration
-from .comparisons import CEILING, across, layout, order, tables, task_tables
+from .comparisons import CEILING, MASKS, across, layout, order, tables, task_tables
 from .study import unknown
 
 
@@ -45,7 +45,7 @@ def inpainting(record):
                 row |= {f"{mask} {score}": value for mask, value in line.items() if mask != "method"}
         return found
 
-    return {
+    made = {
         "scores": lambda: both()[0],
         "lpips": lambda: layout(cells, masks, methods, "lpips"),
         "psnr": lambda: layout(cells, masks, methods, "psnr_hole", CEILING),
@@ -53,8 +53,8 @@ def inpainting(record):
         "differences": lambda: both()[1],
         "differences lpips": lambda: across(both()[1], (*masks, "average"), "lpips@64"),
         "differences psnr": lambda: across(both()[1], (*masks, "average"), "hole PSNR"),
-        "order": lambda: order(cells, masks, methods),
     }
+    return made | ({"order": lambda: order(cells, masks, methods)} if set(MASKS) <= set(masks) else {})
 
 
 def tasks(record):
