@@ -239,7 +239,7 @@ def tune(oracle, names, methods, kept, calls=100, samples=256, problems=None) ->
             parts = [asked(entry, p, calls, 0, {k: v[0] for k, v in entry.sweep.items()}, samples) for p in problems]
             now = {"code": " ".join(dict.fromkeys(a["code"] for a in parts)),
                    "settings": provenance.values([a["settings"] for a in parts], entry.sweep)}  # fmt: skip
-            found[name] = kept.get(f"tuned-{name}", now, lambda: pick(oracle, entry, problems, calls, samples))  # noqa: B023
+            found[name] = kept.get(f"tuned-{name}", lambda: now, lambda: pick(oracle, entry, problems, calls, samples))  # noqa: B023
             print(f"{name:16s} {found[name]}", flush=True)
     return found
 
@@ -315,7 +315,8 @@ def collect(args, methods, load, names, tuned, kept, make) -> dict:
             if "cannot" in found.get((name, 0), ()):  # no seed changes that
                 continue
             given = methods[method], load(name), calls, seed, settings, args.samples
-            c = kept.get(f"{method}-{kind}-{calls}-{name}-{seed}", asked(*given), lambda: make(*given))  # noqa: B023
+            label = f"{method}-{kind}-{calls}-{name}-{seed}"
+            c = kept.get(label, lambda: asked(*given), lambda: make(*given))  # noqa: B023
             if c is not None:
                 found[name, seed] = c
     return {k: v for k, v in cells.items() if v}

@@ -203,7 +203,7 @@ def run_cells(prior, truth, whats, methods, options):
             given = prior, method, truth, ys, operators, noise_std, options
             shared = programs.setdefault((method, noise_std), Programs())
             name = cell_name(prior, place, method, truth, options)
-            found = kept.get(name, asked(*given), lambda: cell(*given, shared))  # noqa: B023
+            found = kept.get(name, lambda: asked(*given), lambda: cell(*given, shared))  # noqa: B023
             if found is None:
                 raise UserError(f"no cell {name} is kept in {options.cells}: run {options.command}")
             cells[what, method] = found

@@ -28,11 +28,14 @@ class Cells:
     allow_stale: bool = False
     stale: list = dataclasses.field(default_factory=list)  # those that were taken all the same
 
-    def get(self, name: str, asked: dict, make) -> dict | None:
-        """The cell NAME, kept or made; None where it is not there and nothing is to be computed. asked: {"code", "settings"}
+    def get(self, name: str, asked, make) -> dict | None:
+        """The cell NAME, kept or made; None where it is not there and nothing is to be computed. asked(): {"code", "settings"}
         as they are now. Raises UserError for a stale one that may not be computed."""
         file = Path(self.folder) / f"{name}.json"
         cell = json.loads(file.read_text()) if file.is_file() and not self.fresh else None
+        if cell is None and self.tables:
+            return None
+        asked = asked()
         why = stale(cell, asked) if cell else ""
         if why and self.allow_stale:
             self.stale.append(name)
@@ -41,7 +44,7 @@ class Cells:
         elif why:
             print(f"{file} is stale ({why}): computed again", file=sys.stderr, flush=True)
             cell = None
-        if cell is not None or self.tables:
+        if cell is not None:
             return cell
         cell = {**make(), "made": {**provenance.made(), **asked}}
         file.parent.mkdir(parents=True, exist_ok=True)

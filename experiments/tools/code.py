@@ -23,7 +23,7 @@ def fingerprint(*modules: str, besides=(), root: Path = ROOT) -> str:
     besides: modules and packages that are not followed."""
     digest = hashlib.sha256()
     for file in reached(*modules, besides=besides, root=root):
-        digest.update(f"{file.relative_to(root)}\n{_running(file, file.stat().st_mtime_ns)}".encode())
+        digest.update(f"{file.relative_to(root)}\n{_running(file)}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -76,14 +76,22 @@ def running(text: str) -> str:
     return ast.unparse(tree)
 
 
-@functools.lru_cache(maxsize=512)
-def _running(file: Path, changed: int) -> str:
-    return running(file.read_text())
+# A file is read once: if it is edited during a long run, the run goes on with the code that it began with.
 
 
-@functools.lru_cache(maxsize=512)
-def _tree(file: Path, changed: int) -> ast.Module:
-    return ast.parse(file.read_text())
+@functools.cache
+def _text(file: Path) -> str:
+    return file.read_text()
+
+
+@functools.cache
+def _running(file: Path) -> str:
+    return running(_text(file))
+
+
+@functools.cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(_text(file))
 
 
 class Part:
@@ -106,13 +114,13 @@ class Part:
 
     def needs(self, node: ast.AST | None = None) -> list[Part]:
         """The parts whose names the module uses, or only those that ``node`` uses. A package's ``__init__`` uses all."""
-        return list(_needs(self.root, self.name, self.file.stat().st_mtime_ns) if node is None else self._needs(node))
+        return list(_needs(self.root, self.name)) if node is None else self._needs(node)
 
     def _needs(self, node):
         bound, found = self._bound(), []
         if node is None and self.package:
             return [part for parts in bound.values() for part in parts]
-        node = self._parsed() if node is None else node
+        node = _tree(self.file) if node is None else node
         above = {inner.value: inner for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
         for name in ast.walk(node):
             if isinstance(name, ast.Name):
@@ -120,13 +128,10 @@ class Part:
                     found += self._follow(part, above.get(name), above)
         return found + bound.get(None, [])
 
-    def _parsed(self):
-        return _tree(self.file, self.file.stat().st_mtime_ns)
-
     def _bound(self) -> dict:
         """{local name: parts it may stand for}, of all imports of the module; None: of those without a name here."""
         bound = {}
-        for node in ast.walk(self._parsed()):
+        for node in ast.walk(_tree(self.file)):
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     parts = self._behind_import(self._absolute(node), alias.name)
@@ -156,7 +161,7 @@ class Part:
             return [self]
         if part := Part.find(self.root, f"{self.name}.{name}"):
             return [part]
-        for node in ast.walk(self._parsed()):
+        for node in ast.walk(_tree(self.file)):
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
@@ -173,6 +178,6 @@ class Part:
         return [part]
 
 
-@functools.lru_cache(maxsize=512)
-def _needs(root: Path, name: str, changed: int) -> tuple:
+@functools.cache
+def _needs(root: Path, name: str) -> tuple:
     return tuple(Part(root, name)._needs(None))

@@ -106,7 +106,8 @@ def run(name: str, folder=None) -> str:
     took = record.get("took") or (f"{_clock(record['seconds'])} on this device" if "seconds" in record else "")
     images = [f"{record['images']} images"] if "images" in record else []
     words = [origin["device"], *images, origin["date"], f"commit {origin['commit']}"]
-    note = f" {record['note']}" if record.get("note") else ""
+    stale = f"{len(record['stale'])} cells are of other code or settings than these." if record.get("stale") else ""
+    note = " ".join(["", *filter(None, [stale, record.get("note")])])
     return f"\n`{record['command']}`{f' ({took})' * bool(took)}: {', '.join(words)}.{note}\n"
 
 
