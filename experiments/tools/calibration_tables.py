@@ -103,9 +103,27 @@ def peers_of(record) -> list[dict]:
     return [named(r) for r in peer_rows() if r["calls"] in (0, *record["budgets"])]  # 0: exact draws, prior's
 
 
+def libraries(record) -> list[dict]:
+    """Every peer."""
+    return wide(peers_of(record), record["families"], {})
+
+
+def settings(record) -> list[dict]:
+    """What the methods ran with."""
+    return [dict(zip(("method", "kind", "setting"), (*name.split("/"), text))) for name, text in record["settings"].items()]
+
+
 def own(record) -> list[dict]:
-    settings = {tuple(name.split("/")): text for name, text in record["settings"].items()}
-    return wide(record["rows"], record["families"], settings)
+    return wide(record["rows"], record["families"], {tuple(k.split("/")): text for k, text in record["settings"].items()})
+
+
+def unable(record) -> list[dict]:
+    """What a method cannot do, and why."""
+    found = {}
+    for row in record["rows"]:
+        if row["cannot"]:
+            found.setdefault((row["method"], row["family"], row["cannot"]), row["problems"])
+    return [{"method": m, "family": f, "problems": some, "why": why} for (m, f, why), some in found.items()]
 
 
 def short(record) -> list[dict]:
@@ -115,4 +133,4 @@ def short(record) -> list[dict]:
 
 def whole(record) -> list[dict]:
     """Ours, and every peer."""
-    return own(record) + wide(peers_of(record), record["families"], {})
+    return own(record) + libraries(record)

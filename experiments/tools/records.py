@@ -62,7 +62,7 @@ def origin(record: dict) -> dict:
     made = [cell["made"] for cell in record.get("cells", {}).values() if "made" in cell]
     commits = {(m["commit"], m.get("dirty")) for m in made if m.get("commit")} or {(record["commit"], record.get("dirty"))}
     dates = sorted({m["date"] for m in made if m.get("date")} or {record["date"]})
-    devices = sorted({m["device"] for m in made} or {record["device"]})
+    devices = sorted({m["device"] for m in made if m.get("device")} or {record["device"]})
     words = sorted((commit or "none: no git")[:7] + " with changes" * bool(dirty) for commit, dirty in commits)
     span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return {"commit": ", ".join(words), "date": span, "device": ", ".join(devices)}

@@ -33,6 +33,11 @@ def parts(record):
     return cells, list(dict.fromkeys(k[0] for k in cells)), list(dict.fromkeys(k[-1] for k in cells))
 
 
+def whole(row):
+    """The row with whole numbers as such."""
+    return {k: int(v) if isinstance(v, float) and v == int(v) else v for k, v in row.items()}
+
+
 def inpainting(record):
     """Of cells "mask/method" with psnr_hole and lpips of every image."""
     cells, masks, methods = parts(record)
@@ -49,6 +54,7 @@ def inpainting(record):
         "scores": lambda: both()[0],
         "lpips": lambda: layout(cells, masks, methods, "lpips"),
         "psnr": lambda: layout(cells, masks, methods, "psnr_hole", CEILING),
+        "calls": lambda: [whole(row) for row in layout(cells, masks, methods, "network_calls")],
         "by mask": by_mask,
         "differences": lambda: both()[1],
         "differences lpips": lambda: across(both()[1], (*masks, "average"), "lpips@64"),
@@ -73,8 +79,11 @@ def calibrated(record):
     return {
         "short": lambda: calibration.short(record),
         "all": lambda: calibration.whole(record),
-        "families": lambda: record["rows"],
+        "families": lambda: [{k: v for k, v in row.items() if k != "cannot"} for row in record["rows"] if "H" in row],
+        "cannot": lambda: calibration.unable(record),
         "peers": lambda: record["beside"],
+        "libraries": lambda: calibration.libraries(record),
+        "settings": lambda: calibration.settings(record),
     }
 
 
