@@ -314,9 +314,9 @@ def collect(args, methods, load, names, tuned, kept, make) -> dict:
         for name, seed in itertools.product(names, range(seeds)):
             if "cannot" in found.get((name, 0), ()):  # no seed changes that
                 continue
-            given = methods[method], load(name), calls, seed, settings, args.samples
             label = f"{method}-{kind}-{calls}-{name}-{seed}"
-            c = kept.get(label, lambda: asked(*given), lambda: make(*given))  # noqa: B023
+            given = lambda: (methods[method], load(name), calls, seed, settings, args.samples)  # noqa: B023
+            c = kept.get(label, lambda: asked(*given()), lambda: make(*given()))  # noqa: B023
             if c is not None:
                 found[name, seed] = c
     return {k: v for k, v in cells.items() if v}

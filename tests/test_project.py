@@ -110,8 +110,8 @@ RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", RESULTS / "README.md"]
 # Numbers that a person may type into the text about results: settings and sizes of what is measured. Whatever was measured is
 # a mark (experiments/tools/pages.py) and comes from a file.
-SETTINGS = {"0", "1", "2", "3", "8", "16", "21", "25", "32", "40", "80", "95", "100", "250", "512", "1024", "16×16", "32×32", "64×64",
-            "256×256", "0.01", "0.02", "0.05", "0.1", "0.11", "0.5", "48.1"}  # fmt: skip
+SETTINGS = {"0", "1", "2", "3", "8", "16", "21", "25", "32", "40", "80", "95", "100", "250", "512", "1024", "16×16", "32×32",
+            "64×64", "256×256", "0.01", "0.02", "0.05", "0.1", "0.11", "0.5", "48.1"}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=["README", "results"])
