@@ -61,7 +61,7 @@ from .schedules import discrete, linear_betas
 INPAINTING = ("inpainting",)
 ANY = tuple(dict.fromkeys(KINDS.values()))
 
-__all__ = ["ANY", "INPAINTING", "METHODS", "Entry", "Setup", "by_kind", "get", "kind", "register", "rows"]
+__all__ = ["ANY", "INPAINTING", "METHODS", "Entry", "Setup", "by_kind", "get", "kind", "papers", "register", "rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Entry:
     long:      takes over 300 network calls, or as much by Jacobian products
     whole:     (key, denoise, measurement, steps, shape, **settings) -> (x, network calls): all of the restoration, of what is
                no method of the loop; ``published`` then is the walk inside, with the same settings
+    paper_steps: levels of the paper's setting that is meant, where it has several
     """
 
     name: str
@@ -92,6 +93,7 @@ class Entry:
     clip: bool = True
     long: bool = False
     whole: Callable | None = None
+    paper_steps: int | None = None
 
     @property
     def tasks(self) -> tuple:
@@ -132,6 +134,12 @@ def get(name: str) -> Entry:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: {nearest(name, METHODS)}")
     return METHODS[name]
+
+
+def papers() -> dict[str, Entry]:
+    """The methods that have values of a paper, with those: ``build`` gives what ``published`` does."""
+    exact = {name: entry for name, entry in METHODS.items() if entry.exact}
+    return {n: dataclasses.replace(e, house={}, grid=None, steps=e.paper_steps) for n, e in exact.items()}
 
 
 def rows() -> list[dict]:
@@ -204,8 +212,9 @@ _ENTRIES: tuple[Any, ...] = (
     Entry("ddrm", DDRM, ddrm.published, "fills in the spectrum, 20 calls", 20, house={"eta": DDRM_ETA}, clip=False),
     Entry("ddnm", DDNM, ddnm.published, "replaces the range, keeps the null space; no noise", clip=False),
     Entry("ddnm+", DDNMPlus, ddnm.published_plus, "DDNM for noisy measurements", clip=False),
-    Entry("diffpir-20", DiffPIR, diffpir.published, "a proximal data step at each level, 20 calls", 20, None, DIFFPIR),
-    Entry("diffpir", DiffPIR, diffpir.published, "DiffPIR, 100 calls", 100, None, DIFFPIR),
+    Entry("diffpir-20", DiffPIR, diffpir.published, "a proximal data step at each level, 20 calls", 20, None, DIFFPIR,
+          paper_steps=20),
+    Entry("diffpir", DiffPIR, diffpir.published, "DiffPIR, 100 calls", 100, None, DIFFPIR, paper_steps=100),
     Entry("red-diff", REDDiff, red_diff.published, "Adam on one image", clip=False),
     Entry("dpir", DPIR, dpir.published, "8 denoisings at falling levels", 8, None, {"lam": 0.1}),
     Entry("optimise-start", optimised_start.Walk, optimised_start.published, "30 steps of Adam on x_T through 5 levels", 5,

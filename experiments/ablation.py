@@ -4,21 +4,19 @@ One of steps, t_start, lambda and zeta is varied at a time, the others stay at 1
 ``experiments.methods`` has. Each curve is one compiled program: ``vmap`` over its settings and the validation images of
 ``experiments.tune``. That holds for steps and t_start too, since a timetable is data: shorter ones are filled up at the top
 with rows that stay where they are (s = t), which move nothing. Columns: PSNR, lpips@64, the misfit |A x - y| / (noise_std
-sqrt m) (1 for the truth), network calls that move. Writes ablation_TASK_PRIOR .json, .md and .png into experiments/results.
+sqrt m) (1 for the truth), network calls that move. Writes ablation_TASK_PRIOR.json and .png.
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
-from diffjax.cli.errors import UserError, library_errors, run
-from diffjax.cli.options import Parser
-
-from . import record
+from .tools import provenance, records
+from .tools.study import INK, PAPER, Parser, UserError, command, library_errors, load_font, run, use_cores
 
 STEPS = 100
 VALUES = {
@@ -49,24 +47,25 @@ def guess(measurement):
 
 def entry(late: bool):
     """DiffPIR whose timetable is a setting too; late: it starts from :func:`guess` plus the noise of its first level."""
-    from diffjax.registry import DIFFPIR_LAM, DIFFPIR_ZETA, Entry, by_task
+    import dataclasses
 
-    def build(denoise, measurement, steps, lam=None, zeta=None, table=None):
+    from diffjax.registry import DIFFPIR, Setup, by_kind, get
+
+    def published(denoise, measurement, steps, *, lam=None, zeta=None, table=None):
         from diffjax import kernels, methods, timetables
 
-        lam, zeta = (by_task(v, measurement, own) for v, own in ((lam, DIFFPIR_LAM), (zeta, DIFFPIR_ZETA)))
+        lam, zeta = (by_kind(v, measurement, DIFFPIR[name]) for v, name in ((lam, "lam"), (zeta, "zeta")))
         method = methods.DiffPIR(denoise, measurement, lam=lam, guess=guess(measurement) if late else None)
         table = timetables.diffpir(denoise.schedule, steps) if table is None else table
-        return method, kernels.DDIM(zeta=zeta), table
+        return Setup(method, kernels.DDIM(zeta=zeta), table)
 
-    return Entry(build, STEPS, "DiffPIR")
+    return dataclasses.replace(get("diffpir"), published=published, house={}, steps=STEPS)
 
 
 def curves(prior, ys, operators, noise_std, values, steps, **options):
     """Yields (name, its values, network calls that move of each, restorations (values, N, H, W, C)), one for each curve."""
     from diffjax import timetables
     from diffjax.batch import restore
-    from diffjax.cli.progress import watch
 
     schedule = prior.schedule
     full = timetables.diffpir(schedule, steps)
@@ -81,17 +80,15 @@ def curves(prior, ys, operators, noise_std, values, steps, **options):
             calls = [len(table) for table in made]
         else:
             sweep, calls = {{"lambda": "lam", "zeta": "zeta"}[name]: list(of)}, [len(full)] * len(of)
-        with watch(name) as report:
-            done = restore(prior, entry(name == "t_start"), ys, operators, noise_std=noise_std, steps=steps, sweep=sweep,
-                           progress=report, **options)  # fmt: skip
+        done = restore(
+            prior, entry(name == "t_start"), ys, operators, noise_std=noise_std, steps=steps, sweep=sweep, **options
+        )
         yield name, of, calls, done.x[:, :, 0]
 
 
 def draw(rows, path):
     """A panel for each curve: PSNR (left axis, solid) and lpips@64 (right axis, open marks)."""
     from PIL import Image, ImageDraw
-
-    from diffjax.cli.figures import INK, PAPER, load_font
 
     blue, orange, faint, font = (31, 90, 180), (215, 100, 20), (225, 225, 225), load_font()
     names = list(dict.fromkeys(r["varied"] for r in rows))
@@ -134,6 +131,8 @@ def draw(rows, path):
 
 
 def main(argv=None) -> int:
+    use_cores()
+
     from diffjax.cli.tasks import TASKS
 
     parser = Parser("experiments.ablation", __doc__)
@@ -144,25 +143,26 @@ def main(argv=None) -> int:
     parser.add_argument("--count", type=int, default=16, help="validation images (default 16)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", default=str(record.FOLDER))
+    parser.add_argument("--out", **provenance.OUT)
     parser.add_argument("--quick", action="store_true", help="two points a curve, few steps, to try the program")
     options = parser.parse(argv)
     if options.noise < 0:
         raise UserError(f"--noise {options.noise:g} is negative: give a standard deviation >= 0, on [0, 1]")
-    from diffjax import parallel, zoo
 
-    parallel.use_cores()
+    from diffjax import zoo
     from diffjax.cli.tasks import measure, misfit
 
-    from .evaluate import scores
+    from .tools.restorations import fingerprints
+    from .tools.scores import scores
     from .tune import validation
 
     with library_errors():
         prior = zoo.load(options.prior)
-    if not prior.schedule.discrete:
+    if not isinstance(prior.schedule.T, int):
         raise UserError(f"prior {prior.name} has no table of steps, which DiffPIR's timetable needs: take another prior")
     truth, std = validation(prior, options.data, options.count), 2 * options.noise
     ys, operators = measure(options.task, truth, std, seed=1000)
+    start, made = time.perf_counter(), fingerprints(prior, entry(False), None, std, ys, operators, truth, seed=options.seed)
     rows, values, steps = [], QUICK if options.quick else VALUES, 6 if options.quick else STEPS
     for name, of, calls, restored in curves(prior, ys, operators, std, values, steps, seed=options.seed, batch=options.batch):
         for value, count, x in zip(of, calls, np.clip(restored, -1, 1)):
@@ -170,9 +170,9 @@ def main(argv=None) -> int:
             fit = np.mean([misfit(A, image, y, std) for A, image, y in zip(operators, x, ys)])
             rows.append({"varied": name, "value": value, "PSNR": float(psnr.mean()), "lpips@64": float(perceptual.mean()),
                          "misfit": float(fit), "network calls": count})  # fmt: skip
-    command = shlex.join(["python", "-m", "experiments.ablation", *(sys.argv[1:] if argv is None else argv)])
     name = f"ablation_{options.task}_{prior.name}".replace("-", "_")
-    print(record.write(name, command, rows, options.out, images=len(truth)))
+    print(records.write(name, command("experiments.ablation", argv), rows, options.out, images=len(truth), made=made,
+                        seconds=round(time.perf_counter() - start, 1)))  # fmt: skip
     draw(rows, Path(options.out) / f"{name}.png")
     return 0
 

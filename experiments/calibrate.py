@@ -4,10 +4,11 @@ Runs each method of experiments.calibration_methods, on every problem whose oper
 1000 network calls per sample, and scores the samples against the exact posterior. The problems are the oracle's (tests/oracle,
 defined in its README: images of 16x16 under Gaussian priors and mixtures of five, and 25 Gaussians in 8 and 80 dimensions;
 needs a checkout), or any module with ``load(name)`` and ``LIST``. A method sees y, A, the noise level and a function
-denoise(x, t); its samples are independent of each other. Cells are kept in --cells and not computed twice. Writes
-calibration.json, .md and .png, calibration_short (without the single peers), calibration_details (a line per family, with what
-a method cannot do) and calibration_peers (each method beside the same kind of other libraries, measured on the core problems:
-experiments/peers.json) to --out.
+denoise(x, t); its samples are independent of each other. --headline runs what README's table has: the 8 core problems, fewer
+methods and seeds where they take long. Cells are kept in --cells; those whose code or settings have changed since are computed
+again (with --tables, which computes nothing, they are refused). Writes calibration.json and .png. Its tables (``python -m
+experiments.record calibration VIEW``): short, all (with every method of other libraries, measured on the core problems:
+experiments/peers.json), families (with what a method cannot do), peers (each method beside the same kind of other libraries).
 
 calls      network calls per sample, particles and searches included; products: with the network's Jacobian, per sample, the
            most of all problems (fewer than 4 measured values are padded to 4, and paid for)
@@ -31,14 +32,15 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax.cli.errors import UserError, run, unknown
-from diffjax.cli.options import Parser, whole
+from .tools import code, provenance, records, views
+from .tools.calibration_tables import SCORES, compared, peer_rows, summary
+from .tools.cells import Cells
+from .tools.exact import load_oracle, mesh
+from .tools.restorations import BESIDES
+from .tools.study import Parser, UserError, command, render, run, unknown, use_cores, whole
 
-from . import record
-
-FAMILIES = ("gauss", "mix5", "mcg8", "mcg80")
-SCORES = ("H", "sw2w", "var_ratio", "w_tv")
-PEERS = Path(__file__).parent / "peers.json"
+LONG = ("twisted", "mmps", "pigdm", "pigdm-bayes", "dps", "mcg", "diffpir", "ddrm", "ddnm+", "score-sde")  # at 1000 calls
+SEEDED = ("twisted", "mmps")  # with --seeds seeds at 100 calls
 CHUNK = 2.5e8  # bytes of states and their like that one chunk of samples may take
 
 
@@ -59,8 +61,6 @@ def tuning_list(oracle) -> dict:
 
 def open_problems(module: str | None, core: bool):
     """(oracle, load, names). Raises UserError for a module without ``load`` and ``LIST``."""
-    from .repaint_on_mixtures import load_oracle
-
     oracle = load_oracle()
     if module is None:
         return oracle, oracle.load, oracle.names(core=True if core else None)
@@ -115,9 +115,8 @@ def as_jax(problem):
 # --- samples ---
 
 
-@functools.lru_cache(maxsize=64)
-def sampler(entry, shape, dtype, calls, chunk):
-    """Compiled (keys, prior, measurement, settings) -> (x of every key, network calls, Jacobian products)."""
+def walks(entry, shape, dtype, calls, chunk):
+    """(keys, prior, measurement, settings) -> (x of every key, network calls, Jacobian products)"""
     import jax
     import jax.numpy as jnp
 
@@ -129,7 +128,17 @@ def sampler(entry, shape, dtype, calls, chunk):
     def many(keys, prior, m, settings):
         return jax.lax.map(lambda key: one(key, prior, m, settings), keys, batch_size=chunk)
 
-    return jax.jit(many)
+    return many
+
+
+@functools.lru_cache(maxsize=64)
+def sampler(entry, shape, dtype, calls, chunk):
+    """(:func:`walks` over all devices, a part of the keys for each; how many)"""
+    import diffjax as dj
+
+    devices = mesh()
+    program = dj.parallel.shard(walks(entry, shape, dtype, calls, chunk), devices, in_axes=(0, None, None, None))
+    return program, devices.devices.size
 
 
 def draw(entry, problem, calls, samples, seed=0, settings=None):
@@ -139,12 +148,14 @@ def draw(entry, problem, calls, samples, seed=0, settings=None):
 
     with jax.enable_x64(True):  # 25 narrow modes need float64; images are float32 throughout
         prior, m, shape, dtype = as_jax(problem)
-        chunk = int(min(samples, max(8, CHUNK / (dtype.itemsize * problem.d * (len(problem.prior.w) + 8) * 20))))
-        chunk = 2 ** int(np.log2(chunk))  # divides the usual numbers, so that one program is compiled and not two
-        many = sampler(entry, shape, dtype, calls, chunk)
+        parts = min(mesh().devices.size, samples)
+        room = CHUNK / (dtype.itemsize * problem.d * (len(problem.prior.w) + 8) * 20) / parts
+        chunk = 2 ** int(np.log2(min(samples // parts, max(8, room))))  # divides the usual numbers: one program and not two
+        many, parts = sampler(entry, shape, dtype, calls, chunk)
         settings = {k: np.asarray(v, dtype) for k, v in (settings or {}).items()}
-        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(np.arange(samples))
-        x, spent, products = many(keys, prior, m, settings)
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(np.arange(samples + -samples % parts))
+        found = many(keys.reshape(parts, -1), prior, m, settings)
+        x, spent, products = (np.asarray(a).reshape(-1, *a.shape[2:])[:samples] for a in found)
     return np.asarray(x, np.float64).reshape(samples, -1), float(np.mean(spent)), float(np.mean(products))
 
 
@@ -160,6 +171,32 @@ def cell(oracle, entry, problem, calls, seed, settings, samples=None) -> dict:
     return {"calls": round(spent), "products": round(products), "seconds": round(time.perf_counter() - start, 1), **numbers}
 
 
+def asked(entry, problem, calls, seed, settings, samples=None) -> dict:
+    """The fingerprints of a cell as it would be computed now: of the files behind the method, the prior, the operator and the
+    scores, and of every number in them."""
+    import jax
+
+    functions, besides = [code.of_function(f)[0] for f in (draw, walks, cell)], BESIDES
+    with jax.enable_x64(True):
+        prior, m, _, dtype = as_jax(problem)
+        given = {k: np.asarray(v, dtype) for k, v in settings.items()}
+        modules = {"diffjax.sample", "tests.oracle.scores", "tests.oracle.mixture"} | code.behind(prior, m, entry.schedule)
+        built = ()
+        if entry.whole:
+            text, used = code.of_function(entry.whole)
+            functions, modules = [*functions, text], modules | used
+            besides = [name for name in BESIDES if name != "diffjax.timetables"]
+        else:
+            try:
+                built = entry.build(prior.denoiser(entry.schedule), m, calls, **given)
+            except ValueError as refusal:  # the cell will say so
+                built = (str(refusal),)
+            modules |= code.behind(built)
+        return {"code": code.fingerprint(*sorted(modules), besides=besides),
+                "settings": provenance.values(functions, built, prior, m, entry.schedule, given, calls, seed,
+                                              samples or problem.default_n)}  # fmt: skip
+
+
 # --- tuning ---
 
 
@@ -169,7 +206,7 @@ def sweep(oracle, entry, problem, combinations, calls, samples):
 
     with jax.enable_x64(True):
         prior, m, shape, dtype = as_jax(problem)
-        many = sampler(entry, shape, dtype, calls, samples)
+        many = walks(entry, shape, dtype, calls, samples)
         keys = jax.random.split(jax.random.key(1), samples)
         grid = dict(zip(entry.sweep, np.asarray(combinations, dtype).T))
         found = jax.jit(jax.vmap(lambda settings: many(keys, prior, m, settings)[0]))(grid)
@@ -193,99 +230,18 @@ def pick(oracle, entry, problems, calls, samples) -> dict:
     return {"settings": settings, "score": round(float(total[best]), 3), "problems": len(scores), "tried": len(combinations)}
 
 
-def tune(oracle, names, methods, folder, calls=100, samples=256, problems=None) -> dict:
-    """{method: what ``pick`` found} for the methods with a sweep; kept in ``folder``."""
-    from .evaluate import kept
-
+def tune(oracle, names, methods, kept, calls=100, samples=256, problems=None) -> dict:
+    """{method: what ``pick`` found} for the methods with a sweep. kept: Cells"""
     problems, found = list((problems or tuning_list(oracle)).values()), {}
     for name in names:
-        if methods[name].sweep:
-            make = lambda: pick(oracle, methods[name], problems, calls, samples)  # noqa: B023
-            found[name] = kept(Path(folder) / f"tuned-{name}.json", make, False)
+        entry = methods[name]
+        if entry.sweep:
+            parts = [asked(entry, p, calls, 0, {k: v[0] for k, v in entry.sweep.items()}, samples) for p in problems]
+            now = {"code": " ".join(dict.fromkeys(a["code"] for a in parts)),
+                   "settings": provenance.values([a["settings"] for a in parts], entry.sweep)}  # fmt: skip
+            found[name] = kept.get(f"tuned-{name}", lambda: now, lambda: pick(oracle, entry, problems, calls, samples))  # noqa: B023
             print(f"{name:16s} {found[name]}", flush=True)
     return found
-
-
-# --- tables ---
-
-
-def mean(cells, key) -> float:
-    values = np.array([c[key] for c in cells], float)
-    if key == "w_tv":
-        return float(values.mean())
-    return float(np.exp(np.log(np.maximum(values, 1e-9)).mean()))
-
-
-def summary(cells: dict, families: dict) -> list[dict]:
-    """A row per (method, kind, budget, family) from {(method, kind, calls): {(problem, seed): cell}}."""
-    rows = []
-    for (method, kind, calls), found in cells.items():
-        for family, problems in families.items():
-            here = {k: c for k, c in found.items() if k[0] in problems}
-            if not here:
-                continue
-            able = [c for c in here.values() if "cannot" not in c]
-            done = {p for (p, _), c in here.items() if "cannot" not in c}
-            row = {"method": method, "kind": kind, "budget": calls, "family": family}
-            row |= {"problems": f"{len(done)} of {len(problems)}", "seeds": len({s for _, s in here})}
-            if able:
-                row |= {k: round(float(np.mean([c[k] for c in able]))) for k in ("calls", "products")}
-                row |= {k: round(mean(able, k), 4) for k in SCORES}
-            row["cannot"] = next((c["cannot"] for c in here.values() if "cannot" in c), "")
-            rows.append(row)
-    return rows
-
-
-def wide(rows: list[dict], families, settings: dict) -> list[dict]:
-    """A row per (method, kind, budget), a column of H per family."""
-    out = {}
-    for r in rows:
-        empty = {"method": r["method"], "kind": r["kind"], "calls": None, "products": None, "seeds": None}
-        empty |= {f"H {family}": None for family in families} | {"setting": ""}
-        line = out.setdefault((r["method"], r["kind"], r["budget"]), empty)
-        for key in ("calls", "products"):
-            line[key] = max((v for v in (line.get(key), r.get(key)) if v is not None), default=None)
-        line["seeds"] = min((v for v in (line["seeds"], r.get("seeds")) if v is not None), default=None)
-        some = "" if r["problems"].split()[0] == r["problems"].split()[2] else "*"
-        line[f"H {r['family']}"] = f"{r['H']:.3g}{some}" if "H" in r else "cannot"
-        line["setting"] = settings.get((r["method"], r["kind"]), "")
-    return [line for _, line in sorted(out.items(), key=lambda item: (item[0][2], item[0][1] == "tuned"))]
-
-
-def peer_rows() -> list[dict]:
-    """The measured peers, a dict per (kind, solver, calls, family)."""
-    found = json.loads(PEERS.read_text())
-    return [dict(zip(found["columns"], row)) for row in found["rows"]]
-
-
-def best_of_libraries(rows: list[dict], families) -> list[dict]:
-    """A row per kind and budget: the least H of any peer in each family, chosen afterwards, as no peer is the best in all."""
-    out = []
-    for kind, calls in dict.fromkeys((r["kind"], r["budget"]) for r in rows):
-        name = {"reference": "exact draws"}.get(kind, "best library")
-        if kind != "reference" or calls == 0:
-            line = {"method": name, "kind": kind, "calls": calls or None, "products": None}
-            of = {f: [r["H"] for r in rows if (r["kind"], r["budget"], r["family"]) == (kind, calls, f)] for f in families}
-            out.append(line | {f"H {f}": f"{min(h):.3g}" if h else None for f, h in of.items()})
-    return out
-
-
-def compared(cells: dict, methods: dict, peers: list[dict]) -> list[dict]:
-    """Ours beside the best of each kind of peer, on the problems that the peer ran on; seeds averaged."""
-    rows = []
-    for (method, kind, calls), found in cells.items():
-        for p in peers:
-            if p["kind"] != kind or p["calls"] != calls or not p["solver"].startswith(methods[method].peers or "\0"):
-                continue
-            ours = [c for (problem, _), c in found.items() if problem in p["problems"]]
-            if not ours or any("cannot" in c for c in ours):
-                continue
-            h = mean(ours, "H")
-            rows.append({"method": method, "peer": p["solver"], "kind": kind, "calls": calls, "family": p["family"],
-                         "ours": round(h, 3), "theirs": round(p["H"], 3),
-                         "as close": "yes" if h <= p["H"] * 1.05 else "no"})  # fmt: skip
-    order, known = list(methods), list(FAMILIES)
-    return sorted(rows, key=lambda r: (order.index(r["method"]), r["kind"], r["calls"], known.index(r["family"]), r["peer"]))
 
 
 # --- the program ---
@@ -305,8 +261,11 @@ def arguments(argv):
     parser.add_argument("--core", action="store_true", help="the oracle's 8 core problems only")
     parser.add_argument("--quick", action="store_true", help="a small version: 64 samples, 20 calls, one seed, three methods")
     parser.add_argument("--tune", action="store_true", help="pick the tuned settings, write them, and stop")
-    parser.add_argument("--tables", action="store_true", help="render the kept cells, compute nothing")
-    parser.add_argument("--out", default=str(record.FOLDER), help="folder for the results (default experiments/results)")
+    parser.add_argument("--headline", action="store_true", help="what README's table has: --core, some at 1000 calls and once")
+    parser.add_argument("--tables", action="store_true", help="take the kept cells, compute nothing")
+    parser.add_argument("--fresh", action="store_true", help="compute kept cells again")
+    parser.add_argument("--allow-stale", action="store_true", help="take cells of other code or settings as they are")
+    parser.add_argument("--out", **provenance.OUT)
     parser.add_argument("--cells", help="folder of kept cells (default runs/calibrate; with --quick or --problems: OUT/cells)")
     args = parser.parse(argv)
     for name in args.methods:
@@ -322,81 +281,90 @@ def arguments(argv):
         quick = [m for m in ("twisted", "mmps", "repaint") if m in args.methods]
         args.methods, args.calls, args.seeds, args.kinds = quick or args.methods[:1], [20], 1, ["default"]
     own = args.quick or args.problems
-    args.cells = Path(args.cells or (args.out / "cells" if own else Path(__file__).parents[1] / "runs" / "calibrate"))
+    args.core = args.core or args.headline
+    args.cells = Path(args.cells or (args.out / "cells" if own else provenance.ROOT / "runs" / "calibrate"))
     return args, METHODS
 
 
-def read_tuned(folder) -> dict:
-    for place in (folder, record.FOLDER):
-        if (Path(place) / "calibration_tuned.json").is_file():
-            return {r["method"]: r["settings"] for r in record.read("calibration_tuned", place)["rows"]}
-    return {}
-
-
-def collect(args, methods, oracle, load, names, tuned) -> dict:
-    """{(method, kind, calls): {(problem, seed): cell}}, computed or kept."""
-    from .evaluate import kept
-
-    cells = {}
+def plan(args, tuned):
+    """(calls, kind, method, seeds) of all cells to come."""
     for calls, kind, method in itertools.product(args.calls, args.kinds, args.methods):
         if kind == "tuned" and method not in tuned:
             continue
+        if not args.headline:
+            yield calls, kind, method, args.seeds
+        elif calls < 1000 or (kind == "default" and method in LONG):
+            yield calls, kind, method, args.seeds if (kind, calls) == ("default", 100) and method in SEEDED else 1
+
+
+def read_tuned(folder) -> dict:
+    """{method: settings} that --tune has picked: there, or in the checkout."""
+    for place in (folder, provenance.results()):
+        if (Path(place) / "calibration_tuned.json").is_file():
+            return {r["method"]: r["settings"] for r in records.read("calibration_tuned", place)["rows"]}
+    return {}
+
+
+def collect(args, methods, load, names, tuned, kept, make) -> dict:
+    """{(method, kind, calls): {(problem, seed): cell}}, computed or kept."""
+    cells = {}
+    for calls, kind, method, seeds in plan(args, tuned):
         settings = tuned[method] if kind == "tuned" else {}
         found = cells.setdefault((method, kind, calls), {})
-        for name, seed in itertools.product(names, range(args.seeds)):
+        for name, seed in itertools.product(names, range(seeds)):
             if "cannot" in found.get((name, 0), ()):  # no seed changes that
                 continue
             label = f"{method}-{kind}-{calls}-{name}-{seed}"
-            make = lambda: cell(oracle, methods[method], load(name), calls, seed, settings, args.samples)  # noqa: B023
-            file = args.cells / f"{label}.json"
-            if args.tables and not file.is_file():
-                continue
-            old = file.is_file()
-            found[name, seed] = c = kept(file, make, False)
-            if not old:
-                line = c.get("cannot") or "  ".join(f"{k} {c[k]:.3f}" for k in SCORES) + f"  {c['seconds']} s"
-                print(f"{label:44s} {line}", flush=True)
+            given = lambda: (methods[method], load(name), calls, seed, settings, args.samples)  # noqa: B023
+            c = kept.get(label, lambda: asked(*given()), lambda: make(*given()))  # noqa: B023
+            if c is not None:
+                found[name, seed] = c
     return {k: v for k, v in cells.items() if v}
 
 
 def main(argv=None) -> int:
+    use_cores()
     args, methods = arguments(argv)
-    words = list(sys.argv[1:] if argv is None else argv)
-    command = " ".join(["python -m experiments.calibrate", *words])
+    line = command("experiments.calibrate", argv)
     oracle, load, names = open_problems(args.problems, args.core)
+    kept = Cells(args.cells, line, args.fresh, args.tables, args.allow_stale)
     if args.tune:
-        rows = [{"method": m, **found} for m, found in tune(oracle, args.methods, methods, args.cells).items()]
-        print("\n" + record.write("calibration_tuned", command, rows, args.out))
+        found = tune(oracle, args.methods, methods, kept)
+        rows = [{"method": m, **{k: v for k, v in cell.items() if k != "made"}} for m, cell in found.items()]
+        print("\n" + records.write("calibration_tuned", line, rows, args.out))
         return 0
+
+    def make(entry, problem, calls, seed, settings, samples):
+        c = cell(oracle, entry, problem, calls, seed, settings, samples)
+        name = next(name for name, known in methods.items() if known is entry)
+        said = c.get("cannot") or "  ".join(f"{k} {c[k]:.3f}" for k in SCORES) + f"  {c['seconds']} s"
+        print(f"{name:16s} {calls:5d} {problem.name:16s} {seed:2d} {said}", flush=True)
+        return c
+
     tuned = read_tuned(args.out)
-    cells = collect(args, methods, oracle, load, names, tuned)
+    cells = collect(args, methods, load, names, tuned, kept, make)
     if not cells:
-        raise UserError(f"no cell is kept in {args.cells}: run without --tables first")
+        raise UserError(f"no cell is kept in {args.cells}: run {line}")
     families = {}
     for name in names:
         families.setdefault(load(name).family, []).append(name)
-    rows = summary(cells, families)
     text = lambda m, kind: methods[m].setting if kind == "default" else json.dumps(tuned[m]).strip("{}").replace('"', "")
-    settings = {(m, kind): text(m, kind) for m, kind, _ in cells}
-    peers = peer_rows() if args.problems is None and not args.quick else []
-    table = wide(rows, families, settings)
-    full = lambda r: f"{len(r['problems'])} of {len(oracle.names(r['family'], True))}"
-    named = lambda r: r | {"method": r["solver"], "budget": r["calls"], "products": None, "problems": full(r)}
-    others = [named(r) for r in peers if r["calls"] in (0, *args.calls)]  # 0: exact draws, prior's
-    ours, library = list(table), best_of_libraries(others, families)
-    table += wide(others, families, {})
-    about = {"samples": args.samples or "the problems' own", "problems": names}
-    print("\n" + record.write("calibration", command, table, args.out, **about))
-    record.write("calibration_short", command, ours + library, args.out, **about)
-    record.write("calibration_details", command, rows, args.out)
-    beside = compared(cells, methods, peers)
+    peers = {} if args.problems or args.quick else {family: len(oracle.names(family, True)) for family in families}
+    rows, beside = summary(cells, families), compared(cells, methods, peer_rows()) if peers else []
+    flat = {f"{m}/{kind}/{calls}/{p}/{seed}": c for (m, kind, calls), of in cells.items() for (p, seed), c in of.items()}
+    settings = {f"{m}/{kind}": text(m, kind) for m, kind, _ in cells}
+    about = kept.about(flat.values()) | {"budgets": args.calls, "samples": args.samples or "the problems' own"}
+    records.write("calibration", line, rows, args.out, kind="calibration", **about, families=families, peers=peers,
+                  settings=settings, beside=beside, cells=flat)  # fmt: skip
+    record = records.read("calibration", args.out)
+    print("\n" + render(views.rows(record, "all")))
     if beside:
-        record.write("calibration_peers", command, beside, args.out)
         close = sum(r["as close"] == "yes" for r in beside)
         print(f"\nas close as a peer of the same kind in {close} of {len(beside)} comparisons")
-    from .calibration_figure import draw_figure
+    from .tools.calibration_figure import draw_figure
+    from .tools.calibration_tables import peers_of
 
-    draw_figure(rows, others, list(families), methods, args.out / "calibration.png")
+    draw_figure(rows, peers_of(record), list(families), methods, args.out / "calibration.png")
     return 0
 
 

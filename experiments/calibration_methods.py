@@ -30,25 +30,43 @@ SHORT = {"top": 20.0, "bottom": 0.02}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
-    """run(key, denoise, measurement, shape, dtype, calls, settings) -> (x, network calls, Jacobian products) of one sample
+    """build(denoise, measurement, calls, **settings) -> (method, kernel, table) that spend at most ``calls``
 
     schedule: whose times ``denoise`` takes
     setting:  what is said of it in the table
     sweep:    {hyper-parameter: values}, every combination of which is tried; leaves only
     peers:    how libraries' methods of the same kind begin in experiments/peers.json
+    whole:    of what is no walk: (key, denoise, measurement, shape, dtype, calls, settings) -> (x, network calls, Jacobian
+              products)
     """
 
-    run: Callable
+    build: Callable | None
     schedule: Any = VP
     setting: str = ""
     sweep: dict = dataclasses.field(default_factory=dict)
     peers: tuple = ()
+    whole: Callable | None = None
+
+    def run(self, key, denoise, measurement, shape, dtype, calls, settings):
+        """(x, network calls, Jacobian products) of one sample."""
+        if self.whole is not None:
+            return self.whole(key, denoise, measurement, shape, dtype, calls, settings)
+        method, kernel, table = self.build(denoise, measurement, calls, **settings)
+        result = dj.sample(key, method, table, shape, kernel=kernel, dtype=dtype, remat="none")
+        return result.x, spent(method, kernel, table, result), products(method, kernel) * len(table)
 
 
-def cost(method, kernel, table) -> tuple[int, int]:
-    """(network calls, Jacobian products) of a walk."""
-    products = getattr(method, "products", lambda kernel: 0)
-    return len(table) * method.calls(kernel), len(table) * products(kernel)
+def spent(method, kernel, table, result):
+    """Network calls of a walk: as it counted them, where their number varies."""
+    rows = result.info.rows
+    return rows["calls"].sum() if "calls" in rows else method.calls(kernel) * len(table)
+
+
+def products(method, kernel) -> int:
+    """Products with the network's Jacobian in each row."""
+    if isinstance(method, methods.CoPaint):
+        return method.iterations
+    return getattr(method, "products", lambda kernel: 0)(kernel)
 
 
 # --- grids, whose settings may be traced ---
@@ -69,27 +87,26 @@ def power(schedule, rows, bend):
 GRIDS = {("top", "bottom"): between, ("bend",): power}
 
 
-def walk(build, kernel, schedule=VP, grid=None, **defaults):
-    """``run`` of a plain walk. build(denoise, measurement, **settings); kernel(schedule, settings), which may take its own
-    settings out; grid(schedule, calls), or the one of ``GRIDS`` that the settings have the names of."""
+def walk(make, kernel, schedule=VP, grid=None, **defaults):
+    """``build`` of a plain walk. make(denoise, measurement, **settings) -> method; kernel(schedule, settings), which may take
+    its own settings out; grid(schedule, rows), or the one of ``GRIDS`` that the settings have the names of."""
 
-    def run(key, denoise, measurement, shape, dtype, calls, settings):
+    def build(denoise, measurement, calls, **settings):
         settings = defaults | settings
         chosen, named = grid or timetables.log_snr, {}
-        for names, make in GRIDS.items():
+        for names, place in GRIDS.items():
             if names[0] in settings:
-                chosen, named = make, {name: settings.pop(name) for name in names}
+                chosen, named = place, {name: settings.pop(name) for name in names}
         moves = kernel(schedule, settings)
-        method = build(denoise, measurement, **settings)
-        table = chosen(schedule, max(calls // method.calls(moves), 2), **named)
-        return dj.sample(key, method, table, shape, kernel=moves, dtype=dtype, remat="none").x, *cost(method, moves, table)
+        method = make(denoise, measurement, **settings)
+        return method, moves, chosen(schedule, max(calls // method.calls(moves), 2), **named)
 
-    return run
+    return build
 
 
 def two_stage(key, denoise, measurement, shape, dtype, calls, settings):
     plan = methods.twisted.for_calls(calls) | settings
-    result = methods.twisted.two_stage(key, denoise, measurement, EDM, shape, dtype=dtype, **plan)
+    result = methods.twisted.two_stage(key, denoise, measurement, shape, schedule=EDM, dtype=dtype, **plan)
     spent = plan["particles"] * plan["rows"][0] + plan["rows"][1]
     return result.x, spent, spent * methods.MMPS(denoise, measurement).products(kernels.DDPM(EDM))
 
@@ -112,30 +129,27 @@ def late(schedule, rows):
     return timetables.log_snr(schedule, rows, t_max=float(schedule.time(0.0)))
 
 
-def noise_free(build):
-    """``build`` without the measurement's noise level, for methods that know none."""
-    return lambda denoise, m, **settings: build(denoise, dj.base.replace(m, noise_std=0.0), **settings)
+def noise_free(make):
+    """``make`` without the measurement's noise level, for methods that know none."""
+    return lambda denoise, m, **settings: make(denoise, dj.base.replace(m, noise_std=0.0), **settings)
 
 
-def dps(key, denoise, measurement, shape, dtype, calls, settings):
+def dps(denoise, measurement, calls, **settings):
     """Steps of a fixed length add up like noise: the paper's ``scale``, for 1000 calls, times sqrt(1000 / calls). Below the
     noise of the data they only jitter: the paper's grid, equal in t, has few rows there."""
     settings = {"scale": 0.3} | ({} if "top" in settings else {"bend": 1.0}) | settings
     settings["scale"] *= (1000 / calls) ** 0.5
-    return walk(methods.DPS, ancestral)(key, denoise, measurement, shape, dtype, calls, settings)
+    return walk(methods.DPS, ancestral)(denoise, measurement, calls, **settings)
 
 
 def pigdm_bayes(denoise, measurement, **settings):
     return methods.PiGDM(denoise, measurement, weight="bayes", **settings)
 
 
-def copaint(key, denoise, measurement, shape, dtype, calls, settings):
-    published, table = methods.copaint.published("copaint-fast", TABLE, max(2, min(calls // 3, 250)))
-    chosen = {"bounds": UNBOUNDED, "exact": False, **published, **settings}
-    result = dj.sample(
-        key, methods.CoPaint(denoise, measurement, **chosen), table, shape, kernel=kernels.DDIM(TABLE), dtype=dtype
-    )
-    return result.x, result.info.rows["calls"].sum(), len(table)
+def copaint(denoise, measurement, calls, **settings):
+    table = methods.copaint.walk("copaint-fast", TABLE, max(2, min(calls // 3, 250)))
+    chosen = {"bounds": UNBOUNDED, "exact": False, **methods.copaint.VARIANTS["copaint-fast"], **settings}
+    return methods.CoPaint(denoise, measurement, **chosen), kernels.DDIM(TABLE), table
 
 
 def optimise_start(key, denoise, measurement, shape, dtype, calls, settings):
@@ -181,8 +195,8 @@ def marginal(schedule, settings):
 MM = ("azula-mmps", "deepinv-mm")
 ETA = (0.0, 0.5, 1.0)
 METHODS = {
-    "twisted": Entry(two_stage, EDM, "twisted SMC, then MMPS (twisted.for_calls)", {"threshold": (0.2, 0.5, 0.8)},
-                     ("azula-tds",)),
+    "twisted": Entry(None, EDM, "twisted SMC, then MMPS (twisted.for_calls)", {"threshold": (0.2, 0.5, 0.8)},
+                     ("azula-tds",), two_stage),
     "mmps": Entry(walk(methods.MMPS, second_order, EDM), EDM, "10 solver steps, DPM-Solver++ 2M",
                   {"top": (20.0, 40.0, 80.0), "bottom": (0.002,)}, MM),
     "mmps-ddpm": Entry(walk(methods.MMPS, fresh(1.0), EDM, top=20.0, bottom=0.002), EDM,
@@ -225,6 +239,6 @@ METHODS = {
                       {"weight": (0.1, 0.25, 1.0), "lr": (0.03, 0.1, 0.3)}),
     "dpir": Entry(walk(methods.DPIR, marginal, grid=lambda s, n: timetables.dpir(s, 0.02, n)), VP, "a point estimate",
                   {"lam": (0.1, 0.23, 0.5, 1.0)}),
-    "optimise-start": Entry(optimise_start, VP, "5 DDIM rows, Adam; a point estimate", {"lr": (0.02, 0.05, 0.2)}),
+    "optimise-start": Entry(None, VP, "5 DDIM rows, Adam; a point estimate", {"lr": (0.02, 0.05, 0.2)}, whole=optimise_start),
 }  # fmt: skip
 BEST = "twisted"

@@ -2,7 +2,7 @@
 
 The weights are random: cost does not depend on them. Memory is read from the compiler, for this machine and, where the
 ``libtpu`` package is installed, for a TPU that is not there (nothing runs on it). Time is that of one call after a first;
-on a busy machine the CPU seconds, of all threads, mean more than the wall's.
+on a busy machine the CPU seconds, of all threads, mean more than the wall's. Writes checkpoint_cost.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import sys
 import time
 
-from diffjax.cli import errors, options
+from .tools import provenance, records
+from .tools.study import Parser, UserError, command, run
 
 # 256x256_diffusion_uncond.pt (Dhariwal and Nichol 2021)
 ADM_256 = dict(out_channels=6, width=256, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention=(8, 16, 32), head_channels=64,
@@ -92,24 +93,19 @@ def tpu(fields, size, dtype, topology):
 
 
 def main(argv=None) -> int:
-    return errors.run(lambda: _main(argv))
-
-
-def _main(argv) -> int:
-    p = options.Parser("experiments.checkpoint_cost", __doc__)
+    p = Parser("experiments.checkpoint_cost", __doc__)
     p.add_argument(
         "--tpu", metavar="TOPOLOGY", default="v5e:2x2", help="the TPU compiled for (default: v5e:2x2); none: skip it"
     )
     p.add_argument("--types", metavar="TYPE", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     p.add_argument("--narrow", action="store_true", help="64 instead of 256 channels: to try the program, not to report")
+    p.add_argument("--out", **provenance.OUT)
     o = p.parse(argv)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the compiler for an absent TPU asks for it for minutes
 
     import importlib.util
 
     import jax
-
-    from experiments import record
 
     fields, size = ADM_256 | ({"width": 64} if o.narrow else {}), 256
     kinds = [("here", here)]
@@ -128,15 +124,13 @@ def _main(argv) -> int:
                     {"type": dtype, **make(fields, size, jax.numpy.dtype(dtype)), "load average": round(os.getloadavg()[0])}
                 )
             except (RuntimeError, ValueError) as error:
-                raise errors.UserError(f"{name} cannot compile for {o.tpu}: {errors.one_line(error)}") from None
+                raise UserError(f"{name} cannot compile for {o.tpu}: {' '.join(str(error).split())}") from None
             more = {"parameters": count, "cores": os.cpu_count(), "network": fields | {"size": size}}
-            command = (
-                f"python -m experiments.checkpoint_cost{f' --tpu {o.tpu}' * (o.tpu != 'v5e:2x2')}{' --narrow' * o.narrow}"
-            )
-            table = record.write("checkpoint_cost" + "_narrow" * o.narrow, command, rows, **more)  # a kill keeps what is there
+            line = command("experiments.checkpoint_cost", argv)
+            table = records.write("checkpoint_cost" + "_narrow" * o.narrow, line, rows, o.out, **more)  # a kill keeps them
     print(f"{table}\n{count:,} parameters, {os.cpu_count()} cores")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

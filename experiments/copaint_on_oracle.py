@@ -2,9 +2,9 @@
 
 Mask problems of the oracle (tests/oracle: 16x16 images, exact denoisers, exact posteriors), 512 restorations each, by
 CoPaint-Fast, CoPaint and CoPaint-TT as published (timetable, rate, weight), and CoPaint-Fast with the rate that
-experiments.methods chose for 32x32 images. Nothing is clamped, as the priors are Gaussian, and nothing pasted, so that the fit
+diffjax.registry has for 32x32 images. Nothing is clamped, as the priors are Gaussian, and nothing pasted, so that the fit
 to the known pixels is seen. CoPaint takes y for exact, and it has noise of std 0.05 (names ending in 01: 0.01). Needs a
-checkout: the oracle lives with the tests. Writes experiments/results/copaint_oracle.json and .md.
+checkout: the oracle lives with the tests. Writes copaint_oracle.json.
 
 lr          at the first and at the last level, before the factor alpha_t / alpha_1
 dc          rms of A x - y over its exact value: 1 = fits the known pixels as the posterior does, 0 = reproduces y
@@ -24,19 +24,15 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import diffjax as dj
-from diffjax.cli.errors import UserError, run
-from diffjax.cli.options import Parser
 from diffjax.registry import COPAINT
 
-from . import record
-from .repaint_on_mixtures import GAUSSIANS, MIXTURES, load_oracle
+from .tools.exact import GAUSSIANS, MIXTURES, hidden, masked, mesh, prior_weights_error, study
+from .tools.study import run
 
 PROBLEMS = (*GAUSSIANS, "g-box-01", *MIXTURES)
 CELLS = (("copaint-fast", {}), ("copaint-fast", COPAINT), ("copaint", {}), ("copaint-tt", {}))
@@ -47,36 +43,23 @@ UNBOUNDED = (-float("inf"), float("inf"))
 def sampler(shape, name, steps):
     """(restorer of a batch of keys, schedule, settings, levels); one program for all problems with equally many components."""
     schedule = dj.schedules.discrete(dj.schedules.linear_betas(1000))
-    settings, table = dj.methods.copaint.published(name, schedule, steps)
+    settings, table = dj.methods.copaint.VARIANTS[name], dj.methods.copaint.walk(name, schedule, steps)
 
     def one(key, method):
         result = dj.sample(key, method, table, shape, kernel=dj.kernels.DDIM(schedule))
         return result.x, result.info.rows["calls"].sum()
 
-    return jax.jit(jax.vmap(one, in_axes=(0, None))), schedule, settings, int(table.level[-1])
+    return dj.parallel.shard(one, mesh(), in_axes=(0, None)), schedule, settings, int(table.level[-1])
 
 
 def restore(problem, name, samples=512, seed=0, steps=None, **more):
     """``samples`` restorations of an oracle mask problem, (samples, d), the mean number of forward calls, and the rates at
     the first and last level. ``more``: hyper-parameters other than the published ones."""
-    shape = (*problem.shape, 1)
-    p = problem.prior
-    prior = dj.priors.mixture(p.w, p.mu.reshape(-1, *shape), bases=p.Q, eigenvalues=p.lam, group=p.group)
-    image = lambda flat: jnp.asarray(flat.reshape(shape), jnp.float32)
-    y = dj.Measurement(image(problem.A.T @ problem.y), dj.operators.Mask(image(problem.A.sum(0))), value_range=(-4.0, 4.0))
+    prior, y, shape = masked(problem)
     many, schedule, settings, last = sampler(shape, name, steps)
     method = dj.methods.CoPaint(prior.denoiser(schedule), y, bounds=UNBOUNDED, exact=False, **{**settings, **more})
     x, calls = many(jax.random.split(jax.random.key(seed), samples), method)
     return np.asarray(x, np.float64).reshape(samples, -1), float(calls.mean()), (method.lr, method.lr * method.lr_decay**last)
-
-
-def hidden(problem, x):
-    """(error of the mean, geometric mean of the variance) over the hidden pixels, whitened by the exact posterior there."""
-    mean, covariance = problem.posterior.moments()
-    unseen = problem.A.sum(0) == 0
-    e, V = np.linalg.eigh(covariance[np.ix_(unseen, unseen)])
-    z = (x - mean)[:, unseen] @ V / np.sqrt(e)
-    return float(np.sqrt((z.mean(0) ** 2).mean())), float(np.exp(np.log(z.var(0)).mean()))
 
 
 def row(oracle, problem_name, name, more, samples):
@@ -87,30 +70,13 @@ def row(oracle, problem_name, name, more, samples):
     out = {"problem": problem_name, "method": name, "lr": "{:.2g} to {:.2g}".format(*lr), "calls": round(calls), "dc": s["dc"],
            "hidden_err": error, "hidden_var": variance, "sw2": s["sw2"]}  # fmt: skip
     if problem.prior.K > 1:
-        out |= {"w_tv": s["w_tv"], "w_prior": 0.5 * float(np.abs(problem.prior.w - problem.posterior.w).sum())}
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in out.items()}
+        out |= {"w_tv": s["w_tv"], "w_prior": prior_weights_error(problem)}
+    return out
 
 
 def main(argv=None):
-    parser = Parser("experiments.copaint_on_oracle", __doc__)
-    parser.add_argument("--samples", type=int, default=512, help="restorations per cell (default 512, the oracle's)")
-    parser.add_argument("--out", default=str(record.FOLDER), help="folder for the result (default experiments/results)")
-    args = parser.parse(argv)
-    if args.samples < 16:
-        raise UserError(f"--samples {args.samples} is too few to estimate anything: give 16 or more")
-    try:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {args.out} cannot be written ({error.strerror}): give another with --out") from None
-    oracle = load_oracle()
-    rows = []
-    for problem in PROBLEMS:
-        for name, more in CELLS:
-            rows.append(row(oracle, problem, name, more, args.samples))
-            line = rows[-1].items()
-            print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line), flush=True)
-    command = "python -m experiments.copaint_on_oracle" + (f" --samples {args.samples}" if args.samples != 512 else "")
-    print("\n" + record.write("copaint_oracle", command, rows, args.out))
+    cells = [(problem, name, more) for problem in PROBLEMS for name, more in CELLS]
+    return study("experiments.copaint_on_oracle", __doc__, "copaint_oracle", cells, row, argv)
 
 
 if __name__ == "__main__":

@@ -3,72 +3,32 @@
 Every method restores the same bundled images from the same measurements, one restoration each, clamped to [-1, 1].
 Without --tasks: inpainting behind the papers' seven masks. Columns: hole PSNR (dB, peak 2 on [-1, 1], mean over images, at
 most 48.1: an error of one grey level), lpips@64 of the whole image, network calls per image (seconds: experiments.seconds).
-Writes inpainting_PRIOR; inpainting_PRIOR_lpips and _psnr, a row for each method and a column for each mask;
-inpainting_PRIOR_differences (_differences_lpips: a column for each mask), paired differences between methods with a 95 %
-interval over the images; inpainting_PRIOR_order, the order of CoPaint's paper beside ours.
+Writes inpainting_PRIOR.
 With --tasks: what plug-and-play papers report, with noise (0.05 on [0, 1]) and without. Columns: PSNR, SSIM, lpips@64, misfit
 |A x - y| / (noise_std sqrt m) (the truth's is 1; without noise |A x - y| / sqrt m), and the difference in lpips from the best
-method with its paired 95 % interval. Writes plug_and_play_PRIOR, _noisy, _noiseless and _differences.
-Each is a .json and a .md file in experiments/results, and there is a .png with the first two images of each cell. A cell
-without a number says why. A cell is kept in --cells as soon as it is done, so an interrupted run goes on; --fresh computes all
-again. --quick runs a little of everything in minutes; --paper runs the papers' own settings (experiments.paper_settings), on 8
-images, and writes inpainting_PRIOR_paper and plug_and_play_PRIOR_paper.
+method with its paired 95 % interval. Writes plug_and_play_PRIOR.
+Each is a .json file in experiments/results with the scores of every image, from which all tables follow (``python -m
+experiments.record NAME VIEW`` shows one); with --picture there is a .png of the first two images of each cell beside it. A
+cell without a number says why. A cell is kept in --cells as soon as it is done, so an interrupted run goes on; one whose code
+or settings have changed since is computed again (with --tables, which computes nothing, it is refused). --quick runs a little
+of everything in minutes; --paper runs the papers' own settings (``registry.papers``), on 8 images, and writes
+inpainting_PRIOR_paper and plug_and_play_PRIOR_paper.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from diffjax.cli.errors import UserError, library_errors, run, unknown
-from diffjax.cli.options import Parser
+from .tools import code, provenance, records, views
+from .tools.cells import Cells
+from .tools.comparisons import MASKS
+from .tools.study import Parser, UserError, command, library_errors, render, run, unknown, use_cores
 
-from . import record
-from .comparisons import CEILING, across, layout, order, tables, task_tables
-
-MASKS = ("half", "wide", "expand", "altern", "sr2", "narrow", "text")
 TASKS = ("deblur", "motion", "sr4", "box", "random")
 NOISE = (0.05, 0.0)
-SHOWN = 2  # images of a cell that are kept for the pictures
-
-
-@functools.cache
-def scorers() -> dict:
-    """Compiled scores of batches, by name."""
-    import jax
-
-    from diffjax import metrics, zoo
-
-    weights = zoo.lpips_weights()
-    return {
-        "psnr": jax.jit(jax.vmap(metrics.psnr)),
-        "psnr_hole": jax.jit(jax.vmap(metrics.psnr_hole)),
-        "ssim": jax.jit(jax.vmap(metrics.ssim)),
-        "lpips": jax.jit(lambda a, b: jax.lax.map(lambda ab: metrics.lpips(*ab, weights), (a, b))),
-    }
-
-
-def score(name, *arrays):
-    """One score per image, float64."""
-    return np.asarray(scorers()[name](*(np.asarray(a, np.float32) for a in arrays)), np.float64)
-
-
-def scores(x, truth, masks=None):
-    """Per image: PSNR of the hole (100 where exact), of the image without masks, and lpips@64. x, truth: (N, H, W, C);
-    masks: (N, H, W)."""
-    psnr = score("psnr", x, truth) if masks is None else score("psnr_hole", x, truth, masks)
-    return np.minimum(psnr, 100.0), score("lpips", x, truth)
-
-
-def holes(operators):
-    """(N, H, W) masks of a list of operators that are masks; None for others."""
-    masks = [getattr(A, "mask", None) for A in operators]
-    return None if masks[0] is None else np.stack([np.asarray(m)[..., 0] for m in masks])
 
 
 # --- cells: scores per image and network calls of one method on one measurement -----------------------------------------
@@ -78,9 +38,7 @@ def registry(options) -> dict:
     """The methods by name: ours, or the papers'."""
     from diffjax import registry as methods
 
-    from . import paper_settings
-
-    return paper_settings.METHODS if options.paper else methods.METHODS
+    return methods.papers() if options.paper else methods.METHODS
 
 
 def steps_of(name, options):
@@ -89,128 +47,60 @@ def steps_of(name, options):
     if options.steps is not None or entry is None:
         return options.steps
     if options.quick:
-        return min(entry.steps, 8)
-    return options.at_most if entry.steps > (options.at_most or np.inf) else None
+        return min(entry.steps or 8, 8)
+    return options.at_most if (entry.steps or 1000) > (options.at_most or np.inf) else None
 
 
-def cell(prior, name, truth, masks, options, programs=None) -> dict:
-    """One method behind one kind of mask."""
-    from diffjax.batch import inpaint
+def cell(prior, name, truth, ys, operators, noise_std, options, programs=None) -> dict:
+    """One method on measurements ys behind operators (a list, one for each)."""
+    from diffjax.batch import restore
 
-    from .baselines import biharmonic
+    from .tools import scores
+    from .tools.pictures import bytes_of
 
-    ys = np.where(masks[..., None] > 0, truth, 0).astype(np.float32)
-    if name == "biharmonic":
-        x, calls = np.stack([biharmonic(y, mask) for y, mask in zip(ys, masks)]), 0
+    masks, tasks = scores.holes(operators), options.by_task
+    if name in baselines():
+        x, calls, seconds = np.stack([baselines()[name](y, A, noise_std) for y, A in zip(ys, operators)]), 0, 0.0
     else:
+        if why := cannot(name, operators[0], options):
+            return {"reason": why}
         try:
-            done = inpaint(prior, registry(options)[name], ys, masks, steps=steps_of(name, options), seed=options.seed,
-                           batch=options.batch, programs=programs)  # fmt: skip
+            done = restore(prior, registry(options)[name], ys, operators, noise_std=noise_std, steps=steps_of(name, options),
+                           seed=options.seed, batch=options.batch, programs=programs)  # fmt: skip
         except UserError as error:
             return {"reason": str(error)}
-        x, calls = done.x[:, 0], done.network_calls
-    x = np.clip(x, -1, 1)
-    return inpainted(x, calls, truth, masks)
+        x, calls, seconds = done.x[:, 0], done.network_calls, round(done.seconds_compile + done.seconds_run, 2)
+    found = scores.restored(x, truth, ys, operators, noise_std) if tasks else scores.inpainted(x, truth, masks)
+    return {**found, "network_calls": calls, "seconds": seconds, "shown": bytes_of(x)}
 
 
-def inpainted(x, calls, truth, masks) -> dict:
-    """The cell of restorations x (N, H, W, C)."""
-    psnr, perceptual = scores(x, truth, masks)
-    return {"psnr_hole": psnr.round(3).tolist(), "lpips": perceptual.round(5).tolist(), **about(x, calls)}
+def baselines() -> dict:
+    """{name: restoration of y behind A} that no prior knows of."""
+    from .baselines import biharmonic
+    from .tools.scores import regularised
+
+    return {"biharmonic": lambda y, A, noise_std: biharmonic(y, np.asarray(A.mask)[..., 0]), "regularised": regularised}
 
 
-def regularised(y, A, noise_std):
-    """argmin |A x - y|^2 / noise_std^2 + |x|^2, noise_std at least 0.02: what knows nothing of images but their range."""
-    return np.asarray(A.prox(np.zeros(A.T(y).shape, np.float32), max(noise_std, 0.02) ** 2, y))
-
-
-def task_cell(prior, name, task, truth, noise_std, options, programs=None) -> dict:
-    """One method on one task."""
-    from diffjax.batch import restore
-    from diffjax.cli.tasks import measure
+def cannot(name, A, options) -> str:
+    """Why a method is not for the operator; "" where it is."""
     from diffjax.registry import kind
 
-    ys, operators = measure(task, truth, noise_std, options.seed)
-    if name == "regularised":
-        x, calls = np.stack([regularised(y, A, noise_std) for y, A in zip(ys, operators)]), 0
-    else:
-        entry = registry(options)[name]
-        if kind(operators[0]) not in entry.tasks:
-            return {"reason": f"{name} is for {' and '.join(entry.tasks)} only"}
-        try:
-            done = restore(prior, entry, ys, operators, noise_std=noise_std, steps=steps_of(name, options), seed=options.seed,
-                           batch=options.batch, programs=programs)  # fmt: skip
-        except UserError as error:
-            return {"reason": str(error)}
-        x, calls = done.x[:, 0], done.network_calls
-    return restored(np.clip(x, -1, 1), calls, truth, ys, operators, noise_std)
+    tasks = registry(options)[name].tasks
+    return "" if kind(A) in tasks else f"{name} is for {' and '.join(tasks)} only"
 
 
-def restored(x, calls, truth, ys, operators, noise_std) -> dict:
-    """The cell of restorations x (N, H, W, C)."""
-    from diffjax.cli.tasks import misfit
+def asked(prior, name, truth, ys, operators, noise_std, options) -> dict:
+    """The fingerprints of a cell as it would be computed now."""
+    from . import baselines as module
+    from .tools.restorations import BESIDES, ENGINE, fingerprints
 
-    psnr, perceptual = scores(x, truth)
-    return {
-        "psnr": psnr.round(3).tolist(),
-        "ssim": score("ssim", x, truth).round(4).tolist(),
-        "lpips": perceptual.round(5).tolist(),
-        "misfit": [round(misfit(A, image, y, noise_std), 4) for A, image, y in zip(operators, x, ys)],
-        **about(x, calls),
-    }
-
-
-def about(x, calls) -> dict:
-    import jax
-
-    return {"network_calls": calls, "device": jax.devices()[0].device_kind, "shown": bytes_of(x)}
-
-
-def bytes_of(x) -> list:
-    """The first images as lists of bytes."""
-    from diffjax.cli.images import to_uint8
-
-    return np.stack([to_uint8(image) for image in x[:SHOWN]]).tolist()
-
-
-def kept(file: Path, make, fresh: bool):
-    """What ``file`` holds, or else the result of ``make()``, which is written there."""
-    if file.is_file() and not fresh:
-        return json.loads(file.read_text())
-    found = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found))
-    temporary.replace(file)
-    return found
-
-
-# --- what is written ---------------------------------------------------------------------------------------------------
-
-
-def picture(cells, whats, methods, seen, truth, path):
-    """PNG of what the cells {(what, method): cell} show: SHOWN rows for each of ``whats``, a column for each method. seen:
-    {what: measured images}. Methods without pictures (none, or cells of an earlier version) are left out."""
-    from diffjax.cli.figures import grid
-
-    has = [m for m in methods if any("shown" in cells[what, m] for what in whats)]
-    blank = [np.ones_like(truth[0])] * SHOWN
-    of = lambda c: (
-        [np.asarray(a, np.float32).reshape(truth[0].shape) / 127.5 - 1 for a in c["shown"]] if "shown" in c else blank
-    )
-    columns = [("measured", [image for what in whats for image in np.clip(seen[what][:SHOWN], -1, 1)])]
-    columns += [(m, [image for what in whats for image in of(cells[what, m])]) for m in has]
-    columns.append(("truth", list(truth[:SHOWN]) * len(whats)))
-    grid(columns, path, [what for what in whats for _ in range(SHOWN)])
-
-
-def without_pictures(c):
-    return {key: value for key, value in c.items() if key != "shown"}
-
-
-def devices(cells) -> str:
-    """What the cells were computed on."""
-    return ", ".join(sorted({c["device"] for c in cells.values() if "device" in c}))
+    if name in baselines():
+        modules = code.behind(operators[0]) | {*ENGINE[1:], module.__name__}
+        files = code.fingerprint(*sorted(modules), besides=BESIDES)
+        return {"code": files, "settings": provenance.values(ys, operators, truth)}
+    return fingerprints(prior, registry(options)[name], steps_of(name, options), noise_std, ys, operators, truth,
+                        seed=options.seed)  # fmt: skip
 
 
 # --- the program -------------------------------------------------------------------------------------------------------
@@ -233,17 +123,24 @@ def parser():
     p.add_argument("--at-most", type=int, metavar="N", help="N levels for methods that have more")
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", help="folder of the result files (default: experiments/results; --quick: runs/quick)")
+    p.add_argument("--out", help="folder of the result files (default: the checkout's experiments/results, else ./results; "
+                                 "--quick: runs/quick)")  # fmt: skip
     p.add_argument("--cells", default="runs/evaluate", help="folder where finished cells are kept")
     p.add_argument("--fresh", action="store_true", help="compute finished cells again")
+    p.add_argument("--tables", action="store_true", help="take the kept cells, compute nothing")
+    p.add_argument("--allow-stale", action="store_true", help="take cells of other code or settings as they are")
+    p.add_argument("--picture", action="store_true", help="a .png of the first images of each cell")
     p.add_argument("--quick", action="store_true", help="masks and tasks, four images, at most eight levels")
     p.add_argument("--paper", action="store_true", help="the papers' settings: masks, or with --tasks tasks, eight images")
     return p
 
 
 def main(argv=None) -> int:
+    use_cores()
+
     from diffjax.cli.tasks import TASKS as KNOWN
     from diffjax.operators.masks import ALIASES
+    from diffjax.operators.masks import MASKS as KNOWN_MASKS
     from diffjax.registry import ANY
 
     options = parser().parse(argv)
@@ -251,6 +148,9 @@ def main(argv=None) -> int:
     for name in options.methods or ():
         if name not in methods:
             raise unknown("method", name, methods)
+    for name in options.masks or ():
+        if ALIASES.get(name, name) not in KNOWN_MASKS:
+            raise unknown("mask", name, KNOWN_MASKS)
     for name in options.tasks or ():
         if ALIASES.get(name, name) not in KNOWN:
             raise unknown("task", name, KNOWN)
@@ -261,7 +161,8 @@ def main(argv=None) -> int:
         raise UserError(f"--count {options.count} is too small: an interval needs at least 2 images")
     if min(options.noise) < 0:
         raise UserError(f"--noise {min(options.noise):g} is negative: give standard deviations >= 0, on [0, 1]")
-    options.out = options.out or ("runs/quick" if options.quick else str(record.FOLDER))
+    options.out = options.out or ("runs/quick" if options.quick else provenance.results())
+    options.command = command("experiments.evaluate", argv)
 
     from diffjax import zoo
 
@@ -271,19 +172,17 @@ def main(argv=None) -> int:
     truth = np.asarray(truth[: options.count])
     if truth.shape[1:] != prior.shape:
         raise UserError(f"prior {options.prior} takes images of shape {prior.shape}, the bundled ones are {truth.shape[1:]}")
-    given = [a for a in (sys.argv[1:] if argv is None else argv) if a != "--fresh"]
-    command = shlex.join(["python", "-m", "experiments.evaluate", *given])
     if options.tasks is None or (options.quick and options.masks):
-        inpainting(prior, truth, options.methods or list(methods), options, command)
+        inpainting(prior, truth, options.methods or list(methods), options)
     if options.tasks is not None or (options.quick and options.masks is None):
         every = [name for name, e in methods.items() if e.tasks == ANY and not e.long]
-        plug_and_play(prior, truth, options.methods or every, options, command)
+        plug_and_play(prior, truth, options.methods or every, options)
     return 0
 
 
-def cell_file(prior, what, name, truth, options):
+def cell_name(prior, what, name, truth, options):
     steps = steps_of(name, options) or ("paper" if options.paper else "default")
-    return Path(options.cells) / prior.name / f"{what}_{name}_{steps}_{options.seed}_{len(truth)}.json"
+    return f"{prior.name}/{what}_{name}_{steps}_{options.seed}_{len(truth)}"
 
 
 def say(what, name, found):
@@ -291,66 +190,63 @@ def say(what, name, found):
     print(f"{what} {name}: {found.get('reason', lpips)}", file=sys.stderr, flush=True)
 
 
-def inpainting(prior, truth, methods, options, command):
-    """The masks' part."""
+def run_cells(prior, truth, whats, methods, options):
+    """({(what, method): cell}, what the record says of them). whats: {what: (place of cells, ys, operators, noise_std)}."""
     from diffjax.batch import Programs
-    from diffjax.operators.masks import make
 
-    names, methods = options.masks or (MASKS[:2] if options.quick else MASKS), ["biharmonic", *methods]
-    programs, cells = {name: Programs() for name in methods}, {}
-    for mask in names:
-        masks = np.stack([make(mask, truth.shape[1:3], seed=n) for n in range(len(truth))])
+    kept = Cells(options.cells, options.command, options.fresh, options.tables, options.allow_stale)
+    cells, programs = {}, {}
+    for what, (place, ys, operators, noise_std) in whats.items():
         for method in methods:
-            file = cell_file(prior, mask, method, truth, options)
-            make_it = lambda: cell(prior, method, truth, masks, options, programs[method])  # noqa: B023
-            cells[mask, method] = kept(file, make_it, options.fresh)
-            say(mask, method, cells[mask, method])
-    found, differences = tables(cells, names, methods)
-    on = devices(cells)
-    per_image = {f"{mask}/{method}": without_pictures(c) for (mask, method), c in cells.items()}
-    name = f"inpainting_{prior.name}" + "_paper" * options.paper + (f"_at_most_{options.at_most}" if options.at_most else "")
-    print(record.write(name, command, found, options.out, images=len(truth), device=on, cells=per_image))
-    for score, key, most in (("lpips", "lpips", np.inf), ("psnr", "psnr_hole", CEILING)):
-        rows = layout(cells, names, methods, key, most)
-        print(f"\n{score}\n" + record.write(f"{name}_{score}", command, rows, options.out, images=len(truth), device=on))
-    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth), device=on))
-    if set(MASKS) <= set(names) and (rows := order(cells, MASKS, methods)):
-        record.write(f"{name}_order", command, rows, options.out, images=len(truth), device=on)
-    rows = across(differences, (*names, "average"), "lpips@64")
-    record.write(f"{name}_differences_lpips", command, rows, options.out, images=len(truth), device=on)
-    seen = {m: [np.where(make(m, x.shape[:2], seed=n)[..., None] > 0, x, 0) for n, x in enumerate(truth)] for m in names}
-    picture(cells, names, methods, seen, truth, Path(options.out) / f"{name}.png")
+            given = prior, method, truth, ys, operators, noise_std, options
+            shared = programs.setdefault((method, noise_std), Programs())
+            name = cell_name(prior, place, method, truth, options)
+            found = kept.get(name, lambda: asked(*given), lambda: cell(*given, shared))  # noqa: B023
+            if found is None:
+                raise UserError(f"no cell {name} is kept in {options.cells}: run {options.command}")
+            cells[what, method] = found
+            say(place, method, found)
+    return cells, kept.about(cells.values())
 
 
-def plug_and_play(prior, truth, methods, options, command):
-    """The tasks' part."""
-    from diffjax.batch import Programs
+def finish(name, kind, cells, about, whats, methods, truth, options, **more):
+    """Write the record of {(what, method): cell}, its picture if there is to be one, and show its tables."""
+    from .tools.pictures import picture
+
+    bare = {f"{what}/{method}": {k: v for k, v in c.items() if k != "shown"} for (what, method), c in cells.items()}
+    records.write(name, options.command, None, options.out, kind=kind, images=len(truth), **about, **more, cells=bare)
+    for view in views.names(record := records.read(name, options.out)):
+        if rows := views.rows(record, view):
+            print(f"\n{name}: {view}\n{render(rows)}")
+    if options.picture:
+        seen = {what: ys for what, (_, ys, *_) in whats.items()}
+        picture(cells, list(whats), methods, seen, truth, Path(options.out) / f"{name}.png")
+
+
+def inpainting(prior, truth, methods, options):
+    """The masks' part."""
     from diffjax.cli.tasks import measure
 
-    names = options.tasks or (("deblur", "box") if options.quick else TASKS)
-    noises = options.noise[:1] if options.quick else options.noise
-    methods, cells = ["regularised", *methods], {}
-    programs = {(name, noise): Programs() for name in methods for noise in noises}
-    for noise in noises:
-        for task in names:
-            for method in methods:
-                file = cell_file(prior, f"tasks/{task}_{noise:g}", method, truth, options)
-                own = programs[method, noise]
-                make_it = lambda: task_cell(prior, method, task, truth, 2 * noise, options, own)  # noqa: B023
-                cells[task, noise, method] = kept(file, make_it, options.fresh)
-                say(f"{task} {noise:g}", method, cells[task, noise, method])
-    found, by_method, differences = task_tables(cells, names, noises, methods, options.baseline)
-    on = devices(cells)
-    per_image = {f"{task}/{noise:g}/{method}": without_pictures(c) for (task, noise, method), c in cells.items()}
+    options.by_task = False
+    masks, methods = options.masks or (MASKS[:2] if options.quick else MASKS), ["biharmonic", *methods]
+    whats = {mask: (mask, *measure(mask, truth), 0.0) for mask in masks}
+    cells, about = run_cells(prior, truth, whats, methods, options)
+    name = f"inpainting_{prior.name}" + "_paper" * options.paper + (f"_at_most_{options.at_most}" if options.at_most else "")
+    finish(name, "inpainting", cells, about, whats, methods, truth, options)
+
+
+def plug_and_play(prior, truth, methods, options):
+    """The tasks' part."""
+    from diffjax.cli.tasks import measure
+
+    options.by_task = True
+    tasks = options.tasks or (("deblur", "box") if options.quick else TASKS)
+    noises, methods = options.noise[:1] if options.quick else options.noise, ["regularised", *methods]
+    whats = {f"{task}/{noise:g}": (f"tasks/{task}_{noise:g}", *measure(task, truth, 2 * noise, options.seed), 2 * noise)
+             for noise in noises for task in tasks}  # fmt: skip
+    cells, about = run_cells(prior, truth, whats, methods, options)
     name = f"plug_and_play_{prior.name}" + "_paper" * options.paper
-    print(record.write(name, command, found, options.out, images=len(truth), device=on, cells=per_image))
-    for noise, rows in by_method.items():
-        suffix = {0.05: "noisy", 0.0: "noiseless"}.get(noise, f"noise_{noise:g}".replace(".", "_"))
-        print(f"\n{suffix}\n" + record.write(f"{name}_{suffix}", command, rows, options.out, images=len(truth), device=on))
-        here = {(task, method): cells[task, noise, method] for task in names for method in methods}
-        seen = {task: measure(task, truth, 2 * noise, options.seed)[0] for task in names}
-        picture(here, names, methods, seen, truth, Path(options.out) / f"{name}_{suffix}.png")
-    print(record.write(f"{name}_differences", command, differences, options.out, images=len(truth), device=on))
+    finish(name, "tasks", cells, about, whats, methods, truth, options, baseline=options.baseline)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,20 @@ The bundled 256x256 photograph ("Cameraman" by Lav Varshney) is blurred (Gaussia
 robbed of pixels, with noise of 2 % of the range (0.04 on [-1, 1]), and restored by DPIR (paper's lambda) around the bundled
 DnCNN, which was trained at 10 % noise: the table stays at that level. Columns: PSNR (dB) of what was measured (brought to the
 image's size by A^T or, for lost pixels, as it is) and of the restoration, passes of the denoiser.
-Writes experiments/results/photograph.json, .md and .png.
+Writes photograph.json and .png.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
-from diffjax.cli.errors import run
-from diffjax.cli.options import Parser
-
-from . import record
+from .tools import provenance, records
+from .tools.pictures import greyed
+from .tools.study import Parser, command, grid, run, use_cores
 
 NOISE_STD = 0.04
 PASSES = 8
@@ -51,8 +51,9 @@ def restore(key, A, x, passes=PASSES):
 
 
 def main(argv=None) -> int:
+    use_cores()
     parser = Parser("experiments.photograph", __doc__)
-    parser.add_argument("--out", default=str(record.FOLDER), help="folder of the result files")
+    parser.add_argument("--out", **provenance.OUT)
     parser.add_argument("--size", type=int, default=256, help="side of the part of the photograph that is used")
     options = parser.parse(argv)
 
@@ -60,10 +61,9 @@ def main(argv=None) -> int:
     import jax.numpy as jnp
 
     from diffjax import metrics, zoo
-    from diffjax.cli import figures
 
     x = jnp.asarray(zoo.bundled.photograph())[: options.size, : options.size]
-    rows, seen, restored = [], [], []
+    rows, seen, restored, start = [], [], [], time.perf_counter()
     for name, (A, show) in operators(x.shape).items():
         y, found = jax.jit(restore)(jax.random.key(0), A, x)
         before, found = jnp.clip(show(A, y), -1, 1), jnp.clip(found, -1, 1)
@@ -71,10 +71,12 @@ def main(argv=None) -> int:
         rows.append({"what happened": name, "seen": psnr(before), "restored": psnr(found), "passes": PASSES})
         seen.append(np.asarray(before))
         restored.append(np.asarray(found))
-    command = "python -m experiments.photograph" + (f" --size {options.size}" if options.size != 256 else "")
-    print(record.write("photograph", command, rows, options.out))
+    seconds = round(time.perf_counter() - start, 1)
+    print(records.write("photograph", command("experiments.photograph", argv), rows, options.out, seconds=seconds))
     columns = [("seen", seen), ("restored", restored), ("truth", [np.asarray(x)] * len(rows))]
-    figures.grid(columns, Path(options.out) / "photograph.png", rows=[row["what happened"] for row in rows])
+    picture = Path(options.out) / "photograph.png"
+    grid(columns, picture, rows=[row["what happened"] for row in rows])
+    greyed(picture)
     return 0
 
 

@@ -1,25 +1,25 @@
 """Seconds per image of each method: ``python -m experiments.seconds``.
 
-One batch of bundled images with the left half known, inpainted twice with the method's own number of levels, all by
-themselves; the second run, which compiles nothing, is timed. Writes seconds_PRIOR (.json, .md) into experiments/results, a
-column for each kind of device it was run on: only ratios within a column mean something.
+One batch of bundled images with the left half known, inpainted twice with the method's own number of levels, over all
+devices; the second run, which compiles nothing, is timed. Writes seconds_PRIOR.json. What was measured on other devices stays
+beside it, a column for each. Only ratios within a column mean something: a number of this device whose code has changed since
+goes.
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from diffjax.cli.errors import library_errors, run, unknown
-from diffjax.cli.options import Parser
-
-from . import record
+from .tools import cells, provenance, records, views
+from .tools.study import Parser, command, library_errors, render, run, unknown, use_cores
 
 
 def main(argv=None) -> int:
+    use_cores()
+
     from diffjax.registry import METHODS
 
     parser = Parser("experiments.seconds", __doc__)
@@ -27,7 +27,7 @@ def main(argv=None) -> int:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="of: " + ", ".join(METHODS) + " (default: all)")
     parser.add_argument("--count", type=int, default=4, help="images of the batch (default 4)")
     parser.add_argument("--steps", type=int, default=None, help="levels of the timetable (default: the method's)")
-    parser.add_argument("--out", default=str(record.FOLDER))
+    parser.add_argument("--out", **provenance.OUT)
     options = parser.parse(argv)
     for name in options.methods:
         if name not in METHODS:
@@ -36,29 +36,43 @@ def main(argv=None) -> int:
     import jax
 
     from diffjax import zoo
-    from diffjax.batch import Programs, inpaint
-    from diffjax.operators.masks import half
+    from diffjax.batch import Programs, restore
+    from diffjax.cli.tasks import measure
+
+    from .tools.restorations import fingerprints
 
     with library_errors():
         prior = zoo.load(options.prior)
         truth, _ = zoo.bundled.images(zoo.bundled.for_channels(prior.shape[-1]))
     truth = np.asarray(truth[: options.count])
-    masks = np.stack([half(truth.shape[1:3])] * len(truth))
-    device = f"{jax.devices()[0].device_kind}, batch {len(truth)}: s / image"
-    before = Path(options.out) / f"seconds_{prior.name}.json"
-    rows = {r["method"]: r for r in record.read(before.stem, options.out)["rows"]} if before.is_file() else {}
+    ys, operators = measure("half", truth)
+    asked = lambda name: fingerprints(prior, METHODS[name], options.steps, 0.0, ys, operators, truth)
+    count = min(len(jax.devices()), len(truth))
+    device = f"{f'{count} x ' * (count > 1)}{jax.devices()[0].device_kind}, batch {len(truth)}"
+    result = f"seconds_{prior.name}"
+    found = records.read(result, options.out)["cells"] if (Path(options.out) / f"{result}.json").is_file() else {}
+    again = command("experiments.seconds", argv, extra=["--methods"])
     for name in options.methods:
         programs = Programs()
-        once = lambda: inpaint(prior, METHODS[name], truth, masks, steps=options.steps, batch=len(truth), devices=1,  # noqa: B023
-                               programs=programs)  # fmt: skip  # noqa: B023
+        once = lambda: restore(prior, METHODS[name], ys, operators, steps=options.steps, batch=len(truth), programs=programs,  # noqa: B023
+                               stream=False)  # fmt: skip
         once()
         done = once()
-        row = rows.setdefault(name, {"method": name})
-        row |= {"network calls": done.network_calls, device: round(done.seconds_run / len(truth), 4)}
-        print(f"{name}: {row[device]} s / image", file=sys.stderr, flush=True)
-    ordered = [rows[name] for name in METHODS if name in rows]
-    command = shlex.join(["python", "-m", "experiments.seconds", *(sys.argv[1:] if argv is None else argv)])
-    print(record.write(before.stem, command, ordered, options.out))
+        seconds = round(done.seconds_run / len(truth), 4)
+        found[f"{device}/{name}"] = {"network_calls": done.network_calls, "seconds": seconds,
+                                     "made": {**provenance.made(), **asked(name)}}  # fmt: skip
+        print(f"{name}: {seconds} s / image", file=sys.stderr, flush=True)
+    kept = {}
+    for name in METHODS:
+        for place in dict.fromkeys(key.split("/")[0] for key in found):
+            cell = found.get(f"{place}/{name}")
+            why = cells.stale(cell, asked(name)) if cell and place == device else ""
+            if why:
+                print(f"{name}: {place} is stale ({why}) and goes: run {again} --methods {name}", file=sys.stderr)
+            elif cell:
+                kept[f"{place}/{name}"] = cell
+    records.write(result, again, None, options.out, kind="seconds", images=len(truth), cells=kept)
+    print(render(views.rows(records.read(result, options.out))))
     return 0
 
 

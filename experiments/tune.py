@@ -4,22 +4,19 @@ With ``--tasks deblur sr4 --noise 0.05`` for other measurements than masks.
 Every combination restores the same held-out images from the same noise, all in one compiled program (``vmap`` over settings
 and images). The images are the first of each class, in turn, of the data set's test part that are not bundled: the bundled
 ones are what ``experiments.evaluate`` reports on. The best setting is the one with the lowest lpips@64, mean over the tasks.
---also NAME=V,NAME=V adds one setting by itself. Writes tune_METHOD_PRIOR (with noise tune_METHOD_noisy_PRIOR), .json and .md,
-into experiments/results.
+--also NAME=V,NAME=V adds one setting by itself. Writes tune_METHOD_PRIOR.json (with noise tune_METHOD_noisy_PRIOR.json).
 """
 
 from __future__ import annotations
 
 import itertools
-import shlex
 import sys
+import time
 
 import numpy as np
 
-from diffjax.cli.errors import UserError, run, unknown
-from diffjax.cli.options import Parser, setting
-
-from . import record
+from .tools import provenance, records
+from .tools.study import Parser, UserError, command, library_errors, run, setting, unknown, use_cores
 
 
 def validation(prior, data, count: int):
@@ -59,7 +56,8 @@ def combinations(given, also) -> list[dict]:
 
 
 def main(argv=None) -> int:
-    from diffjax.cli.errors import library_errors
+    use_cores()
+
     from diffjax.cli.tasks import TASKS
     from diffjax.operators.masks import ALIASES
     from diffjax.registry import METHODS
@@ -76,7 +74,7 @@ def main(argv=None) -> int:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", default=str(record.FOLDER))
+    parser.add_argument("--out", **provenance.OUT)
     options = parser.parse(argv)
     if options.method not in METHODS:
         raise unknown("method", options.method, METHODS)
@@ -84,27 +82,26 @@ def main(argv=None) -> int:
         if ALIASES.get(task, task) not in TASKS:
             raise unknown("task", task, TASKS)
     settings = combinations(options.set, options.also)
-    from diffjax import parallel, zoo
 
-    parallel.use_cores()
+    from diffjax import zoo
     from diffjax.batch import Programs, restore
-    from diffjax.cli.progress import watch
     from diffjax.cli.tasks import measure
 
-    from .comparisons import CEILING
-    from .evaluate import holes, scores
+    from .tools.comparisons import CEILING
+    from .tools.restorations import fingerprints
+    from .tools.scores import holes, scores
 
     with library_errors():
         prior = zoo.load(options.prior)
     truth = validation(prior, options.data, options.count)
     rows, programs = [dict(s) for s in settings], Programs()
     sweep = {name: [s[name] for s in settings] for name in settings[0]}
+    entry, start, made = METHODS[options.method], time.perf_counter(), {}
     for task in options.tasks:
         ys, operators = measure(task, truth, 2 * options.noise, seed=1000)
-        with watch(task) as report:
-            done = restore(prior, METHODS[options.method], ys, operators, noise_std=2 * options.noise, steps=options.steps,
-                           seed=options.seed, batch=options.batch, sweep=sweep, programs=programs,
-                           progress=report)  # fmt: skip
+        made[task] = fingerprints(prior, entry, options.steps, 2 * options.noise, ys, operators, truth, seed=options.seed)
+        done = restore(prior, entry, ys, operators, noise_std=2 * options.noise, steps=options.steps,
+                       seed=options.seed, batch=options.batch, sweep=sweep, programs=programs)  # fmt: skip
         for row, x, calls in zip(rows, done.x[:, :, 0], done.network_calls):
             psnr, perceptual = scores(x, truth, holes(operators))
             label = "hole PSNR" if holes(operators) is not None else "PSNR"
@@ -116,9 +113,9 @@ def main(argv=None) -> int:
     best = min(rows, key=lambda row: np.mean([row[f"{task}: lpips@64"] for task in options.tasks]))
     for row in rows:
         row["best"] = "best" if row is best else ""
-    command = shlex.join(["python", "-m", "experiments.tune", *(sys.argv[1:] if argv is None else argv)])
     name = f"tune_{options.method}{'_noisy' * (options.noise > 0)}_{prior.name}".replace("-", "_").replace("+", "_plus")
-    print(record.write(name, command, rows, options.out, images=len(truth)))
+    print(records.write(name, command("experiments.tune", argv), rows, options.out, images=len(truth), made=made,
+                        seconds=round(time.perf_counter() - start, 1)))  # fmt: skip
     return 0
 
 

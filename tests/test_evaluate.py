@@ -1,13 +1,19 @@
 """experiments.evaluate: cells kept and reused, tables that follow from them, errors in one line."""
 
 import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_prior import write
 
-from diffjax.cli import errors
-from experiments import comparisons, evaluate, seconds
+import diffjax as dj
+from diffjax.registry import METHODS
+from experiments import errors, evaluate, seconds
+from experiments.tools import code, comparisons, records, scores, views
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +26,78 @@ def arguments(prior, folder):
     return [*options.split(), "--prior", str(prior), "--out", str(folder / "out"), "--cells", str(folder / "cells")]
 
 
-def test_cells_are_kept_and_reused(prior, tmp_path, capsys):
-    assert evaluate.main(arguments(prior, tmp_path)) == 0
-    written = next((tmp_path / "out").glob("inpainting_*_differences.json"))
-    assert list(json.loads(written.with_name(f"{written.stem}_lpips.json").read_text())["rows"][0])[1:] == ["half", "average"]
-    rows = json.loads(written.read_text())["rows"]
-    assert [(r["mask"], r["difference"]) for r in rows] == [(m, "repaint - biharmonic") for m in ("half", "average")]
-    (file,) = (tmp_path / "cells").rglob("half_repaint_*.json")
+@pytest.fixture(scope="module")
+def once(prior, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("once")
+    assert evaluate.main(arguments(prior, folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def done(once, tmp_path):
+    """A folder in which evaluate has run with ``arguments``."""
+    return shutil.copytree(once, tmp_path / "done")
+
+
+def rows(folder, pattern, view):
+    (file,) = (folder / "out").glob(pattern)
+    return views.rows(records.read(file.stem, file.parent), view)
+
+
+def test_cells_are_kept_and_reused(prior, done, capsys):
+    assert list(rows(done, "inpainting_*.json", "lpips")[0])[1:] == ["half", "average"]
+    found = rows(done, "inpainting_*.json", "differences")
+    assert [(r["mask"], r["difference"]) for r in found] == [(m, "repaint - biharmonic") for m in ("half", "average")]
+    (file,) = (done / "cells").rglob("half_repaint_*.json")
     kept = json.loads(file.read_text())
     assert len(kept["psnr_hole"]) == 3 and kept["network_calls"] > 0
     kept["psnr_hole"] = [42.25, 42.25, 100.0]
     file.write_text(json.dumps(kept))
-    assert evaluate.main(arguments(prior, tmp_path)) == 0
+    assert evaluate.main(arguments(prior, done)) == 0
     assert "44.21" in capsys.readouterr().out, "the second run reads the cell"
+
+
+def test_a_record_says_where_it_comes_from(prior, done):
+    """Commit, date, device, the command without what only says where files are, and the same of every cell."""
+    (file,) = (done / "out").glob("inpainting_*.json")
+    record = json.loads(file.read_text())
+    options = f"--methods repaint --masks half --count 3 --steps 4 --batch 3 --prior {prior}"
+    assert record["command"] == f"python -m experiments.evaluate {options}"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"]) and record["device"] == "cpu" and record["seconds"] > 0
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert record["commit"] == (head.stdout.strip() or None)
+    for cell in record["cells"].values():
+        made = cell["made"]
+        assert made["commit"] == record["commit"] and len(made["code"]) == len(made["settings"]) == 12
+    assert not [f for f in (done / "out").iterdir() if f != file], "one file a run"
+
+
+def test_stale_cells_are_computed_again_or_refused(prior, done, monkeypatch, capsys):
+    """Stale by a number of the method's entry, or by code that it reaches; words alone change nothing."""
+    tables = [*arguments(prior, done), "--tables"]
+    assert evaluate.main(tables) == 0
+    entry = METHODS["repaint"]
+    other = lambda denoise, measurement, steps: (lambda m, k, t: (dj.replace(m, order="paper"), k, t))(
+        *entry.build(denoise, measurement, steps)
+    )
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS, "repaint", entry._replace(build=other))
+        with pytest.raises(errors.UserError, match=r"stale .other settings.: run python -m experiments.evaluate --methods"):
+            evaluate.main(tables)
+        capsys.readouterr()
+        assert evaluate.main([*tables, "--allow-stale"]) == 0
+        (file,) = (done / "out").glob("inpainting_*.json")
+        (name,) = json.loads(file.read_text())["stale"]
+        assert "half_repaint" in name
+        assert evaluate.main(arguments(prior, done)) == 0
+        assert "computed again" in capsys.readouterr().err
+    monkeypatch.setitem(METHODS, "repaint", entry._replace(about="other words"))
+    assert evaluate.main(arguments(prior, done)) == 0  # the paper's order is no longer asked for
+    assert evaluate.main(tables) == 0
+    running = code.running
+    monkeypatch.setattr(code, "_running", lambda file: running(file.read_text()) + "x" * (file.name == "repaint.py"))
+    with pytest.raises(errors.UserError, match=r"half_repaint.* is stale .other code.: run python"):
+        evaluate.main(tables)
 
 
 def test_tables_are_means_and_paired_intervals():
@@ -62,22 +127,21 @@ def test_a_row_for_each_method_and_their_average():
 def test_tasks_with_and_without_noise(prior, tmp_path, capsys):
     """A cell without a number says why; the misfit of a method that fits y exactly is 0; the best has the lowest lpips."""
     options = "--tasks sr4-mean --methods ddnm repaint --baseline regularised --count 2 --steps 3".split()
-    folders = ["--prior", str(prior), "--out", str(tmp_path / "out"), "--cells", str(tmp_path / "cells")]
+    folders = ["--prior", str(prior), "--out", str(tmp_path / "out"), "--cells", str(tmp_path / "cells"), "--picture"]
     assert evaluate.main([*options, *folders]) == 0
-    read = lambda name: json.loads(next((tmp_path / "out").glob(f"plug_and_play_*{name}.json")).read_text())["rows"]
-    rows = {(r["noise"], r["method"]): r for r in read("tiny")}
-    assert "use DDNMPlus" in rows[0.05, "ddnm"]["why"] and "inpainting only" in rows[0.0, "repaint"]["why"]
-    assert "PSNR" not in rows[0.05, "ddnm"]
-    assert rows[0.0, "ddnm"]["network calls"] == 3 and rows[0.0, "ddnm"]["SSIM"] < 1
-    of = {m: rows[0.0, m]["lpips@64"] for m in ("ddnm", "regularised")}
-    assert rows[0.0, min(of, key=of.get)]["lpips from best"] == "best"
+    read = lambda view: rows(tmp_path, "plug_and_play_*.json", view)
+    by = {(r["noise"], r["method"]): r for r in read("scores")}
+    assert "use DDNMPlus" in by[0.05, "ddnm"]["why"] and "inpainting only" in by[0.0, "repaint"]["why"]
+    assert "PSNR" not in by[0.05, "ddnm"]
+    assert by[0.0, "ddnm"]["network calls"] == 3 and by[0.0, "ddnm"]["SSIM"] < 1
+    of = {m: by[0.0, m]["lpips@64"] for m in ("ddnm", "regularised")}
+    assert by[0.0, min(of, key=of.get)]["lpips from best"] == "best"
     assert [r["difference"] for r in read("differences")] == ["ddnm - regularised"]
     (noiseless,) = [r for r in read("noiseless") if r["method"] == "ddnm"]
-    assert noiseless["sr4-mean PSNR"] == rows[0.0, "ddnm"]["PSNR"] and noiseless["network calls"] == 3
+    assert noiseless["sr4-mean PSNR"] == by[0.0, "ddnm"]["PSNR"] and noiseless["network calls"] == 3
     assert read("noisy")[1]["sr4-mean PSNR"] is None
     kept = {f.name for f in (tmp_path / "cells").rglob("*.json")}
-    for name in ("noisy", "noiseless"):
-        assert next((tmp_path / "out").glob(f"plug_and_play_*_{name}.png")).stat().st_size > 1000
+    assert next((tmp_path / "out").glob("plug_and_play_*.png")).stat().st_size > 1000
     assert "sr4-mean_0.05_ddnm_3_0_2.json" in kept and len(kept) == 6
 
 
@@ -91,7 +155,7 @@ def test_what_no_prior_knows_of():
     for std in (0.5, 0.0):
         rho = max(std, 0.02) ** 2
         expected = np.linalg.solve(A.T @ A + rho * np.eye(6), A.T @ y)
-        found = evaluate.regularised(np.float32(y), operator, std)
+        found = scores.regularised(np.float32(y), operator, std)
         np.testing.assert_allclose(np.ravel(found), expected, rtol=2e-3, atol=2e-3)
 
 
@@ -124,26 +188,34 @@ def test_the_papers_settings(prior, tmp_path, capsys):
     options = "--paper --methods ddrm ddnm --masks half --count 2".split()
     folders = ["--prior", str(prior), "--out", str(tmp_path / "out"), "--cells", str(tmp_path / "cells")]
     assert evaluate.main([*options, *folders]) == 0
-    rows = json.loads(next((tmp_path / "out").glob("inpainting_*_paper.json")).read_text())["rows"]
-    assert {r["method"]: r["network calls"] for r in rows} == {"biharmonic": 0, "ddrm": 20, "ddnm": 100}
+    found = rows(tmp_path, "inpainting_*_paper.json", "scores")
+    assert {r["method"]: r["network calls"] for r in found} == {"biharmonic": 0, "ddrm": 20, "ddnm": 100}
     assert {f.name for f in (tmp_path / "cells").rglob("*.json")} >= {"half_ddrm_paper_0_2.json"}
     with pytest.raises(errors.UserError, match="unknown method"):
         evaluate.main([*options[:2], "twisted", *folders])
 
 
 def test_seconds_of_a_device_stay_beside_those_of_others(prior, tmp_path, capsys):
+    """And those of this device go when their code has changed."""
     options = ["--prior", str(prior), "--out", str(tmp_path), "--count", "2", "--steps", "3"]
     assert seconds.main([*options, "--methods", "ddrm"]) == 0
     (file,) = tmp_path.glob("seconds_*.json")
     found = json.loads(file.read_text())
-    (column,) = [c for c in found["rows"][0] if c.endswith("s / image")]
-    assert "cpu, batch 2" in column and found["rows"][0][column] > 0 and found["rows"][0]["network calls"] == 3
-    other = column.replace("cpu", "other")
-    found["rows"][0][other] = 7.0
+    ((name, cell),) = found["cells"].items()
+    assert name == "2 x cpu, batch 2/ddrm" and cell["seconds"] > 0 and cell["network_calls"] == 3
+    found["cells"]["other, batch 2/ddrm"] = cell | {"seconds": 7.0, "made": {"commit": "old"}}
     file.write_text(json.dumps(found))
     assert seconds.main([*options, "--methods", "ddnm"]) == 0
-    rows = {r["method"]: r for r in json.loads(file.read_text())["rows"]}
-    assert rows["ddrm"][other] == 7.0 and column in rows["ddrm"] and column in rows["ddnm"] and list(rows) == ["ddrm", "ddnm"]
+    by = {r["method"]: r for r in views.rows(records.read(file.stem, tmp_path))}
+    assert list(by) == ["ddrm", "ddnm"] and by["ddrm"]["other, batch 2: s / image"] == 7.0
+    assert all("2 x cpu, batch 2: s / image" in row for row in by.values())
+    found = json.loads(file.read_text())
+    found["cells"][name]["made"]["code"] = "older"
+    file.write_text(json.dumps(found))
+    capsys.readouterr()
+    assert seconds.main([*options, "--methods", "ddnm"]) == 0
+    assert "ddrm: 2 x cpu, batch 2 is stale (other code) and goes" in capsys.readouterr().err
+    assert name not in json.loads(file.read_text())["cells"]
     with pytest.raises(errors.UserError, match="did you mean"):
         seconds.main(["--methods", "ddrn"])
 

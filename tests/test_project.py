@@ -1,6 +1,7 @@
 """The shape of the house: imports point downward, the core is light, nothing reaches outside the repository."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,12 +138,56 @@ def test_lint_and_format():
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-500:]
 
 
-def test_readme_shows_the_result_files():
-    from experiments import record
+RESULTS = ROOT / "experiments" / "results"
+PAGES = [ROOT / "README.md", RESULTS / "README.md"]
+# Numbers that a person may type into the text about results: settings and sizes of what is measured. Whatever was measured is
+# a mark (experiments/tools/pages.py) and comes from a file.
+SETTINGS = {"0", "1", "2", "3", "8", "16", "21", "25", "32", "40", "80", "95", "100", "250", "512", "1024", "16×16", "32×32",
+            "64×64", "256×256", "0.01", "0.02", "0.05", "0.1", "0.11", "0.5", "48.1"}  # fmt: skip
 
-    text = (ROOT / "README.md").read_text()
-    assert record.refresh(text) == text, "run python -m experiments.record"
-    shown = {match[1] for match in record.TABLE.findall(text)}
-    assert {"inpainting_fashion32", "benchmark", "repaint_mixtures"} <= shown
-    for name in shown:
-        assert record.read(name)["command"].startswith("python -m experiments.")
+
+@pytest.mark.parametrize("page", PAGES, ids=["README", "results"])
+def test_tables_and_numbers_of_a_page_are_those_of_the_result_files(page):
+    from experiments.tools import pages
+
+    text = page.read_text()
+    assert pages.refresh(text) == text, "run python -m experiments.record"
+
+
+def test_every_result_is_shown_once_and_every_picture_is_used():
+    from experiments.tools import pages
+
+    readme, results = (page.read_text() for page in PAGES)
+    assert pages.shown(results) == {f.stem for f in RESULTS.glob("*.json")} >= pages.shown(readme)
+    runs = [words for _, kind, words, *_ in pages.SPAN.findall(results) if kind == "run"]
+    assert len(runs) == len(set(runs)) and set(runs) == pages.shown(results), "where each comes from is said once"
+    for file in RESULTS.iterdir():
+        assert file.suffix == ".json" or file.name == "README.md" or file.name in readme + results, file
+    assert len(list(RESULTS.iterdir())) <= 35
+
+
+def test_readme_has_two_short_tables_of_results():
+    from experiments.tools import pages
+
+    tables = [body for _, kind, _, body, _ in pages.SPAN.findall((ROOT / "README.md").read_text()) if kind == "table"]
+    assert len(tables) == 2 and all(len(body.split("\n| ")) <= 3 + 8 for body in tables)
+
+
+def prose(text):
+    """What a page says outside marks, tables, code, links and headings."""
+    from experiments.tools import pages
+
+    text = pages.CONTENTS.sub("", pages.SPAN.sub("", text))
+    for other in (r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)", r"^[|#!].*$"):
+        text = re.sub(other, "", text, flags=re.S if "```" in other else re.M)
+    return text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["README", "results"])
+def test_measured_numbers_in_prose_are_rendered(page):
+    text = page.read_text()
+    if page == PAGES[0]:
+        text = text[text.index("## How good is it?") : text.index("## What is missing")]
+    numbers = set(re.findall(r"(?<![\w.])\d[\d.,]*(?:×\d+)?(?![\w])", prose(text)))
+    typed = {n.rstrip(".,") for n in numbers} - SETTINGS
+    assert not typed, "typed numbers: make them marks, or add settings to SETTINGS"

@@ -159,16 +159,17 @@ def for_calls(calls: int) -> dict:
 
 
 def two_stage(key, denoise, measurement, shape, *, particles=4, rows=(21, 16), top=10.0, split=0.2, end=0.002,
-              iterations=10, threshold=0.5, dtype=jnp.float32) -> Result:  # fmt: skip
+              iterations=10, threshold=0.5, schedule=None, dtype=jnp.float32) -> Result:  # fmt: skip
     """One posterior sample of an image of ``shape``: K particles down from sigma / alpha = ``top`` to ``split`` by DDPM, then
     one of them to ``end`` and 0 by DPM-Solver++ 2M, all equal in log-SNR.
 
     rows: of the two stages; K rows[0] + rows[1] network calls, 100 by default (others: :func:`for_calls`), each with
     ``iterations`` Jacobian products (no more than y has entries)
+    schedule: the denoiser's; to be given for a plain function
     Levels are in units of the data: ``top`` far above its diameter (there the start is white), ``split`` below the distance of
     modes. Returns the ``Result`` of the second stage; ``info.final`` holds the first stage's.
     """
-    schedule = denoise.schedule
+    schedule = denoise.schedule if schedule is None else schedule
     levels = np.concatenate([np.geomspace(top, split, rows[0]), np.geomspace(split, end, rows[1] + 1)[1:]])
     times = np.append(schedule.time(-2 * np.log(levels)), 0.0)
     head, tail = timetables.from_times(times[: rows[0] + 1]), timetables.from_times(times[rows[0] :])
@@ -177,9 +178,9 @@ def two_stage(key, denoise, measurement, shape, *, particles=4, rows=(21, 16), t
     # K draws of pure noise: near enough at ``top``, whatever ``sample`` would say of fewer calls' lower one
     start = jax.random.normal(jax.random.fold_in(key_head, 0), (particles, *shape), dtype)
     start = start * (1.0 if schedule.variance_preserving else float(schedule.sigma(times[0])))
-    first = sample(key_head, many, head, start.astype(dtype), kernel=DDPM())
+    first = sample(key_head, many, head, start.astype(dtype), kernel=DDPM(schedule))
     one = MMPS(denoise, measurement, iterations=iterations)
-    second = sample(key_tail, one, tail, first.x, kernel=DPMSolverPP2M())
+    second = sample(key_tail, one, tail, first.x, kernel=DPMSolverPP2M(schedule))
     info = type(second.info)(second.info.rows, {"particles": first.info})
     return Result(second.x, second.state, info, None)
 

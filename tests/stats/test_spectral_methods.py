@@ -175,11 +175,19 @@ def test_teeth_half_the_variance(name):
     assert deviation(name, own(name), rows=np.sqrt(0.5)) > 1e-2
 
 
+@dj.base.pytree
+class FromNoise(dj.methods.DDNMPlus):
+    """Its start forgets y, and nobody minds."""
+
+    def starts_anywhere(self):
+        return True
+
+
 MUTANTS = {
     "eps not transformed": ("ddnm+", dj.methods.DDNMPlus, lambda d: UnrotatedEps(d, jnp.asarray(RIGHT))),
     "travel from x": ("ddnm+", lambda d, y: dj.methods.DDNMPlus(d, y, travel="x"), lambda d: d),
     "alpha squared": ("ddnm+simplified", lambda d, y: SquaredAlpha(d, y, form="simplified"), lambda d: d),
-    "no start from y": ("ddrm", dj.methods.DDNMPlus, lambda d: d),
+    "no start from y": ("ddrm", FromNoise, lambda d: d),
 }
 
 

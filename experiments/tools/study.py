@@ -1,0 +1,39 @@
+"""The one place from which the studies take what is not theirs: errors, command lines, cores, tables and pictures."""
+
+import shlex
+import sys
+
+from diffjax.cli.errors import UserError, library_errors, run, unknown
+from diffjax.cli.figures import INK, PAPER, grid, load_font
+from diffjax.cli.options import Parser, setting, whole
+from diffjax.cli.tables import _text as as_text
+from diffjax.cli.tables import render
+
+
+def use_cores():
+    """Every core a device (:func:`diffjax.parallel.use_cores`); jax is imported when this is called, not before."""
+    from diffjax.parallel import use_cores
+
+    use_cores()
+
+
+__all__ = ["INK", "PAPER", "Parser", "UserError", "as_text", "command", "grid", "library_errors", "load_font", "render", "run",
+           "setting", "unknown", "use_cores", "whole"]  # fmt: skip
+
+PLACES = ("--out", "--cells")  # with a value
+WAYS = ("--fresh", "--tables", "--allow-stale")
+
+
+def command(module: str, argv=None, extra=()) -> str:
+    """The command that makes a result from a fresh clone: the words given, but for those that only say where files are and
+    what is not computed again. extra: other options, with a value each, to leave out."""
+    words, found = list(sys.argv[1:] if argv is None else argv), []
+    while words:
+        word = words.pop(0)
+        name = word.split("=")[0]
+        if name in (*PLACES, *extra):
+            if "=" not in word and words:
+                words.pop(0)
+        elif name not in WAYS:
+            found.append(word)
+    return shlex.join(["python", "-m", module, *found])
