@@ -181,7 +181,7 @@ def _settings(sweep, entry) -> dict:
     """{name: stacked values, all of one length}, checked against what ``entry.build`` takes."""
     if not sweep:
         return {}
-    names = entry.settings()
+    names = [*entry.settings(), "table"]
     for name in sweep:
         if name not in names:
             raise ValueError(f"unknown hyper-parameter {name!r}: {nearest(name, names)}")

@@ -54,8 +54,7 @@ def main(argv=None) -> int:
     again = command("experiments.seconds", argv, extra=["--methods"])
     for name in options.methods:
         programs = Programs()
-        once = lambda: restore(prior, METHODS[name], ys, operators, steps=options.steps, batch=len(truth), programs=programs,  # noqa: B023
-                               stream=False)  # fmt: skip
+        once = lambda: restore(prior, METHODS[name], ys, operators, steps=options.steps, batch=len(truth), programs=programs)  # noqa: B023
         once()
         done = once()
         seconds = round(done.seconds_run / len(truth), 4)

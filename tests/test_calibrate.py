@@ -8,10 +8,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from experiments.errors import UserError
 
 import diffjax as dj
 import experiments.calibrate as calibrate
+from diffjax.cli.errors import UserError
 from experiments.calibration_methods import METHODS, VP, between, power
 from experiments.tools import calibration_tables, views
 from experiments.tools.cells import Cells

@@ -11,8 +11,9 @@ import pytest
 from tiny_prior import write
 
 import diffjax as dj
+from diffjax.cli import errors
 from diffjax.registry import METHODS
-from experiments import errors, evaluate, seconds
+from experiments import evaluate, seconds
 from experiments.tools import code, comparisons, records, scores, views
 
 

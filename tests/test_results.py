@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from experiments.errors import UserError
 
+from diffjax.cli.errors import UserError
 from experiments import record
 from experiments.tools import code, pages, provenance, records, study, views
 

@@ -11,7 +11,7 @@ SHOWN = 2  # images of a cell that are kept for it
 
 def bytes_of(x) -> list:
     """The first images of x (N, H, W, C) as lists of bytes."""
-    from experiments.images import to_uint8
+    from diffjax.cli.images import to_uint8
 
     return np.stack([to_uint8(image) for image in np.clip(x[:SHOWN], -1, 1)]).tolist()
 
