@@ -139,7 +139,7 @@ def networks(name: str, side: int, rounds: int):
 
 
 def all_cores(rounds: int):
-    """Wall seconds of DDIM of a batch over all cores by `parallel.shard` over those of one device, in processes of their own."""
+    """Wall seconds of DDIM of a batch on all cores by `parallel.shard` over those of one device, in own processes."""
     found = {}
     for devices in (1, len(CORES)):
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()

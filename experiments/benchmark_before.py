@@ -1,4 +1,4 @@
-"""What diffjax.nets did before, kept to be measured against: attention over all tokens at once, JAX's gradient by the kernel."""
+"""What diffjax.nets did before, to be measured against: attention over all tokens at once, JAX's gradient by the kernel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """diffjax beside what users would pick: ``python -m experiments.benchmark peers``.
 
-Each row is one work done by diffjax and by a peer with the same weights (ours, exported by diffjax.convert) and the same number
-of network calls, in one run: diffjax and the peers take turns, each in a process of its own, the least of several rounds counts.
+Each row is one work done by diffjax and by a peer with the same weights (ours, exported by diffjax.convert) and the same
+number of network calls, in one run: diffjax and the peers take turns, in processes of their own, the least of several rounds.
 "ours" and "theirs" are milliseconds per image and call: CPU time on one core, wall time on more. "ratio" is theirs over ours:
 above 1 diffjax is faster, below 1 slower. Compilation is not counted. Random or tiny networks: speed only, no quality.
 """
@@ -116,8 +116,8 @@ def works(quick: bool):
     one += [(work("ddim", "adm", 32, batch, calls), walkers) for batch, calls in ((1, 100), (8, 25), (32, 10))]
     one += [(work("ddim", "fashion", 32, batch, calls), walkers[:1]) for batch, calls in ((1, 100), (8, 50))]
     one += [(work("dps", "adm", side, batch, calls), a) for side, batch, calls in ((32, 1, 100), (32, 8, 25), (64, 1, 50))]
-    one += [(work("diffpir", "adm", side, batch, calls, task), a) for side, batch, calls, task in (
-        (32, 1, 100, "inpainting"), (32, 1, 100, "deblurring"), (32, 8, 25, "deblurring"), (64, 1, 50, "deblurring"))]  # fmt: skip
+    one += [(work("diffpir", "adm", 32, 1, 100, task), a) for task in ("inpainting", "deblurring")]
+    one += [(work("diffpir", "adm", side, batch, calls, "deblurring"), a) for side, batch, calls in ((32, 8, 25), (64, 1, 50))]
     one += [(work("ddrm", "adm", 32, batch, 20, task), d)
             for batch, task in ((1, "inpainting"), (8, "inpainting"), (1, "deblurring"))]  # fmt: skip
     one += [(work("repaint", "adm", 32, batch, 100), b) for batch in (1, 8)]
@@ -128,8 +128,8 @@ def works(quick: bool):
     return [(*w, False) for w in one] + [(*w, True) for w in spread]
 
 
-NAMES = {"forward": "network", "gradient": "network and its gradient by the image", "ddim": "DDIM", "dps": "DPS",
-         "diffpir": "DiffPIR", "ddrm": "DDRM", "repaint": "RePaint", "weights": "gradient by weights through DDIM"}  # fmt: skip
+NAMES = {"forward": "network", "gradient": "network and gradient", "weights": "gradient by weights through DDIM",
+         "ddim": "DDIM", "dps": "DPS", "diffpir": "DiffPIR", "ddrm": "DDRM", "repaint": "RePaint"}  # fmt: skip
 
 
 def name(w) -> str:

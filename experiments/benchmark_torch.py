@@ -1,7 +1,7 @@
 """The peers' side of ``python -m experiments.benchmark peers``: runs in their environment, without JAX.
 
-A work is as in `benchmark_ours`, with peer: torch (how: eager, channels_last, compile, checkpointed), diffusers, azula, deepinv.
-The weights are ours, in the folder given as argument, in azula's copy of the official guided-diffusion UNet.
+A work is as in `benchmark_ours`, with peer (torch, diffusers, azula, deepinv) and how (eager, channels_last, compile,
+checkpointed). The weights are ours, in the folder given as argument, in azula's copy of the official guided-diffusion UNet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from azula.guidance.diffpir import DiffPIRDenoiser
 from azula.guidance.dps import DPSSampler
 from azula.guidance.repaint import RePaintSampler
 from azula.plugins.adm import AblatedDenoiser
-from azula.plugins.adm._src import nn as official_nn
 from azula.plugins.adm._src import unet as official
 from azula.sample import DDIMSampler
 
@@ -43,7 +42,7 @@ class Fashion(torch.nn.Module):
     def __init__(self):
         super().__init__()
         usual = official.normalization
-        official.normalization = lambda channels: official_nn.GroupNorm32(8, channels)
+        official.normalization = lambda channels: torch.nn.GroupNorm(8, channels)
         how = dict(in_channels=4, out_channels=4, num_res_blocks=2, attention_resolutions=set(), channel_mult=(1, 2))
         self.inner = official.UNetModel(image_size=16, num_heads=1, num_classes=11, **how, **SHARED)
         official.normalization = usual

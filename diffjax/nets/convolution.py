@@ -35,8 +35,8 @@ def _spread(x, axis, stride):
     """Zeros after each entry along an axis; XLA's CPU compiler has no fast code for `lhs_dilation` either."""
     if stride == 1:
         return x
-    shape = x.shape[: axis + 1] + (stride - 1,) + x.shape[axis + 1 :]
-    x = jnp.concatenate([jnp.expand_dims(x, axis + 1), jnp.zeros(shape, x.dtype)], axis + 1)
+    entries = jnp.expand_dims(x, axis + 1)
+    x = jnp.concatenate([entries] + [jnp.zeros_like(entries)] * (stride - 1), axis + 1)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
@@ -75,8 +75,8 @@ def _batched(args, axes, **how):
 
 
 def _abstract(x, kernel, **how):
-    y = jax.eval_shape(functools.partial(_convolve, **how), x, kernel)
-    return jax.core.ShapedArray(y.shape, y.dtype)
+    """Shape, type and what JAX knows of the devices (explicit axes of a mesh, manual ones of shard_map): those of its own."""
+    return jax.make_jaxpr(functools.partial(_convolve, **how))(x, kernel).out_avals[0]
 
 
 def _registered():

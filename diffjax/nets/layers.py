@@ -41,11 +41,20 @@ def sinusoid(t, width, *, sin_first=False, shift=0, period=10_000.0):
     return jnp.concatenate(parts + odd, axis=-1)
 
 
-def _blocks(x, patch, spatial):
-    """(..., H, W, C) -> (..., H/patch, patch, W/patch, patch, C), one axis after the other: sharded arrays go through too."""
+def _split(x, size, spatial):
+    """(..., H, W, C) -> (..., H/size, size, W/size, size, C). One axis after the other: JAX reshapes arrays that are sharded
+    over a mesh's explicit axes only so."""
     for axis in range(-1 - spatial, -1):
         at = x.ndim + axis
-        x = x.reshape(*x.shape[:at], x.shape[at] // patch, patch, *x.shape[at + 1 :])
+        x = x.reshape(*x.shape[:at], x.shape[at] // size, size, *x.shape[at + 1 :])
+    return x
+
+
+def _merge(x, spatial):
+    """The inverse of `_split`."""
+    for axis in range(-2, -2 - spatial, -1):
+        at = x.ndim + axis
+        x = x.reshape(*x.shape[: at - 1], x.shape[at - 1] * x.shape[at], *x.shape[at + 1 :])
     return x
 
 
@@ -53,38 +62,33 @@ def space_to_depth(x, patch, spatial=2):
     """(..., H, W, C) -> (..., H/patch, W/patch, patch * patch * C); channel order: row, column, channel."""
     if patch == 1:
         return x
-    x = _blocks(x, patch, spatial)
-    *lead, c = range(x.ndim)
-    lead, pairs = lead[: -2 * spatial], lead[-2 * spatial :]
-    x = jnp.transpose(x, (*lead, *pairs[::2], *pairs[1::2], c))
-    return x.reshape(*x.shape[: -1 - spatial], patch**spatial * x.shape[-1])
+    x = _split(x, patch, spatial)
+    first = x.ndim - 2 * spatial - 1
+    x = jnp.transpose(x, (*range(first), *range(first, x.ndim - 1, 2), *range(first + 1, x.ndim - 1, 2), x.ndim - 1))
+    return x.reshape(*x.shape[: first + spatial], patch**spatial * x.shape[-1])
 
 
 def depth_to_space(x, patch, spatial=2):
     """The inverse of `space_to_depth`."""
     if patch == 1:
         return x
-    sides, c = x.shape[-1 - spatial : -1], x.shape[-1] // patch**spatial
-    x = x.reshape(*x.shape[:-1], *(patch,) * spatial, c)
-    lead = range(x.ndim - 2 * spatial - 1)
-    first = len(lead)
-    pairs = (axis for n in range(spatial) for axis in (first + n, first + spatial + n))
-    x = jnp.transpose(x, (*lead, *pairs, x.ndim - 1))
-    return x.reshape(*x.shape[:first], *(patch * side for side in sides), c)
+    first = x.ndim - 1 - spatial
+    x = x.reshape(*x.shape[:-1], *(patch,) * spatial, x.shape[-1] // patch**spatial)
+    pairs = (axis for n in range(first, first + spatial) for axis in (n, n + spatial))
+    return _merge(jnp.transpose(x, (*range(first), *pairs, x.ndim - 1)), spatial)
 
 
 def average_pool(x, spatial=2):
     """Mean of blocks of 2 along each axis of the image; sides even."""
-    return _blocks(x, 2, spatial).mean(tuple(range(-2 * spatial, -1, 2)))
+    return _split(x, 2, spatial).mean(tuple(range(-2 * spatial, -1, 2)))
 
 
 def nearest(x, spatial=2):
     """Every pixel becomes a block of 2 along each axis of the image."""
-    *lead, c = x.shape
-    lead, sides = lead[: len(lead) - spatial], lead[len(lead) - spatial :]
     x = jnp.expand_dims(x, tuple(range(-2 * spatial, -1, 2)))
-    x = jnp.broadcast_to(x, (*lead, *(n for side in sides for n in (side, 2)), c))
-    return x.reshape(*lead, *(2 * side for side in sides), c)
+    shape = list(x.shape)
+    shape[-2 * spatial : -1 : 2] = [2] * spatial
+    return _merge(jnp.broadcast_to(x, shape), spatial)
 
 
 def conv(features, size=3, *, stride=1, padding=None, dtype=None, zero=False, name=None, spatial=2):

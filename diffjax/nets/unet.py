@@ -60,6 +60,8 @@ class ADM(nn.Module):
         super().__post_init__()
         if self.qkv_order not in ("legacy", "new"):
             raise ValueError(f'qkv_order={self.qkv_order!r}: use "legacy" (head, qkv) or "new" (qkv, head)')
+        if self.spatial not in (1, 2, 3):
+            raise ValueError(f"spatial={self.spatial}: 1, 2 or 3 (signals, images, volumes)")
         if self.null_label and not self.classes:
             raise ValueError("null_label=True needs classes: the null label is one more row of the label table")
         depths = [2**level for level in range(len(self.multipliers))]
