@@ -93,6 +93,21 @@ def test_resampling():
     np.testing.assert_allclose(layers.average_pool(layers.nearest(batch)), batch, rtol=1e-6)
 
 
+@pytest.mark.parametrize("spatial", [1, 3])
+def test_resampling_of_signals_and_volumes(spatial):
+    sides = (8, 4, 6)[:spatial]
+    x = random.normal(random.key(0), (2, *sides, 3))
+    small, deep, twice = layers.average_pool(x, spatial), layers.space_to_depth(x, 2, spatial), layers.nearest(x, spatial)
+    for place in np.ndindex(*(side // 2 for side in sides)):
+        block = x[:, *(slice(2 * n, 2 * n + 2) for n in place)].reshape(2, -1, 3)
+        at = (slice(None), *place)
+        np.testing.assert_allclose(small[at], block.mean(1), atol=1e-6)
+        np.testing.assert_array_equal(deep[at], block.reshape(2, -1))
+    for place in np.ndindex(*(2 * side for side in sides)):
+        np.testing.assert_array_equal(twice[:, *place], x[:, *(n // 2 for n in place)])
+    np.testing.assert_array_equal(layers.depth_to_space(deep, 2, spatial), x)
+
+
 # --- the UNet -------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +225,80 @@ def test_bad_sizes():
     for shape, message in (((6, 8, 1), r"sides \(6, 8\) of x must be multiples of 4"), ((8, 8), r"\(\.\.\., H, W, C\)")):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(net.init, random.key(0), jnp.zeros(shape), jnp.zeros(()))
+
+
+# --- signals and volumes --------------------------------------------------------------------------------------------
+
+
+def thicker(params):
+    """Parameters of the network with one more axis, whose kernels see only the middle of it."""
+
+    def leaf(path, a):
+        if path[-1].key != "kernel" or a.ndim == 2:
+            return a
+        taps = a.shape[0]
+        return jnp.zeros((taps, *a.shape)).at[taps // 2].set(a)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+@pytest.mark.parametrize("spatial", [1, 2])
+@pytest.mark.parametrize("kind", [UNet, Encoder])
+def test_a_network_of_one_more_axis_on_what_is_constant_along_it(kind, spatial):
+    """Then every slice goes through the network of one axis less: outputs and gradients by the image are equal."""
+    how = dict(out_channels=2, width=4, multipliers=(1, 2), blocks=1, groups=2, attention=(2,), scale_shift=True)
+    how |= {"pool": "adaptive"} if kind is Encoder else {}
+    thin, thick = kind(**how, spatial=spatial), kind(**how, spatial=spatial + 1)
+    x, t = random.normal(random.key(1), (2, *(4, 8)[:spatial], 3)), jnp.array([3.0, 50.0])
+    params = any_params(thin, x, t)
+    more = thicker(params)
+    shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+    assert shapes(more) == shapes(jax.eval_shape(thick.init, random.key(0), x[:, None], t))
+
+    depth = 4
+    deep = lambda x: jnp.repeat(x[:, None], depth, axis=1)
+    slices = lambda y: y if kind is Encoder else y.mean(1)  # of the thick network's result
+    size = lambda y: (y**2).sum()
+    wanted, wanted_gradient = once(
+        lambda x: (thin.apply(params, x, t), jax.grad(lambda x: size(thin.apply(params, x, t)))(x)), x
+    )
+    thick_size = lambda x: size(slices(thick.apply(more, deep(x), t)))
+    got, gradient = once(lambda x: (thick.apply(more, deep(x), t), jax.grad(thick_size)(x)), x)
+    np.testing.assert_allclose(got, wanted if kind is Encoder else deep(wanted), atol=2e-5)
+    np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-4 * float(jnp.abs(wanted_gradient).max()))
+
+
+def test_the_rest_of_volumes():
+    """Patches, a residual block that resamples, attention pooling, the sizes that are refused."""
+    net = UNet(**(TINY | {"spatial": 3, "resblock_updown": True}))
+    x, t = random.normal(random.key(1), (2, 4, 8, 4, 1)), jnp.array(3.0)
+    params = any_params(net, x, t)
+    out = once(net.apply, params, x, t)
+    assert out.shape == x.shape
+    np.testing.assert_allclose(once(net.apply, params, x[1], t), out[1], atol=1e-5)
+    with pytest.raises(ValueError, match=r"sides \(4, 6, 4\) of x must be multiples of 4"):
+        jax.eval_shape(net.apply, params, x[:, :, :6], t)
+    with pytest.raises(ValueError, match=r"x must be \(\.\.\., D, H, W, C\)"):
+        jax.eval_shape(net.apply, params, x[0, 0], t)
+    encoder = Encoder(out_channels=5, width=4, multipliers=(1,), blocks=1, groups=2, spatial=3)
+    shapes = jax.eval_shape(encoder.init, random.key(0), x, t)["params"]
+    assert shapes["pool"]["position"].shape == (4 * 8 * 4 + 1, 4)
+    with pytest.raises(ValueError, match="spatial=4: 1, 2 or 3"):
+        UNet(**TINY, spatial=4)
+
+
+def test_arrays_sharded_over_explicit_axes():
+    """`jax.make_mesh` makes such axes: a user's own jit and vmap, without `parallel.shard`."""
+    net = UNet(**TINY)
+    x, t = random.normal(random.key(1), (4, 8, 8, 1)), jnp.array(3.0)
+    params = any_params(net, x, t)
+    one = lambda x: net.apply(params, x, t)
+    both = jax.vmap(lambda x: (one(x), jax.grad(lambda x: (one(x) ** 2).sum())(x)))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    for got, wanted in zip(once(both, jax.device_put(x, over)), once(both, x)):
+        assert got.sharding.is_equivalent_to(over, 4)
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
 
 
 # --- relatives ------------------------------------------------------------------------------------------------------

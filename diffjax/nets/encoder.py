@@ -3,11 +3,14 @@
 Source: Dhariwal and Nichol 2021, arXiv:2105.05233, section 4 (classifier guidance).
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .layers import GroupNorm, attend, wide
+from .attention import attention, split
+from .layers import GroupNorm, axes, wide
 from .unet import ADM
 
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
@@ -18,20 +21,23 @@ class AttentionPool(nn.Module):
 
     heads: int
     out_channels: int
+    spatial: int = 2
 
     @nn.compact
     def __call__(self, x):
-        *lead, height, width, channels = x.shape
-        tokens = x.reshape(*lead, height * width, channels)
+        *lead, channels = x.shape
+        lead, pixels = lead[: -self.spatial], math.prod(lead[-self.spatial :])
+        tokens = x.reshape(*lead, pixels, channels)
         tokens = jnp.concatenate([tokens.mean(-2, keepdims=True), tokens], axis=-2)
-        shape = (height * width + 1, channels)
         if self.has_variable("params", "position"):
-            pixels = self.get_variable("params", "position").shape[0] - 1
-            if pixels != height * width:
-                raise ValueError(f"this encoder pools {pixels} pixels at its end, x has {height * width} there")
-        position = self.param("position", nn.initializers.normal(channels**-0.5), shape)
+            known = self.get_variable("params", "position").shape[0] - 1
+            if known != pixels:
+                raise ValueError(f"this encoder pools {known} pixels at its end, x has {pixels} there")
+        position = self.param("position", nn.initializers.normal(channels**-0.5), (pixels + 1, channels))
         qkv = nn.Dense(3 * channels, name="qkv")(tokens + position.astype(tokens.dtype))
-        return nn.Dense(self.out_channels, name="proj")(attend(qkv, self.heads, "new")[..., 0, :])
+        q, k, v = split(qkv, self.heads, "new")
+        pooled = attention(q[..., :1, :, :], k, v).reshape(*lead, channels)
+        return nn.Dense(self.out_channels, name="proj")(pooled)
 
 
 class Encoder(ADM):
@@ -56,16 +62,17 @@ class Encoder(ADM):
         for entry in [*self.down_path(), self.middle_path()]:
             for part in entry:
                 h = self.run(part, h, e, train)
-            means.append(wide(h).mean((-3, -2)))
+            means.append(wide(h).mean(axes(self.spatial)))
         if self.pool.startswith("spatial"):
             h = nn.Dense(2048, name="dense_out")(jnp.concatenate(means, axis=-1))
             if self.pool == "spatial":
                 h = jax.nn.relu(h)
             else:
-                norm = GroupNorm(self.groups, name="norm_out")
-                h = jax.nn.silu(norm(h[..., None, None, :])[..., 0, 0, :])
+                norm = GroupNorm(self.groups, spatial=0, name="norm_out")
+                h = jax.nn.silu(norm(h))
             return nn.Dense(self.out_channels, name="logits")(h)
-        h = jax.nn.silu(GroupNorm(self.groups, name="norm_out")(h))
+        h = jax.nn.silu(GroupNorm(self.groups, spatial=self.spatial, name="norm_out")(h))
         if self.pool == "adaptive":
-            return nn.Dense(self.out_channels, name="logits")(h.mean((-3, -2)))
-        return AttentionPool(self.heads_of(h.shape[-1], self.heads), self.out_channels, name="pool")(h)
+            return nn.Dense(self.out_channels, name="logits")(h.mean(axes(self.spatial)))
+        heads = self.heads_of(h.shape[-1], self.heads)
+        return AttentionPool(heads, self.out_channels, self.spatial, name="pool")(h)

@@ -1,7 +1,8 @@
 """Layers shared by the networks: group norm, attention, residual block, resampling, sinusoidal embedding.
 
 All take (..., H, W, C) with any leading axes, or one image (H, W, C): nothing is summed over a leading axis, so an
-image alone gives what it gives in a batch. Norms, softmax and embeddings are computed in at least float32, whatever
+image alone gives what it gives in a batch. With `spatial=1` or 3 images are signals (..., L, C) or volumes (..., D, H, W, C).
+Norms, softmax and embeddings are computed in at least float32, whatever
 `dtype` the convolutions and matrix products use; parameters are float32 unless converted to another type.
 
 Sources: Dhariwal and Nichol 2021, arXiv:2105.05233 (ADM); Ho, Jain and Abbeel 2020, arXiv:2006.11239 (DDPM); Wu and
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .attention import attend
 from .convolution import convolution
 
 zeros = nn.initializers.zeros
@@ -39,43 +41,72 @@ def sinusoid(t, width, *, sin_first=False, shift=0, period=10_000.0):
     return jnp.concatenate(parts + odd, axis=-1)
 
 
-def space_to_depth(x, patch):
+def _split(x, size, spatial):
+    """(..., H, W, C) -> (..., H/size, size, W/size, size, C). One axis after the other: JAX reshapes arrays that are sharded
+    over a mesh's explicit axes only so."""
+    for axis in range(-1 - spatial, -1):
+        at = x.ndim + axis
+        x = x.reshape(*x.shape[:at], x.shape[at] // size, size, *x.shape[at + 1 :])
+    return x
+
+
+def _merge(x, spatial):
+    """The inverse of `_split`."""
+    for axis in range(-2, -2 - spatial, -1):
+        at = x.ndim + axis
+        x = x.reshape(*x.shape[: at - 1], x.shape[at - 1] * x.shape[at], *x.shape[at + 1 :])
+    return x
+
+
+def space_to_depth(x, patch, spatial=2):
     """(..., H, W, C) -> (..., H/patch, W/patch, patch * patch * C); channel order: row, column, channel."""
     if patch == 1:
         return x
-    *lead, h, w, c = x.shape
-    x = x.reshape(*lead, h // patch, patch, w // patch, patch, c)
-    return jnp.swapaxes(x, -4, -3).reshape(*lead, h // patch, w // patch, patch * patch * c)
+    x = _split(x, patch, spatial)
+    first = x.ndim - 2 * spatial - 1
+    x = jnp.transpose(x, (*range(first), *range(first, x.ndim - 1, 2), *range(first + 1, x.ndim - 1, 2), x.ndim - 1))
+    return x.reshape(*x.shape[: first + spatial], patch**spatial * x.shape[-1])
 
 
-def depth_to_space(x, patch):
+def depth_to_space(x, patch, spatial=2):
     """The inverse of `space_to_depth`."""
     if patch == 1:
         return x
-    *lead, h, w, c = x.shape
-    x = x.reshape(*lead, h, w, patch, patch, c // patch**2)
-    return jnp.swapaxes(x, -4, -3).reshape(*lead, h * patch, w * patch, c // patch**2)
+    first = x.ndim - 1 - spatial
+    x = x.reshape(*x.shape[:-1], *(patch,) * spatial, x.shape[-1] // patch**spatial)
+    pairs = (axis for n in range(first, first + spatial) for axis in (n, n + spatial))
+    return _merge(jnp.transpose(x, (*range(first), *pairs, x.ndim - 1)), spatial)
 
 
-def average_pool(x):
-    """Mean of 2 x 2 blocks; sides even."""
-    *lead, h, w, c = x.shape
-    return x.reshape(*lead, h // 2, 2, w // 2, 2, c).mean((-4, -2))
+def average_pool(x, spatial=2):
+    """Mean of blocks of 2 along each axis of the image; sides even."""
+    return _split(x, 2, spatial).mean(tuple(range(-2 * spatial, -1, 2)))
 
 
-def nearest(x):
-    """Every pixel becomes a 2 x 2 block."""
-    *lead, h, w, c = x.shape
-    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, 2, w, 2, c))
-    return x.reshape(*lead, 2 * h, 2 * w, c)
+def nearest(x, spatial=2):
+    """Every pixel becomes a block of 2 along each axis of the image."""
+    x = jnp.expand_dims(x, tuple(range(-2 * spatial, -1, 2)))
+    shape = list(x.shape)
+    shape[-2 * spatial : -1 : 2] = [2] * spatial
+    return _merge(jnp.broadcast_to(x, shape), spatial)
 
 
-def conv(features, size=3, *, stride=1, padding=None, dtype=None, zero=False, name=None):
+def conv(features, size=3, *, stride=1, padding=None, dtype=None, zero=False, name=None, spatial=2):
     """Square convolution with torch's symmetric padding (unlike "SAME", which pads a strided one at the end only)."""
-    pad = padding if padding is not None else ((size // 2, size // 2),) * 2
+    pad = padding if padding is not None else ((size // 2, size // 2),) * spatial
     init = {"kernel_init": zeros} if zero else {}
     how = {"padding": pad, "dtype": dtype, "name": name, "conv_general_dilated": convolution}
-    return nn.Conv(features, (size, size), (stride, stride), **how, **init)
+    return nn.Conv(features, (size,) * spatial, (stride,) * spatial, **how, **init)
+
+
+def over_image(a, spatial):
+    """(..., C) -> (..., 1, 1, C): the same number for all pixels of an image."""
+    return jnp.expand_dims(a, axes(spatial))
+
+
+def axes(spatial):
+    """The axes of an image's pixels: (-3, -2) for 2."""
+    return tuple(range(-1 - spatial, -1))
 
 
 def check_groups(groups, channels):
@@ -85,7 +116,7 @@ def check_groups(groups, channels):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation of each image over H, W and the channels of a group; result in at least float32.
+    """Group normalisation of each image over its pixels and the channels of a group; result in at least float32.
 
     Two passes (mean, then variance about the mean), both over contiguous memory: a channel's moments first, from
     them the group's. The usual one-pass E[x^2] - E[x]^2 loses the variance where the mean is large.
@@ -93,6 +124,7 @@ class GroupNorm(nn.Module):
 
     groups: int = 32
     epsilon: float = 1e-5
+    spatial: int = 2
 
     @nn.compact
     def __call__(self, x):
@@ -100,16 +132,15 @@ class GroupNorm(nn.Module):
         check_groups(self.groups, channels)
         gain = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", zeros, (channels,))
-        x = wide(x)
-        grouped = (*x.shape[:-3], self.groups, channels // self.groups)
+        x, pixels = wide(x), axes(self.spatial)
+        grouped = (*x.shape[: -1 - self.spatial], self.groups, channels // self.groups)
+        each = lambda a: jnp.repeat(a, channels // self.groups, axis=-1)  # a group's number for each of its channels
 
-        mean = x.mean((-3, -2))
-        group_mean = mean.reshape(grouped).mean(-1)
-        centre = jnp.repeat(group_mean, channels // self.groups, axis=-1)[..., None, None, :]
-        variance = jnp.square(x - centre).mean((-3, -2)).reshape(grouped).mean(-1)
+        centre = over_image(each(x.mean(pixels).reshape(grouped).mean(-1)), self.spatial)
+        variance = jnp.square(x - centre).mean(pixels).reshape(grouped).mean(-1)
         inverse = jax.lax.rsqrt(variance + jnp.asarray(self.epsilon, x.dtype))
-        factor = jnp.repeat(inverse, channels // self.groups, axis=-1) * gain.astype(x.dtype)
-        return (x - centre) * factor[..., None, None, :] + bias.astype(x.dtype)
+        factor = over_image(each(inverse) * gain.astype(x.dtype), self.spatial)
+        return (x - centre) * factor + bias.astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -125,31 +156,18 @@ class Attention(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = None
     norm: bool = True
+    spatial: int = 2
 
     @nn.compact
     def __call__(self, x):
-        *lead, height, width, channels = x.shape
+        channels = x.shape[-1]
         if channels % self.heads:
             raise ValueError(f"heads={self.heads} does not divide {channels} channels of an attention layer")
-        h = GroupNorm(self.groups, self.epsilon, name="norm")(x) if self.norm else x
+        h = GroupNorm(self.groups, self.epsilon, self.spatial, name="norm")(x) if self.norm else x
         h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
-        h = attend(h.reshape(*lead, height * width, 3 * channels), self.heads, self.order)
-        h = h.reshape(*lead, height, width, channels)
+        tokens = (*x.shape[: -1 - self.spatial], math.prod(x.shape[-1 - self.spatial : -1]), 3 * channels)
+        h = attend(h.reshape(tokens), self.heads, self.order).reshape(x.shape)
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="proj")(h).astype(x.dtype)
-
-
-def attend(qkv, heads, order):
-    """(..., tokens, 3C) -> (..., tokens, C): multi-head attention of joint queries, keys and values."""
-    *lead, tokens, channels = qkv.shape
-    size = channels // (3 * heads)
-    if order == "legacy":
-        q, k, v = jnp.moveaxis(qkv.reshape(*lead, tokens, heads, 3, size), -2, 0)
-    else:
-        q, k, v = jnp.moveaxis(qkv.reshape(*lead, tokens, 3, heads, size), -3, 0)
-    scale = size**-0.25  # on both sides of the product, so that it stays small in half precision
-    weight = wide(jnp.einsum("...qhd,...khd->...hqk", q * scale, k * scale))
-    weight = jax.nn.softmax(weight, axis=-1).astype(v.dtype)
-    return jnp.einsum("...hqk,...khd->...qhd", weight, v).reshape(*lead, tokens, channels // 3)
 
 
 class ResBlock(nn.Module):
@@ -167,14 +185,16 @@ class ResBlock(nn.Module):
     groups: int = 32
     epsilon: float = 1e-5
     dtype: Any = None
+    spatial: int = 2
 
     @nn.compact
     def __call__(self, x, e):
-        change = {"down": average_pool, "up": nearest, None: lambda h: h}[self.resample]
-        h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, name="norm_1")(x))
-        h = conv(self.features, dtype=self.dtype, name="conv_1")(change(h))
-        e = nn.Dense(self.features * (1 + self.scale_shift), name="embedding")(e)[..., None, None, :]
-        norm = GroupNorm(self.groups, self.epsilon, name="norm_2")
+        spatial = self.spatial
+        change = {"down": average_pool, "up": nearest, None: lambda h, spatial: h}[self.resample]
+        h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, spatial, name="norm_1")(x))
+        h = conv(self.features, dtype=self.dtype, name="conv_1", spatial=spatial)(change(h, spatial))
+        e = over_image(nn.Dense(self.features * (1 + self.scale_shift), name="embedding")(e), spatial)
+        norm = GroupNorm(self.groups, self.epsilon, spatial, name="norm_2")
         if self.scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
@@ -183,8 +203,8 @@ class ResBlock(nn.Module):
         h = jax.nn.silu(h)
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=False)(h)
-        h = conv(self.features, dtype=self.dtype, zero=True, name="conv_2")(h)
-        x = change(x)
+        h = conv(self.features, dtype=self.dtype, zero=True, name="conv_2", spatial=spatial)(h)
+        x = change(x, spatial)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
         return x.astype(h.dtype) + h
@@ -194,14 +214,16 @@ class Down(nn.Module):
     """Halve the sides: a strided 3 x 3 convolution, or with `learned=False` the mean of 2 x 2 blocks."""
 
     learned: bool = True
-    padding: tuple = ((1, 1), (1, 1))
+    padding: tuple | None = None
     dtype: Any = None
+    spatial: int = 2
 
     @nn.compact
     def __call__(self, x):
         if not self.learned:
-            return average_pool(x)
-        return conv(x.shape[-1], stride=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
+            return average_pool(x, self.spatial)
+        how = {"padding": self.padding, "dtype": self.dtype, "spatial": self.spatial}
+        return conv(x.shape[-1], stride=2, name="conv", **how)(x)
 
 
 class Up(nn.Module):
@@ -209,8 +231,9 @@ class Up(nn.Module):
 
     learned: bool = True
     dtype: Any = None
+    spatial: int = 2
 
     @nn.compact
     def __call__(self, x):
-        x = nearest(x)
-        return conv(x.shape[-1], dtype=self.dtype, name="conv")(x) if self.learned else x
+        x = nearest(x, self.spatial)
+        return conv(x.shape[-1], dtype=self.dtype, name="conv", spatial=self.spatial)(x) if self.learned else x

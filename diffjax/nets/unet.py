@@ -33,7 +33,7 @@ class ADM(nn.Module):
     epsilon = 1e-5
     sin_first = False
     frequency_shift = 0
-    down_padding = ((1, 1), (1, 1))
+    down_padding = None  # 1 on all sides
 
     out_channels: int
     width: int = 64
@@ -54,11 +54,14 @@ class ADM(nn.Module):
     patch: int = 1
     remat: bool = False
     dtype: Any = None
+    spatial: int = 2
 
     def __post_init__(self):
         super().__post_init__()
         if self.qkv_order not in ("legacy", "new"):
             raise ValueError(f'qkv_order={self.qkv_order!r}: use "legacy" (head, qkv) or "new" (qkv, head)')
+        if self.spatial not in (1, 2, 3):
+            raise ValueError(f"spatial={self.spatial}: 1, 2 or 3 (signals, images, volumes)")
         if self.null_label and not self.classes:
             raise ValueError("null_label=True needs classes: the null label is one more row of the label table")
         depths = [2**level for level in range(len(self.multipliers))]
@@ -122,20 +125,20 @@ class ADM(nn.Module):
     def run(self, part, h, e, train):
         """Apply one part to h (..., H, W, C), with the activated embedding e (..., 4 width)."""
         wrap = nn.remat if self.remat else lambda module: module
+        options = {"dtype": self.dtype, "spatial": self.spatial, "name": part.name}
         if part.kind == "conv":
-            return conv(part.width, dtype=self.dtype, name=part.name)(h)
+            return conv(part.width, **options)(h)
         if part.kind == "attention":
             attention = wrap(Attention)
-            options = dict(epsilon=self.epsilon, dtype=self.dtype, norm=part.normed, name=part.name)
-            return attention(part.heads, self.qkv_order, self.groups, **options)(h)
+            return attention(part.heads, self.qkv_order, self.groups, self.epsilon, norm=part.normed, **options)(h)
         if part.kind == "res":
             block = wrap(ResBlock)
             dropout = self.dropout if train else 0.0
-            options = dict(groups=self.groups, epsilon=self.epsilon, dtype=self.dtype, name=part.name)
-            return block(part.width, self.scale_shift, part.resample, dropout, **options)(h, e)
+            how = (part.width, self.scale_shift, part.resample, dropout, self.groups, self.epsilon)
+            return block(*how, **options)(h, e)
         if part.kind == "down":
-            return Down(self.conv_resample, self.down_padding, dtype=self.dtype, name=part.name)(h)
-        return Up(self.conv_resample, dtype=self.dtype, name=part.name)(h)
+            return Down(self.conv_resample, self.down_padding, **options)(h)
+        return Up(self.conv_resample, **options)(h)
 
     def embed(self, t, y, dtype):
         """Embedding (..., 4 width) of the time and the label, activated (every block begins with that)."""
@@ -157,10 +160,12 @@ class ADM(nn.Module):
 
     def check_size(self, x):
         multiple = self.patch * 2 ** (len(self.multipliers) - 1)
-        if x.ndim < 3:
-            raise ValueError(f"x must be (..., H, W, C), got shape {x.shape}")
-        if x.shape[-3] % multiple or x.shape[-2] % multiple:
-            raise ValueError(f"sides {x.shape[-3:-1]} of x must be multiples of {multiple}: pad or resize")
+        if x.ndim < 1 + self.spatial:
+            sides = {1: "L", 2: "H, W", 3: "D, H, W"}[self.spatial]
+            raise ValueError(f"x must be (..., {sides}, C), got shape {x.shape}")
+        sides = x.shape[-1 - self.spatial : -1]
+        if any(side % multiple for side in sides):
+            raise ValueError(f"sides {sides} of x must be multiples of {multiple}: pad or resize")
 
 
 class UNet(ADM):
@@ -191,6 +196,7 @@ class UNet(ADM):
       remat            recompute each block in the backward pass instead of storing it
       dtype            of convolutions and products, e.g. jnp.bfloat16; parameters, norms, softmax, embedding and the
                        output stay in float32
+      spatial          2; 1 or 3 for signals (..., L, C) and volumes (..., D, H, W, C)
 
     Raises ValueError for sizes that the levels do not divide, labels without classes and the reverse, unknown orders,
     groups or heads that do not divide a width.
@@ -203,7 +209,7 @@ class UNet(ADM):
     def network(self, x, t, y, train):
         self.check_size(x)
         e = self.embed(t, y, wide(x).dtype)
-        h = space_to_depth(x, self.patch)
+        h = space_to_depth(x, self.patch, self.spatial)
         skips = []
         for entry in self.down_path():
             for part in entry:
@@ -215,9 +221,9 @@ class UNet(ADM):
             h = jnp.concatenate([h, skips.pop()], axis=-1)
             for part in entry:
                 h = self.run(part, h, e, train)
-        h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, name="norm_out")(h))
-        h = conv(self.out_channels * self.patch**2, zero=True, name="conv_out")(h)
-        return depth_to_space(h, self.patch)
+        h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.spatial, name="norm_out")(h))
+        h = conv(self.out_channels * self.patch**self.spatial, zero=True, name="conv_out", spatial=self.spatial)(h)
+        return depth_to_space(h, self.patch, self.spatial)
 
 
 class SuperRes(UNet):
@@ -228,7 +234,7 @@ class SuperRes(UNet):
 
     @nn.compact
     def __call__(self, x, t, low_res, y=None, train=False):
-        shape = (*low_res.shape[:-3], *x.shape[-3:-1], low_res.shape[-1])
+        shape = (*low_res.shape[: -1 - self.spatial], *x.shape[-1 - self.spatial : -1], low_res.shape[-1])
         enlarged = jax.image.resize(low_res, shape, "bilinear", antialias=False)
         return self.network(jnp.concatenate([x, enlarged.astype(x.dtype)], axis=-1), t, y, train)
 
