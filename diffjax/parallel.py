@@ -45,6 +45,9 @@ def mesh(devices=None) -> Mesh:
     return Mesh(np.array(jax.devices() if devices is None else devices), ("data",))
 
 
+_over_all = mesh  # ``shard`` has an argument of that name
+
+
 def _batch_size(args, in_axes):
     leaves = [a for tree, axis in zip(args, in_axes) if axis == 0 for a in jax.tree.leaves(tree)]
     if any(not getattr(a, "shape", ()) for a in leaves):
@@ -97,8 +100,8 @@ def _axes(in_axes, args):
     return tuple(axes)
 
 
-def shard(fn, mesh, in_axes=0):
-    """``fn`` of one image, mapped over the leading axis of its arguments and over all devices of ``mesh``.
+def shard(fn, mesh=None, in_axes=0):
+    """``fn`` of one image, mapped over the leading axis of its arguments and over all devices of ``mesh`` (default: all).
 
     in_axes: 0, or a tuple with 0 (one entry per image) or None (shared, replicated) per argument, as in ``jax.vmap``
     The batch need not divide by the number of devices: the last image is repeated and the result cropped.
@@ -106,7 +109,7 @@ def shard(fn, mesh, in_axes=0):
     The same ``fn`` and mesh again find the compiled program; a fresh lambda is another function.
     Raises ValueError when batched arguments differ in length or have none, or in_axes does not fit.
     """
-    return _over_devices(fn, mesh, tuple(in_axes) if isinstance(in_axes, list) else in_axes)
+    return _over_devices(fn, _over_all() if mesh is None else mesh, tuple(in_axes) if isinstance(in_axes, list) else in_axes)
 
 
 def pmapped(fn, in_axes=0):

@@ -160,7 +160,7 @@ class Discrete(Schedule):
 
     def _lookup(self, t):
         xp = namespace(t, self)
-        t = host(t) if xp is np else jnp.asarray(t, float) if not hasattr(t, "dtype") else t
+        t = host(t) if xp is np else jnp.asarray(t) if hasattr(t, "dtype") else jnp.asarray(t, float)
         low = xp.clip(xp.floor(t), 0, self.T - 1).astype(np.int32)
         alphas, sigmas, frac, lam = self._interval(t, low, xp)
         sigma_between = xp.where(low == 0, frac * sigmas[1], xp.exp(-0.5 * xp.logaddexp(lam, 0.0)))
@@ -178,7 +178,7 @@ class Discrete(Schedule):
     def smooth(self, t):
         """At a whole t the derivatives are those of the interval below it."""
         xp = namespace(t, self)
-        t = host(t) if xp is np else t
+        t = host(t) if xp is np else jnp.asarray(t)
         low = xp.clip(xp.ceil(t) - 1, 0, self.T - 1).astype(np.int32)
         _, sigmas, frac, lam = self._interval(t, low, xp)
         below_1 = xp.where(low == 0, (frac * sigmas[1]) ** 2, 0.0)

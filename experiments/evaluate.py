@@ -67,7 +67,7 @@ def cell(prior, name, truth, ys, operators, noise_std, options, programs=None) -
         try:
             done = restore(prior, registry(options)[name], ys, operators, noise_std=noise_std, steps=steps_of(name, options),
                            seed=options.seed, batch=options.batch, programs=programs)  # fmt: skip
-        except UserError as error:
+        except ValueError as error:  # the library's refusals: one line each
             return {"reason": str(error)}
         x, calls, seconds = done.x[:, 0], done.network_calls, round(done.seconds_compile + done.seconds_run, 2)
     found = scores.restored(x, truth, ys, operators, noise_std) if tasks else scores.inpainted(x, truth, masks)

@@ -79,7 +79,8 @@ def test_quick_run_on_own_problems_writes_tables_and_keeps_its_cells(own, tmp_pa
     assert by()["repaint"]["H own"].endswith("*")  # of the two problems one
     families = {r["method"]: r for r in views.rows(found, "families")}
     assert (families["repaint"]["problems"], families["repaint"]["products"]) == ("1 of 2", 0)
-    assert "needs a Mask" in families["repaint"]["cannot"]
+    (unable,) = views.rows(found, "cannot")
+    assert unable["method"] == "repaint" and "needs a Mask" in str(unable)
     # 10 products per call, and 4 where y has 4 entries
     assert (families["mmps"]["calls"], families["mmps"]["products"]) == (20, 140)
     assert (out / "calibration.png").stat().st_size > 2000

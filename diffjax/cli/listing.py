@@ -28,7 +28,13 @@ def listing() -> str:
         priors = [zoo.load(name) for name in zoo.names()]
     sections = {
         "methods": [
-            {"--method": name, "does": ", ".join(e.tasks), "steps": e.steps, "what it is": e.about}
+            {
+                "--method": name,
+                "does": "inpainting" if e.tasks == registry.INPAINTING else "any task",
+                "noise": e.method.noise,
+                "steps": e.steps,
+                "what it is": f"{e.about} ({e.method.paper})",
+            }
             for name, e in registry.METHODS.items()
         ],
         "masks (or a PNG, white = known)": [

@@ -6,6 +6,7 @@ A page is markdown with marks that do not show. ``refresh`` fills in what stands
     <!-- run: NAME --> ... <!-- end run -->       the command, how long it takes, device, date, commit, what to know
     <!-- number: SOURCE | WHAT --> ... <!-- end -->
     <!-- contents --> ... <!-- end contents -->    a link to each heading
+    <!-- methods --> ... <!-- end methods -->      what ``diffjax.registry`` says of each method
 
 A number's SOURCE is NAME [view VIEW] [where ...] as above, or a JSON file of the checkout. WHAT is a column of the one row
 that is left, ``count`` of the rows, ``least`` or ``largest`` COLUMN; of a JSON file keys joined by `` > ``. A last ``| .1f``
@@ -22,6 +23,7 @@ from . import provenance, records, views
 from .study import UserError, as_text, render, unknown
 
 SPAN = re.compile(r"(<!-- (table|run|number): (.*?) -->)(.*?)(<!-- end(?: table| run|) -->)", re.S)
+METHODS = re.compile(r"(<!-- methods -->).*?(<!-- end methods -->)", re.S)
 CONTENTS = re.compile(r"(<!-- contents -->).*?(<!-- end contents -->)", re.S)
 SOURCE = re.compile(r"(\w+)(?: view (.+?))?(?: where (.+?))?(?: of (.+))?")
 
@@ -37,7 +39,22 @@ def refresh(text: str, folder=None) -> str:
             raise UserError(f"<!-- {kind}: {words} -->: {error}") from None
 
     text = SPAN.sub(fill, text)
+    text = METHODS.sub(lambda match: f"{match[1]}\n{methods()}\n{match[2]}", text)
     return CONTENTS.sub(lambda match: f"{match[1]}\n{contents(text)}\n{match[2]}", text)
+
+
+def methods() -> str:
+    """The registry as a table."""
+    from diffjax import registry
+
+    yes = {True: "yes", False: "no"}
+    rows = [
+        {"method": r["name"], "paper": f"[{r['paper']}](https://{r['link']})", "needs": r["needs"], "noise": r["noise"],
+         "gives": r["gives"], "calls": r["calls"], "products": r["products"], "gradients": yes[r["differentiable"]]}
+        for r in registry.rows()
+    ]  # fmt: skip
+    lines = [list(rows[0]), ["---"] * 5 + ["---:"] * 2 + ["---"], *([str(v) for v in r.values()] for r in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def chosen(words: str, folder=None):
