@@ -152,6 +152,7 @@ def test_tables_and_numbers_of_a_page_are_those_of_the_result_files(page):
 
     text = page.read_text()
     assert pages.refresh(text) == text, "run python -m experiments.record"
+    assert not re.search(r"^ {0,3}<!-- number", text, re.M), "a comment that begins a line ends the paragraph"
 
 
 def test_every_result_is_shown_once_and_every_picture_is_used():

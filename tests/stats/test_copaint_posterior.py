@@ -42,7 +42,7 @@ def test_it_is_overconfident(name):
 def test_time_travel_helps_a_mixture_on_few_levels():
     """The rms of h means over n draws of at most unit variance has a standard deviation <= 1 / sqrt(n h): four of a difference
     of averages over the seeds. At a rate of 1/2: at 1 it makes no difference here, and on 250 levels it does not lower this
-    error (experiments/results/copaint_oracle.md)."""
+    error (experiments/results/copaint_oracle.json)."""
     problem, n, seeds = oracle.load("m5-half-05"), 256, range(2)
     error = lambda name, seed: hidden(problem, restore(problem, name, n, seed, steps=40, lr=0.5, lr_decay=1.0)[0])[0]
     gain = [error("copaint", seed) - error("copaint-tt", seed) for seed in seeds]
