@@ -54,24 +54,40 @@ def test_blended_replays(golden_file):
 
 @pytest.mark.golden("inpainting", "resampling")
 def test_resampling_as_released_replays(golden_file):
-    """Its particles are the recorded batch. What is refused: x never receives the step (``BrokenResampling``)."""
+    """Its particles are the recorded batch. What is refused: x never receives the step (``BrokenResampling``).
+
+    How often a particle is kept jumps where n times its weight is a whole number. Near one, a rounding decides, and everything
+    after depends on it: there, and only there, the float32 run is told what the float64 run decided. Its weights have to agree
+    with float64's by less than that margin, so that no other choice can differ."""
     run, meta = load(golden_file)
     n, keep, rows = len(run["gt"]), meta["config"]["resample"]["keep_n_samples"], len(run["loop_pairs"])
     drawn = np.full((rows + 1, n), -1)  # the recorder calls the final choice by the last step's number
     for step, indices in zip(run["multi_step"], run["multi_idx"]):
         drawn[step if step < rows - 1 else rows, : len(indices)] = indices
+    of = np.append(np.full(rows, n), keep)[:, None]  # how many each choice takes
+    exact = None  # (rows + 1, n): what float64, which comes first, takes n w_i for
     for dtype, tolerance in TOLERANCE.items():
         with jax.enable_x64(dtype == jnp.float64):
             denoise, kernel, table, move, references, x_T = parts(run, meta, dtype)
             image = lambda a: jnp.asarray(a[:1], dtype)  # (1, C, H, W)
             measurement = dj.Measurement(image(run["gt"]), dj.operators.Mask(image(run["mask"])))
+            given = np.stack([drawn, np.full_like(drawn, -1) if exact is None else np.floor(exact).astype(int)], 1)
             method = quirks.BrokenResampling(
-                denoise, measurement, particles=n, keep=keep, exact=False, final_draws=jnp.asarray(drawn[-1])
+                denoise, measurement, particles=n, keep=keep, exact=False, final=jnp.asarray(given[-1])
             )
             references = references[:, :, None]
             at_t, at_s = (references[run["loop_pairs"][:, k]] for k in (0, 1))
-            noise = {"move": move[:, :, None], "first": at_t, "known": at_s, "gumbel": drawn[:-1]}
+            noise = {"move": move[:, :, None], "first": at_t, "known": at_s, "gumbel": given[:-1]}
             result = go(method, kernel, table, x_T[:, None], noise, dtype)
-            name = f"{golden_file.stem} {dtype.__name__}"
+            name = f"{golden_file.stem} {jnp.dtype(dtype).name}"
             check(f"{name} states", result.trace[run["x_idx"]][:, :, 0], run["x_traj"], tolerance)
             check(f"{name} final", result.x[:, 0], run["final"], tolerance)
+            shares = of * np.vstack([result.info.rows["weights"], result.info.final["weights"]])
+            if exact is None:
+                exact = shares
+            else:
+                could_be_kept = exact > 0.5
+                check(f"{name} weights", shares[could_be_kept] / exact[could_be_kept], 1.0 + 0 * exact[could_be_kept], 0.01)
+                whole = np.maximum(np.round(exact), 1)
+                near = (np.abs(exact - whole) < quirks.NEAR_TIE * whole).any(1).sum()
+                print(f"{name}: {near} of {rows + 1} choices are near a tie and taken from float64")
