@@ -1,5 +1,7 @@
 """diffjax.batch: many images as one program, walked in pieces; what a compiled program is remembered by."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def test_parts_are_the_whole(name):
     for edges in ([0, n], [0, 1, n], list(range(n + 1))):
         state = jax.tree.map(lambda a: jnp.full(a.shape, 7, a.dtype), start)  # row 0 begins anew, whatever it is handed
         finite = np.zeros(n, bool)
-        for first, last in zip(edges, edges[1:]):
+        for first, last in itertools.pairwise(edges):
             done = walk(key, state, first, last)
             state = done.state
             walked = np.asarray(done.info.finite)
