@@ -9,6 +9,9 @@ flags = os.environ.get("XLA_FLAGS", "")
 if "host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the programs keep nothing in the home of whoever runs the tests
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent

@@ -128,7 +128,9 @@ def test_killed_three_times_ends_as_the_undisturbed_run(place, capfd):
     assert before == (place / "rough" / "samples_0000200.png").read_bytes()
 
     from diffjax.cli import train
+    from experiments import configs
 
     capfd.readouterr()
-    assert train.main([*OPTIONS, "--data", str(place / "data.npz"), "--out", str(place / "calm")]) == 0
+    line = [*OPTIONS, "--data", str(place / "data.npz"), "--out", str(place / "calm")]
+    assert train.main(line, configs.load()) == 0
     assert f"already has {STEPS} steps" in capfd.readouterr().err, "two devices wrote it, eight read it here"

@@ -326,15 +326,16 @@ WRONG = {
 @pytest.mark.parametrize("argv, message", WRONG.values(), ids=WRONG)
 def test_the_program_refuses_in_one_line(tmp_path, capsys, monkeypatch, argv, message):
     from diffjax.cli import train
+    from experiments import configs
 
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "a.npz", x=np.zeros((600, 32, 32), np.uint8), y=np.arange(600) % 10)
     if "DIR/run" in argv:
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-        config, _ = train.parse(["debug"])
+        config, _ = train.parse(["debug"], configs.load())
         (tmp_path / "run" / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     before = sorted(tmp_path.rglob("*"))
-    assert train.main([a.replace("DIR", str(tmp_path)) for a in argv]) == 2
+    assert train.main([a.replace("DIR", str(tmp_path)) for a in argv], configs.load()) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and message in said and said.startswith("error: ")
     assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
@@ -342,10 +343,53 @@ def test_the_program_refuses_in_one_line(tmp_path, capsys, monkeypatch, argv, me
 
 def test_options_reach_the_configuration():
     from diffjax.cli import train
+    from experiments import configs
 
-    config, options = train.parse("debug --multipliers 1,2,4 --flip true --lr 1e-3 --sample-every 7 --devices 2".split())
+    line = "debug --multipliers 1,2,4 --flip true --lr 1e-3 --sample-every 7 --devices 2"
+    config, options = train.parse(line.split(), configs.load())
     assert (config.multipliers, config.flip, config.lr, config.sample_every) == ((1.0, 2.0, 4.0), True, 1e-3, 7)
     assert options.devices == 2 and config.out == "runs/debug"
+
+
+def test_what_CONFIG_can_be(tmp_path, capsys):
+    """The defaults, how a shipped prior was trained, a JSON file, the folder of a run (which goes on there)."""
+    from diffjax.cli import train
+    from experiments import configs
+
+    parse = lambda line: train.parse(line.split())[0]
+    mine = parse("default --name flowers --data photos --channels 3")
+    assert (mine.name, mine.data, mine.channels, mine.out) == ("flowers", "photos", 3, "runs/flowers")
+    shipped, written = parse("fashion32"), configs.load()["fashion32"]
+    assert (shipped.width, shipped.loss, shipped.classes, shipped.out) == (written.width, written.loss, 10, "runs/fashion32")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(dataclasses.asdict(mine)))
+    assert parse(str(run)) == dataclasses.replace(mine, out=str(run)) and parse(str(run / "config.json")) == mine
+    (tmp_path / "odd.json").write_text(json.dumps({"name": "odd", "data": "x", "widht": 3}))
+    (tmp_path / "empty").mkdir()
+    for line, said in {
+        "default": "--data is needed",
+        "defalt": "did you mean 'default'",
+        f"{tmp_path / 'odd.json'}": "unknown fields widht",
+        f"{tmp_path / 'none.json'}": "cannot be read",
+        f"{tmp_path / 'empty'}": "not the folder of a training run",
+    }.items():
+        assert train.main(line.split()) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
+def test_a_command_trains_as_the_configuration_says():
+    """The command that a card keeps leads back to the same configuration."""
+    import shlex
+
+    from diffjax.cli import config, train
+    from experiments import configs
+
+    for written in configs.load().values():
+        line = shlex.split(config.command(written))
+        assert line[:2] == ["diffjax", "train"]
+        assert dataclasses.replace(train.parse(line[2:])[0], out=written.out) == written
 
 
 def test_progress(monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import tiny_prior
 from safetensors.numpy import load_file, save_file
 
 from diffjax import schedules, zoo
-from diffjax.cli import evaluate_prior, export
+from diffjax.cli import evaluate_prior, export, quality, train
 from diffjax.training import checkpoints, data, state
 from experiments.configs.debug import config as debug
 
@@ -213,7 +214,8 @@ def test_a_run_is_a_prior_and_is_exported(run, tmp_path, capsys):
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(exported.params)):
         np.testing.assert_allclose(a, b, rtol=2**-10, atol=1e-7)
     card = exported.card
-    assert card["training"]["command"] == "python -m experiments.train debug --steps 90 --lr 0.5"
+    again, _ = train.parse(shlex.split(card["training"]["command"])[2:])
+    assert again == dataclasses.replace(debug, steps=90, lr=0.5, out="runs/debug")
     assert (card["training"]["images_seen"], card["training"]["seconds"], card["training"]["checkpoint"]) == (640, 8.0, 40)
     assert card["training"]["parameters"] == sum(a.size for a in jax.tree.leaves(want))
     assert card["class_names"][9] == "ankle boot" and "MIT" in card["data"]["licence"] and "Apache" in card["licence"]
@@ -221,7 +223,7 @@ def test_a_run_is_a_prior_and_is_exported(run, tmp_path, capsys):
 
 def test_a_card_names_the_data_and_its_licence(run, tmp_path, monkeypatch):
     config = dataclasses.replace(debug, data="data/fruits32.npz", classes=3, channels=3)
-    monkeypatch.setattr("experiments.training_run.read_config", lambda file: config)
+    monkeypatch.setattr("diffjax.cli.training_run.read_config", lambda file: config)
     monkeypatch.setattr("diffjax.zoo.prior.read_run", lambda *_: (tiny_prior.params(config=COLOUR), 40))
     assert export.main([str(run), str(tmp_path / "fruits")]) == 0
     card = zoo.load(tmp_path / "fruits").card
@@ -229,7 +231,7 @@ def test_a_card_names_the_data_and_its_licence(run, tmp_path, monkeypatch):
     assert (
         "Mihai Oltean" in card["data"]["origin"]
         and "CC BY-SA 4.0" in card["licence"]
-        and "experiments.fruits" in card["data"]["name"]
+        and "experiments/fruits.py" in card["data"]["name"]
     )
 
 
@@ -323,7 +325,7 @@ def test_copies_of_training_images_are_found(colour):
     prior, (x, y), (x_test, y_test) = zoo.load(colour), fruits(24), fruits(12, seed=1)
     images = data.Images(x, y.astype(np.int32), x_test, y_test.astype(np.int32))
     options = SimpleNamespace(samples=100, guided=100, data=colour.parent / "fruits.npz")
-    measured = lambda draw: evaluate_prior.by_neighbours(prior, images, draw, options)[0]
+    measured = lambda draw: quality.by_neighbours(prior, images, draw, options)[0]
     said = measured(lambda labels, scale=1: np.stack([x[y == k][0, :, ::-1] // scale for k in labels]).astype(np.uint8))
     assert list(said["kernel_distance"]) == ["scale 1", "scale 2", "scale 4", "training images"]
     assert said["kernel_distance"]["scale 1"] < said["kernel_distance"]["scale 4"]  # these are a quarter as bright
@@ -342,16 +344,16 @@ def test_the_standard_error_is_that_of_a_mean_of_groups(tmp_path):
     x, which = np.random.default_rng(6).standard_normal(12), np.repeat([5, 3, 9], 4)
     means = [x[which == g].mean() for g in (5, 3, 9)]
     expected = np.std(means, ddof=1) / np.sqrt(3)
-    assert evaluate_prior.jackknife(lambda kept: x[kept].mean(), which) == pytest.approx(expected, rel=1e-12)
+    assert quality.jackknife(lambda kept: x[kept].mean(), which) == pytest.approx(expected, rel=1e-12)
     np.savez(tmp_path / "x.npz", variety_test=which)
-    assert evaluate_prior.groups(tmp_path / "x.npz", 12).tolist() == which.tolist()
-    assert evaluate_prior.groups(tmp_path, 3).tolist() == [0, 1, 2]
+    assert quality.groups(tmp_path / "x.npz", 12).tolist() == which.tolist()
+    assert quality.groups(tmp_path, 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("tiny --data fruits-elsewhere.npz", "build it by python -m experiments.fruits"),
+        ("tiny --data fruits-elsewhere.npz", "experiments/fruits.py of the repository makes it"),
         ("tiny --guided 5", "100 or more"),
         ("tiny --kernel ddpm --steps 51", "51 network calls"),
     ],
