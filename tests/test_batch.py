@@ -26,7 +26,7 @@ def problem():
 
 def walks():
     vp = dj.schedules.discrete(dj.schedules.linear_betas(1000))
-    gauss = dj.priors.Gaussian(jnp.zeros(4), jnp.eye(4)).denoiser(vp)
+    gauss = dj.priors.gaussian(jnp.zeros(4), covariance=jnp.eye(4)).denoiser(vp)
     y = dj.Measurement(np.float32([0.3, 0, 0, 0]), dj.operators.Mask(np.float32([1, 0, 0, 0])))
     grid = dj.timetables.log_snr(vp, 7)
     jumps = dj.timetables.repaint(vp, jump=2, times=2, grid=grid)
@@ -48,7 +48,7 @@ def test_parts_are_the_whole(name):
         traces.append(None)
         return dj.sample(key, method, table, (4,), kernel=kernel, state=state, part=(first, last))
 
-    start = jax.eval_shape(lambda key: begin(key, method, table, (4,), kernel=kernel), key)
+    start = jax.eval_shape(lambda key: begin(key, dj.plan(method, table, (4,), kernel=kernel)), key)
     found = []
     for edges in ([0, n], [0, 1, n], list(range(n + 1))):
         state = jax.tree.map(lambda a: jnp.full(a.shape, 7, a.dtype), start)  # row 0 begins anew, whatever it is handed
@@ -96,7 +96,7 @@ def test_a_program_is_remembered_by_what_it_is_made_of(tmp_path, problem):
     """Two priors of one name whose weights have the same shapes share no program where heads or schedule differ, and share
     one where only weights and name do."""
     truth, masks = problem
-    config = tiny_prior.CONFIG | {"attention": [4], "heads": 1}
+    config = tiny_prior.CONFIG | {"attention": [1], "heads": 1}
     variants = {"one": config, "heads": config | {"heads": 2}, "schedule": config | {"schedule": "linear"}}
     priors = {name: zoo.load(tiny_prior.write(tmp_path / name, config=c)) for name, c in variants.items()}
     shapes = lambda p: [a.shape for a in jax.tree.leaves(p.params)]

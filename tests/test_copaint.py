@@ -197,13 +197,13 @@ def test_restore(name, steps, rows, iterations, prior_folder, tmp_path):
     argv = ["--method", name, "--steps", str(steps), "--prior", str(prior_folder), "--limit", "1", "--samples", "1",
             "--devices", "1", "--out", str(out)]  # fmt: skip
     assert restore.main(argv) == 0
-    report = json.loads((out / "metrics.json").read_text())
+    report = json.loads((out / "tiny" / "metrics.json").read_text())
     assert (report["method"], report["kernel_steps"]) == (name, rows)
     # every gradient step has at least one trial; were it the bound, each would have 41
     least = rows * (1 + 2 * iterations)
     assert isinstance(report["network_calls"], int) and least <= report["network_calls"] < 5 * least
     truth = zoo.bundled.images("fashion")[0][0, ..., 0]
-    restored = np.asarray(Image.open(out / "images" / "fashion-00.png"), np.float32)
+    restored = np.asarray(Image.open(out / "tiny" / "images" / "fashion-00.png"), np.float32)
     known = masks.make("half", (32, 32), 0) == 1
     np.testing.assert_allclose(restored[known], ((truth + 1) * 127.5)[known], atol=0.51)
 

@@ -1,5 +1,6 @@
 """experiments.evaluate: cells kept and reused, tables that follow from them, errors in one line."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -78,11 +79,13 @@ def test_stale_cells_are_computed_again_or_refused(prior, done, monkeypatch, cap
     tables = [*arguments(prior, done), "--tables"]
     assert evaluate.main(tables) == 0
     entry = METHODS["repaint"]
-    other = lambda denoise, measurement, steps: (lambda m, k, t: (dj.replace(m, order="paper"), k, t))(
-        *entry.build(denoise, measurement, steps)
-    )
+
+    def other(denoise, measurement, steps, *, table):
+        setup = entry.published(denoise, measurement, steps, table=table)
+        return setup._replace(method=dj.replace(setup.method, order="paper"))
+
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS, "repaint", entry._replace(build=other))
+        patch.setitem(METHODS, "repaint", dataclasses.replace(entry, published=other))
         with pytest.raises(errors.UserError, match=r"stale .other settings.: run python -m experiments.evaluate --methods"):
             evaluate.main(tables)
         capsys.readouterr()
@@ -92,7 +95,7 @@ def test_stale_cells_are_computed_again_or_refused(prior, done, monkeypatch, cap
         assert "half_repaint" in name
         assert evaluate.main(arguments(prior, done)) == 0
         assert "computed again" in capsys.readouterr().err
-    monkeypatch.setitem(METHODS, "repaint", entry._replace(about="other words"))
+    monkeypatch.setitem(METHODS, "repaint", dataclasses.replace(entry, about="other words"))
     assert evaluate.main(arguments(prior, done)) == 0  # the paper's order is no longer asked for
     assert evaluate.main(tables) == 0
     running = code.running

@@ -329,7 +329,7 @@ def test_restore_with_a_public_checkpoint_and_its_classifier(classifier_file, tm
 
     monkeypatch.setattr(batch, "inpaint", seeing)
     assert run("--label", 1, "--out", tmp_path / "out", "--classifier", classifier_file, "--classifier-scale", scale) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "tiny_adm" / "metrics.json").read_text())
     said = capsys.readouterr().out
     assert "note: tiny_adm.pt does not say schedule=linear, T=1000, qkv_order=legacy: assumed as in" in said
     assert (metrics["classifier"], metrics["classifier_scale"]) == ("16x16_classifier", scale)

@@ -253,7 +253,7 @@ def test_a_network_of_one_more_axis_on_what_is_constant_along_it(kind, spatial):
     params = any_params(thin, x, t)
     more = thicker(params)
     shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
-    assert shapes(more) == shapes(jax.eval_shape(thick.init, random.key(0), x[:, None], t))
+    assert shapes(more) == shapes(jax.eval_shape(thick.init, random.key(0), jnp.repeat(x[:, None], 4, axis=1), t))
 
     depth = 4
     deep = lambda x: jnp.repeat(x[:, None], depth, axis=1)

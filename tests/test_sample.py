@@ -131,7 +131,10 @@ def test_conditional_guidance_runs_both_labels_in_one_call():
             "'paper'",
         ),
         (lambda: dj.Measurement(200 * np.ones(SHAPE), dj.operators.Mask(MASK)), "far outside"),
-        (lambda: dj.Measurement(np.zeros(SHAPE), dj.operators.Mask(MASK), noise_std=-0.1), "standard deviation >= 0"),
+        (
+            lambda: dj.Measurement(np.zeros(SHAPE), dj.operators.Mask(MASK), noise_std=-0.1),
+            "noise_std -0.1 is out of range: give a standard deviation",
+        ),
         (lambda: dj.Measurement(np.full(SHAPE, np.nan), dj.operators.Mask(MASK)), "non-finite"),
         (lambda: dj.operators.Mask(255 * MASK), "mask / 255"),
         (
@@ -182,7 +185,7 @@ def test_every_parameterisation_on_every_schedule(schedule, kind):
 @pytest.mark.parametrize(
     "y, mask, message",
     [
-        (np.zeros((4, 4, 3)), MASK, r"y has shape \(4, 4, 3\), but A of an image \(4, 4, 1\) gives \(4, 4, 1\)"),
+        (np.zeros((4, 4, 3)), MASK, r"y has shape \(4, 4, 3\), but Mask of an image \(4, 4, 1\) gives \(4, 4, 1\)"),
         (np.zeros(SHAPE), np.ones((4, 4, 3)), r"mask of shape \(4, 4, 3\), which does not fit an image of shape \(4, 4, 1\)"),
         (np.zeros(SHAPE), np.ones((3, 4, 1)), "Mask does not accept an image of shape"),
     ],

@@ -103,14 +103,15 @@ def draw(prior, labels, o, report):
     """-> batch.Restored: ``o.samples`` images of each label, drawn as restorations of nothing."""
     import numpy as np
 
-    from .. import batch, kernels, timetables
+    from .. import batch, kernels
+    from ..method import Method
     from ..operators import Mask
-    from ..registry import Entry
+    from ..registry import Entry, Setup
 
-    def build(denoise, measurement, steps):
-        return denoise, getattr(kernels, KERNELS[o.kernel])(), timetables.log_snr(prior.schedule, steps)
+    def plain(denoise, measurement, steps, *, table):
+        return Setup(Method(denoise), getattr(kernels, KERNELS[o.kernel])(), table)
 
-    entry = Entry(build, o.steps, f"{KERNELS[o.kernel]}, equal steps in log-SNR")
+    entry = Entry("sample", Method, plain, f"{KERNELS[o.kernel]}, equal steps in log-SNR", o.steps)
     nothing = np.zeros((len(labels), *prior.shape), np.float32)
     numbers = [0 if label is None else label + 1 for label in labels]
     return batch.restore(
