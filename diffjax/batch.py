@@ -23,7 +23,7 @@ from . import denoisers, kernels, parallel
 from .base import Measurement, as_method, nearest, replace
 from .operators import Mask
 from .registry import Entry
-from .sample import begin, sample
+from .sample import begin, bind, sample
 
 PIECE = 0.5  # seconds between two reports of progress
 
@@ -139,6 +139,7 @@ class Job:
             return as_method(method), kernel, table
         gradient = guide.gradient(label, self.prior.schedule)
         if isinstance(kernel, kernels.DDPM):
+            kernel = bind(as_method(method), kernel)
             return as_method(method), kernels.guided(kernel, gradient, self.classifier_scale), table
         denoise = denoisers.classifier(denoise, gradient, self.classifier_scale)
         method, kernel, table = self.entry.build(denoise, measurement, self.steps, **setting)

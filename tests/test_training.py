@@ -289,7 +289,7 @@ def test_reading_a_folder_without_checkpoints(tmp_path):
 # --- the program --------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "option": (["debug", "--stepz", "3"], "did you mean --steps?"),
+    "option": (["debug", "--stepz", "3"], "did you mean '--steps'?"),
     "config": (["fashion"], "did you mean 'fashion32'"),
     "nothing": ([], "CONFIG"),
     "number": (["debug", "--steps", "many"], "--steps 'many' is not a whole number"),

@@ -61,7 +61,7 @@ def test_validation_images_are_of_the_test_part_and_not_bundled(prior, monkeypat
     images = type("Images", (), {"test": np.concatenate([as_bytes(shown[:5]), more]),
                                  "test_labels": np.array([0, 1, 2, 3, 4, 7, 7, 1])})  # fmt: skip
     monkeypatch.setattr(data, "load", lambda *a, **k: images)
-    monkeypatch.setattr("experiments.evaluate_prior.source", lambda prior, data: "nowhere")
+    monkeypatch.setattr("diffjax.cli.quality.source", lambda prior, data: "nowhere")
     found = tune.validation(prior, None, 3)
     np.testing.assert_array_equal(as_bytes(found), more[[2, 0, 1]])  # class 1, class 7, class 7 again
     with pytest.raises(errors.UserError, match="3 test images are not bundled"):
