@@ -12,7 +12,10 @@ if "host_platform_device_count" not in flags:
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the programs keep nothing in the home of whoever runs the tests
     os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
+
+jax.devices()  # settled here: programs that are called within the tests find eight, whatever they would ask for
 
 ROOT = Path(__file__).parent
 sys.path[:0] = [str(ROOT), str(ROOT / "golden"), str(ROOT / "contracts")]  # tests share helpers

@@ -26,7 +26,7 @@ def problem():
 
 def walks():
     vp = dj.schedules.discrete(dj.schedules.linear_betas(1000))
-    gauss = dj.priors.gaussian(jnp.zeros(4), covariance=jnp.eye(4)).denoiser(vp)
+    gauss = dj.priors.gaussian(np.zeros(4), 0.5).denoiser(vp)
     y = dj.Measurement(np.float32([0.3, 0, 0, 0]), dj.operators.Mask(np.float32([1, 0, 0, 0])))
     grid = dj.timetables.log_snr(vp, 7)
     jumps = dj.timetables.repaint(vp, jump=2, times=2, grid=grid)
