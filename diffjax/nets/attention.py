@@ -29,7 +29,7 @@ def attention(q, k, v):
     if pairs > BLOCKS:
         usual = functools.partial(_in_blocks, QUERIES_ELSEWHERE)
         special["cpu"] = functools.partial(_in_blocks, QUERIES_CPU)
-    if fused(q):
+    if pairs >= HEADS_FIRST and fused(q):
         special["cuda"] = _cudnn
     if not special:
         return usual(q, k, v)
@@ -56,9 +56,14 @@ def _scaled(q, k):
     return q * scale, k * scale
 
 
+def _sums(dtype):
+    """The type in which products of this type are summed."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def _as_it_stands(q, k, v):
     q, k = _scaled(q, k)
-    wide = jnp.promote_types(v.dtype, jnp.float32)
+    wide = _sums(v.dtype)
     weight = jnp.einsum("...qhd,...khd->...hqk", q, k, preferred_element_type=wide)
     weight = jax.nn.softmax(weight, axis=-1).astype(v.dtype)
     return jnp.einsum("...hqk,...khd->...qhd", weight, v)
@@ -66,7 +71,7 @@ def _as_it_stands(q, k, v):
 
 def _block(q, k, v):
     """Scaled q (..., heads, queries, size), k and v likewise."""
-    wide = jnp.promote_types(v.dtype, jnp.float32)
+    wide = _sums(v.dtype)
     weight = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=wide)
     weight = jnp.exp(weight - jax.lax.stop_gradient(weight.max(-1, keepdims=True)))  # any constant: it cancels
     mean = jnp.einsum("...qk,...kd->...qd", weight.astype(v.dtype), v, preferred_element_type=wide)
