@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffjax as dj
-from diffjax.nets import UNet, init
+from diffjax.nets import UNet
 
 ADM = dict(out_channels=3, width=32, multipliers=(1, 2, 3), blocks=1, attention=(4,), head_channels=32, scale_shift=True)
 
@@ -24,11 +24,12 @@ def adm():
     net = UNet(**ADM)
     rng = np.random.default_rng(0)
 
-    def filled(a):
+    def leaf(path, a):
         fan_in = np.prod(a.shape[:-1]) if a.ndim > 1 else 100
-        return a if np.any(a) else jnp.asarray(0.3 * rng.standard_normal(a.shape) / np.sqrt(fan_in), a.dtype)
+        return jnp.asarray(rng.standard_normal(a.shape) / np.sqrt(fan_in) + (path[-1].key == "scale"), a.dtype)
 
-    params = jax.tree.map(filled, init(net, jax.random.key(0), (32, 32, 3)))
+    x = jax.ShapeDtypeStruct((32, 32, 3), jnp.float32)
+    params = jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(())))
     return net, params, dj.schedules.discrete(dj.schedules.linear_betas(1000)), 3
 
 
