@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import diffjax as dj
+from diffjax.operators import masks as library
 from experiments import masks
 from experiments.errors import UserError
 
@@ -64,12 +66,29 @@ def test_strokes_scale_with_the_image_and_wide_is_wider_than_narrow():
 
 def test_a_stroke_is_a_line_with_round_ends():
     hidden = np.zeros((40, 60), bool)
-    masks._stroke(hidden, np.array([10.0, 20.0]), np.array([50.0, 20.0]), 8.0)
+    library._stroke(hidden, np.array([10.0, 20.0]), np.array([50.0, 20.0]), 8.0)
     assert hidden.sum() == pytest.approx(40 * 8 + np.pi * 16, rel=0.02)
     assert hidden[20, 6] and not hidden[20, 5] and not hidden[16, 6]
     hairline = np.zeros((40, 60), bool)
-    masks._stroke(hairline, np.array([3.0, 3.0]), np.array([50.0, 31.0]), 0.3)
+    library._stroke(hairline, np.array([3.0, 3.0]), np.array([50.0, 31.0]), 0.3)
     assert np.all(hairline[:, 4:49].any(axis=0))  # a stroke thinner than a pixel still has no gaps
+
+
+def test_named_masks_are_what_the_operator_takes():
+    mask = library.named("narrow", (32, 32, 3), seed=2)
+    np.testing.assert_array_equal(mask[..., 0], masks.make("narrow", (32, 32), 2))
+    x = np.ones((32, 32, 3), np.float32)
+    np.testing.assert_array_equal(dj.operators.Mask(mask)(x), x * mask)
+    assert library.named("thin", (np.int64(32), 32), seed=2).tobytes() == mask.tobytes()
+    for make, message in (
+        (lambda: library.named("narow", (32, 32)), "did you mean 'narrow'"),
+        (lambda: library.named("half", (32,)), r"shape \(32,\) is not that of an image: give \(H, W\)"),
+        (lambda: library.named("half", (32.0, 32)), "a side 32.0"),
+        (lambda: library.named("expand", (6, 6)), "nothing known"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            make()
+        assert "\n" not in str(error.value)
 
 
 def test_unknown_name_gives_the_nearest():
