@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import diffjax as dj
 from diffjax.operators import masks
 
 
@@ -69,6 +70,23 @@ def test_a_stroke_is_a_line_with_round_ends():
     hairline = np.zeros((40, 60), bool)
     masks._stroke(hairline, np.array([3.0, 3.0]), np.array([50.0, 31.0]), 0.3)
     assert np.all(hairline[:, 4:49].any(axis=0))  # a stroke thinner than a pixel still has no gaps
+
+
+def test_named_masks_are_what_the_operator_takes():
+    mask = masks.named("narrow", (32, 32, 3), seed=2)
+    np.testing.assert_array_equal(mask[..., 0], masks.make("narrow", (32, 32), 2))
+    x = np.ones((32, 32, 3), np.float32)
+    np.testing.assert_array_equal(dj.operators.Mask(mask)(x), x * mask)
+    assert masks.named("thin", (np.int64(32), 32), seed=2).tobytes() == mask.tobytes()
+    for make, message in (
+        (lambda: masks.named("narow", (32, 32)), "did you mean 'narrow'"),
+        (lambda: masks.named("half", (32,)), r"shape \(32,\) is not that of an image: give \(H, W\)"),
+        (lambda: masks.named("half", (32.0, 32)), "a side 32.0"),
+        (lambda: masks.named("expand", (6, 6)), "nothing known"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            make()
+        assert "\n" not in str(error.value)
 
 
 def test_unknown_name_gives_the_nearest():

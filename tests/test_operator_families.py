@@ -91,6 +91,29 @@ def test_motion_kernels():
     assert np.isfinite(O.motion_kernel(7, 0.5, 0)).all()
 
 
+class Still:
+    """A numpy generator of a motion that does not move."""
+
+    def uniform(self, low=0.0, high=1.0):
+        return 1e-6 * high
+
+    def beta(self, a, b):
+        return 1e-6
+
+    def triangular(self, low, mode, high):
+        return 0.0
+
+
+@pytest.mark.parametrize("size", [5, 8, 13, 20])
+def test_motion_has_its_middle_at_the_kernels_centre(size):
+    """A camera that stands still moves no pixel; others move the image nowhere on average."""
+    at = np.arange(size) - size // 2
+    middle = lambda k: np.array([(k.sum(1) * at).sum(), (k.sum(0) * at).sum()])
+    np.testing.assert_allclose(middle(O.motion_kernel(size, 0.5, Still())), 0, atol=1e-6)
+    if size < 10:  # standard errors of at most 0.03 pixels
+        assert np.abs(np.mean([middle(O.motion_kernel(size, 0.5, seed)) for seed in range(60)], 0)).max() < 0.25
+
+
 def test_noise_has_the_standard_deviation_asked_for():
     """5 standard errors; Poisson: mean v and variance v / (255 rate) in [0, 1]."""
     n, key = 20_000, jax.random.key(0)
