@@ -20,6 +20,7 @@ from gd_closed_form import (
     quick_jit,
     rebuild,
 )
+from gd_rounding import gradient_rounding, rounding
 from golden_files import check, load
 from official_quirks import clipped_mean
 
@@ -199,19 +200,21 @@ def one_step(run, meta, mean, variance, clip, x_t, t):
 
 @functools.cache
 def bound_terms(variance):
-    """(predictions, x_0, rows) of a batch -> vb, its gradient to the predicted (x0, mix), and :func:`rounding`."""
+    """(predictions, x_0, rows) of a batch -> vb, its gradient to the predicted (x0, mix), and how far the recorded ones may be
+    off."""
     kernel = DDPM(None, variance=VARIANCES[variance])
 
     def one(p, x_0, row):
         term = lambda x0, mix: variational.term(kernel, dj.replace(p, x0=x0, mix=mix), x_0, row)
-        return *jax.value_and_grad(term, (0, 1))(p.x0, p.mix), rounding(kernel, p, x_0, row)
+        off = rounding(kernel, p, x_0, row), gradient_rounding(kernel, p, x_0, row)
+        return *jax.value_and_grad(term, (0, 1))(p.x0, p.mix), off
 
     return quick_jit(jax.vmap(one))
 
 
 def official_terms(mean, variance, schedule, x_0, t, noise, output, rescaled):
-    """{mse, vb, held: (values, gradients to the output)} of a batch, and the rounding of vb. "held" is the vb of official
-    MSE losses: the mean is held fixed, so that its gradient reaches the variance only."""
+    """{mse, vb, held: (values, gradients to the output, the recorded gradients' rounding)} of a batch, and the rounding of vb.
+    "held" is the vb of official MSE losses: the mean is held fixed, so that its gradient reaches the variance only."""
     x_t = dj.process.q_sample(schedule, x_0, t, noise)
     row = rows_at(DDPM(schedule, variance=VARIANCES[variance]), t - 1, x_0.dtype)
     C, c = x_0.shape[-1], row.k.move
@@ -222,20 +225,13 @@ def official_terms(mean, variance, schedule, x_0, t, noise, output, rescaled):
     target = {"EPSILON": noise, "START_X": x_0, "PREVIOUS_X": expand(c.c_0, x_t) * x_0 + expand(c.c_t, x_t) * x_t}[mean]
     mse, pull_mse = jax.vjp(lambda out: jnp.mean((out[..., :C] - target) ** 2, (1, 2, 3)), output)
     (x0, mix), pull = jax.vjp(lambda out: ((p := predict(out)).x0, p.mix), output)
-    vb, (to_x0, to_mix), slack = bound_terms(variance)(dj.replace(predict(output), x0=x0, mix=mix), x_0, row)
+    vb, (to_x0, to_mix), (slack, off) = bound_terms(variance)(dj.replace(predict(output), x0=x0, mix=mix), x_0, row)
+    none = jnp.zeros_like(to_x0)
     return {
-        "mse": (mse, pull_mse(jnp.ones_like(mse))[0]),
-        "vb": (vb, pull((to_x0, to_mix))[0]),
-        "held": (vb, pull((jnp.zeros_like(to_x0), to_mix))[0]),
+        "mse": (mse, pull_mse(jnp.ones_like(mse))[0], 0.0),
+        "vb": (vb, pull((to_x0, to_mix))[0], jnp.abs(pull(off)[0])),
+        "held": (vb, pull((none, to_mix))[0], jnp.abs(pull((none, off[1]))[0])),
     }, slack
-
-
-def rounding(kernel, p, x_0, row):
-    """Bits per dimension by which a recorded decoder term may be off: the official float64 difference of two cdfs has a
-    rounding error of 2^-52, against a mass that may be as small as 1e-12."""
-    mean, _ = kernel.transition(p, p.x, row)
-    log_p = variational.discretised_log_likelihood(x_0, mean, 0.5 * kernel.log_variance(p, p.x, row) + 0 * mean)
-    return jnp.where(row.s == 0, 2.0**-52 * jnp.exp(-log_p).mean() / np.log(2), 0.0)
 
 
 def check_bits(label, got, expected, dtype, slack=0.0):
@@ -248,6 +244,12 @@ def check_bits(label, got, expected, dtype, slack=0.0):
     else:
         size, tolerance = np.maximum(np.abs(expected), 1), 1e-3
     check(label, got / size, expected / size, tolerance, absolute=True)
+
+
+def check_gradient(label, got, expected, off):
+    """2e-6 of the largest, as they are recorded in float32, beyond the rounding ``off`` of the recorded arithmetic."""
+    got = np.where(np.abs(got - expected) <= off, expected, got)
+    check(label, got, expected, 2e-6)
 
 
 @pytest.mark.golden("ddpm", "gd_losses_")
@@ -287,8 +289,8 @@ def test_losses(golden_file):
                 unit = factor if kind.endswith("KL") else 1.0  # judge RESCALED_KL in bits
                 check_bits(f"{label} {field}", mine[field] / unit, expected / unit, dtype, max(factor, 1) * slack)
             if f"grad/{name}" in run and dtype is jnp.float64:
-                grad = sum(w * terms[k][1] for k, w in weights.items())
-                check(f"{label} gradient", grad, channels_last(run[f"grad/{name}"]), 2e-6)  # recorded in float32
+                grad, off = (sum(w * terms[k][n] for k, w in weights.items()) for n in (1, 2))
+                check_gradient(f"{label} gradient", grad, channels_last(run[f"grad/{name}"]), off)
 
 
 @pytest.mark.golden("ddpm", "gd_losses_")
@@ -306,11 +308,14 @@ def test_hybrid_loss_of_training(golden_file):
             def one(x_0, t, noise, out, weight=weight):
                 return losses.hybrid_loss(lambda x, i: out, schedule, x_0, t, noise, vb_weight=weight)
 
+            t = run["t"] + 1
             loss, grad = quick_jit(jax.vmap(jax.value_and_grad(one, argnums=3, has_aux=True)))(
-                x_0, jnp.asarray(run["t"]) + 1, noise, output
+                x_0, jnp.asarray(t), noise, output
             )
+            terms, _ = official_terms("EPSILON", "LEARNED_RANGE", schedule, x_0, t, noise, output, False)
             check_bits(f"{golden_file.stem} hybrid_loss {kind}", loss[0], run[f"loss/{name}/loss"], jnp.float64)
-            check(f"{golden_file.stem} hybrid_loss {kind} gradient", grad, channels_last(run[f"grad/{name}"]), 2e-6)
+            expected = channels_last(run[f"grad/{name}"])
+            check_gradient(f"{golden_file.stem} hybrid_loss {kind} gradient", grad, expected, weight * terms["held"][2])
 
 
 @pytest.mark.golden("ddpm", "gd_losses_")

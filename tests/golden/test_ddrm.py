@@ -25,6 +25,8 @@ def replay(run, meta, dtype, operator=None):
     A, y = (A, run["y"]) if operator is None else operator
     table = dj.timetables.from_times(np.append(run["seq"][::-1] + 1, 0))
     assert (run["model_t"] + 1 == table.t).all()
+    if meta["timesteps"] == 20:  # the paper's
+        np.testing.assert_array_equal(table.t, dj.timetables.published("ddrm", VP).t)
     kernel, denoise = dj.kernels.Marginal(VP), mixture(run, dtype)
     start, rows = ddrm_draws(run, meta, table, right)
     images = lambda a: jnp.asarray(a.reshape(*a.shape[:-1], *shape), dtype)

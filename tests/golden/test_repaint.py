@@ -13,6 +13,25 @@ import diffjax as dj
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 
 
+RENAMED = {"jump_length": "jump", "jump_n_sample": "times", "jump2_length": "jump2", "jump2_n_sample": "times2"}
+RENAMED |= {"jump3_length": "jump3", "jump3_n_sample": "times3"}
+PAPER = ("250", {"jump": 10, "times": 10, "n_sample": 1})
+
+
+def same_as_configured(table, meta, schedule):
+    """``timetables.repaint`` of the recorded configuration walks the recorded walk; "repaint" is the paper's."""
+    config = meta.get("schedule_jump_params") or meta["config"]["repaint"]["schedule_jump_params"]
+    jumps = {RENAMED.get(k, k): v for k, v in config.items() if k != "t_T"}
+    grid = dj.timetables.respaced(schedule, meta["timestep_respacing"])
+    if jumps["times"] > 1 and jumps["jump"] >= len(grid):  # official runs climb nowhere then, ours is refused
+        return
+    ours = dj.timetables.repaint(schedule, grid=grid, **jumps)
+    if (meta["timestep_respacing"], jumps) == PAPER and schedule.T == 1000:
+        ours = dj.timetables.published("repaint", schedule)
+    for name in "tsr":
+        np.testing.assert_array_equal(getattr(ours, name), getattr(table, name), err_msg=name)
+
+
 def replay(run, meta, dtype):
     """(x -> Result, x_T, table rows' loop step) for a run."""
     schedule, denoise = denoiser(run, meta, dtype)
@@ -25,6 +44,7 @@ def replay(run, meta, dtype):
     level = np.concatenate([[0], run["timestep_map"] + 1])  # house time of official index i is level[i + 1]
     pairs = run["loop_pairs"]
     table = dj.timetables.from_walk(level[np.concatenate([pairs[:1, 0], pairs[:, 1]]) + 1])
+    same_as_configured(table, meta, schedule)
 
     found, shape = draws_by_step(run, meta), run["gt"].shape
     down = np.flatnonzero(pairs[:, 1] < pairs[:, 0])
