@@ -160,7 +160,7 @@ class Discrete(Schedule):
 
     def _lookup(self, t):
         xp = namespace(t, self)
-        t = host(t) if xp is np else jnp.asarray(t) if hasattr(t, "dtype") else jnp.asarray(t, float)
+        t = host(t) if xp is np else jnp.asarray(t, None if hasattr(t, "dtype") else float)
         low = xp.clip(xp.floor(t), 0, self.T - 1).astype(np.int32)
         alphas, sigmas, frac, lam = self._interval(t, low, xp)
         sigma_between = xp.where(low == 0, frac * sigmas[1], xp.exp(-0.5 * xp.logaddexp(lam, 0.0)))

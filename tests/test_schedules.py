@@ -155,6 +155,44 @@ def test_published_betas():
     np.testing.assert_allclose(schedules.nonequilibrium_betas(30)[-1], 0.5, atol=1e-4)
 
 
+def test_a_table_that_ends_in_noise():
+    """alpha / sigma is linear in the last interval; time is the inverse there too; traced as on the host; no warnings."""
+    schedule = schedules.discrete(schedules.harmonic_betas(40))
+    t = np.array([0.3, 1.0, 38.0, 38.5, 39.0, 39.25, 39.9, 40.0])
+    with np.errstate(all="raise"):
+        lam = schedule.log_snr(t)
+        np.testing.assert_allclose(schedule.time(lam), t, rtol=1e-12)
+        last = np.exp(0.5 * schedule.log_snr(np.array([39.0, 39.25, 39.9, 40.0])))
+    np.testing.assert_allclose(last, last[0] * np.array([1, 0.75, 0.1, 0]), rtol=1e-12)
+    np.testing.assert_allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, 1, rtol=1e-14)
+    assert (np.diff(lam) < 0).all() and schedule.alpha(40.0) == 0 and schedule.time(-np.inf) == 40
+    traced = jax.jit(lambda s, t: (s.alpha(t), s.time(s.log_snr(t))))(schedule, jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(traced, [schedule.alpha(t), t], rtol=1e-4)
+    grads = jax.grad(lambda s: s.alpha(jnp.asarray(t, jnp.float32)).sum())(jax.tree.map(jnp.float32, schedule))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_whole_numbers_are_floats_and_only_tables_are_tables():
+    assert [s.discrete for s in ALL.values()] == [isinstance(s, schedules.Discrete) for s in ALL.values()]
+    for whole, real in (
+        (schedules.EDM(80), schedules.EDM(80.0)),
+        (schedules.EDM(np.int64(7)), schedules.EDM(7.0)),
+        (schedules.VP(0, 20), schedules.VP(0.0, 20.0)),
+        (schedules.SubVP(np.int64(1), jnp.arange(8, 9)[0]), schedules.SubVP(1.0, 8.0)),
+        (schedules.VE(1, np.array(50)), schedules.VE(1.0, 50.0)),
+    ):
+        assert type(whole.T) is type(real.T) is float and not whole.discrete
+        assert all(np.issubdtype(np.asarray(leaf).dtype, np.floating) for leaf in jax.tree.leaves(whole))
+        for t in (0.25, np.array([0.1, 1.0])):
+            np.testing.assert_allclose(whole.log_snr(t), real.log_snr(t), rtol=1e-6)
+            np.testing.assert_allclose(whole.time(whole.log_snr(t)), t, rtol=1e-6)
+        assert whole.time(np.inf) == 0
+    slope = jax.grad(lambda s: s.alpha(0.5))(schedules.VP(0, 20))
+    np.testing.assert_allclose(slope.beta_max, -0.25 * 0.5**2 * np.exp(-0.25 * 0.5**2 * 20), rtol=1e-5)
+    np.testing.assert_array_equal(schedules.linear_betas(np.int64(1000)), schedules.linear_betas(1000))
+    np.testing.assert_array_equal(schedules.from_alphas_cumprod([0.9, 0.5]).alphas, np.sqrt([1, 0.9, 0.5]))
+
+
 def test_hyper_parameters_are_leaves():
     rates = jnp.array([10.0, 20.0])
     alphas = jax.vmap(lambda b: schedules.VP(beta_max=b).alpha(1.0))(rates)
@@ -173,3 +211,18 @@ def test_errors_name_value_and_remedy():
         schedules.discrete(np.array([0.1, np.nan]))
     with pytest.raises(ValueError, match=r"betas have shape \(2, 2\): give one axis"):
         schedules.discrete(np.full((2, 2), 0.1))
+    for T in (1000.0, True, 0):
+        with pytest.raises(ValueError, match=f"T = {T} is not a number of steps: give a whole number >= 1"):
+            schedules.cosine_betas(T)
+    for low, high in ((-1.0, 20.0), (0, 0), (0.1, np.nan), (np.float32(-1), jnp.float32(20))):
+        with pytest.raises(ValueError, match=r"beta_min .* and beta_max .*: give rates >= 0, not both 0"):
+            schedules.VP(low, high)
+    for low, high in ((50.0, 0.01), (0, 1), (0.1, np.inf)):
+        with pytest.raises(ValueError, match=r"sigma_min .* and sigma_max .*: give 0 < sigma_min < sigma_max"):
+            schedules.VE(low, high)
+    for T in (0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="of EDM, its largest sigma, is out of range: give a number > 0"):
+            schedules.EDM(T)
+    for bar in ([0.9, 0.95], [0.9, 0, 0], [1.0, 0.5], [0.9, np.nan], [-0.1]):
+        with pytest.raises(ValueError, match="the signal must shrink at every step"):
+            schedules.from_alphas_cumprod(bar)

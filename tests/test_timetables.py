@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -162,9 +163,30 @@ def test_respacing(lists):
         np.testing.assert_array_equal(unfold(timetables.respaced(schedule, case["section_counts"])), [*(got[::-1] + 1), 0])
 
 
-def test_published_names():
+def test_published_tables_are_the_recorded_configurations(lists):
+    """RePaint's default walk and ADM's spacings; DDRM, DDNM and DiffPIR are compared beside their recorded runs."""
     assert len(timetables.published("repaint", LINEAR)) == 2410
-    assert len(timetables.published("ddpm", LINEAR)) == 1000
+    np.testing.assert_array_equal(timetables.published("ddpm", LINEAR).t, np.arange(1000, 0, -1))
+    spaced = {str(c["section_counts"]): c["steps"] for c in cases(lists, "space_timesteps") if c["num_timesteps"] == 1000}
+    for name, steps in (("adm-250", "250"), ("adm-ddim25", "ddim25")):
+        if steps in spaced:
+            np.testing.assert_array_equal(timetables.published(name, LINEAR).t[::-1], np.array(spaced[steps]) + 1)
+    for file in lists:
+        if "full_default_250_10_10" in file:
+            times = np.append(0, timetables.space(1000, 250) + 1)[np.array(file["full_default_250_10_10"]) + 1]
+            np.testing.assert_array_equal(unfold(timetables.published("repaint", LINEAR)), times)
+
+
+def test_ddnms_grid():
+    """skip = 1000 // T_sampling, times skip (T_sampling - 1) ... 0: with 12 and 15 steps not ADM's "ddim12", "ddim15"."""
+    np.testing.assert_array_equal(timetables.ddnm(LINEAR, 12).t, 83 * np.arange(11, -1, -1) + 1)
+    np.testing.assert_array_equal(timetables.ddnm(LINEAR, 15).t, 66 * np.arange(14, -1, -1) + 1)
+    assert timetables.respaced(LINEAR, "ddim12").t[0] == 925 and timetables.ddnm(LINEAR, 12).t[0] == 914
+    np.testing.assert_array_equal(timetables.ddnm(LINEAR, 100).t, timetables.respaced(LINEAR, "ddim100").t)
+    assert len(timetables.published("ddnm-travel", LINEAR)) == len(timetables.ddnm(LINEAR, 100, 10, 3)) == 280
+
+
+def test_published_names():
     with pytest.raises(ValueError, match=r"unknown timetable 'repant': did you mean 'repaint'\?"):
         timetables.published("repant", LINEAR)
 
@@ -230,101 +252,17 @@ def test_printing():
     assert len(str(timetables.respaced(LINEAR, 1000)).splitlines()) < 50
 
 
+def test_tables_that_jump_and_that_do_not_are_stacked():
+    plain, jumping = timetables.uniform(LINEAR, 4), timetables.repaint(LINEAR, 3, jump=2, times=2)[:4]
+    assert jumping.jumps and not plain.jumps and plain.with_jumps().jumps
+    stacked = jax.tree.map(lambda *a: np.stack(a), plain.with_jumps(), jumping)
+    assert stacked.jumps and stacked.t.shape == (2, 4)
+    denoise = dj.denoisers.from_x0(lambda x, i: 0.5 * x, None, LINEAR)
+    run = lambda table: dj.sample(jax.random.key(0), denoise, table, (2, 2, 1), kernel=dj.kernels.DDIM(LINEAR, eta=0.5)).x
+    np.testing.assert_array_equal(run(plain), run(plain.with_jumps()))
+
+
 def test_start_at():
     grid = timetables.from_times([10, 8, 5, 2, 0])
     np.testing.assert_array_equal(unfold(timetables.start_at(grid, 6.5)), [6.5, 5, 2, 0])
     np.testing.assert_array_equal(unfold(timetables.start_at(grid, 5)), [5, 2, 0])
-
-
-# --- spacings -------------------------------------------------------------------------------------------------------
-
-
-def test_uniform_and_quadratic():
-    np.testing.assert_allclose(unfold(timetables.uniform(LINEAR, 4)), [1000, 750, 500, 250, 0])
-    np.testing.assert_allclose(unfold(timetables.uniform(schedules.VP(), 4)), [1, 0.75, 0.5, 0.25, 0])
-    np.testing.assert_allclose(unfold(timetables.quadratic(LINEAR, 4, top=0.8)), [800, 450, 200, 50, 0])
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        LINEAR,
-        schedules.discrete(schedules.cosine_betas(1000)),
-        schedules.VP(),
-        schedules.VE(),
-        schedules.EDM(),
-        schedules.RectifiedFlow(),
-    ],
-    ids=["linear", "cosine", "VP", "VE", "EDM", "flow"],
-)
-def test_log_snr_steps_are_equal(schedule):
-    table = timetables.log_snr(schedule, 30)
-    assert len(table) == 30 and table.t[0] == schedule.T and table.r[-1] == 0
-    assert (np.diff(unfold(table)) < 0).all()
-    steps = np.diff(schedule.log_snr(table.t))
-    np.testing.assert_allclose(steps[1:], steps[-1], rtol=1e-6)  # the first may start deeper in the noise
-    assert steps[0] >= steps[-1] * (1 - 1e-6)
-    cut = timetables.log_snr(schedule, 7, t_max=0.5 * schedule.T)
-    assert cut.t[0] == 0.5 * schedule.T
-    assert len(timetables.log_snr(schedule, 1)) == 1
-
-
-def test_karras():
-    """Karras et al. 2022, eq. 5 and table 1: sigma_i at n = 3 is (80^(1/7) + i / 2 (0.002^(1/7) - 80^(1/7)))^7."""
-    table = timetables.karras(schedules.EDM(), 3)
-    middle = (0.5 * (80 ** (1 / 7) + 0.002 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(unfold(table), [80, middle, 0.002, 0], rtol=1e-10)
-    for schedule in (LINEAR, schedules.VE(), schedules.VP()):  # they reach less far: the ends are theirs
-        times = unfold(timetables.karras(schedule, 18))
-        assert 0 < times[-2] and times[0] <= schedule.T and times[-1] == 0
-
-
-# --- errors ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: timetables.from_rows([]), r"give at least one \(t, s, r\)"),
-        (lambda: timetables.from_rows([(3, 2, 2), (1, 0, 0)]), "row 1 starts at t = 1, but row 0 ended at 2"),
-        (lambda: timetables.from_rows([(3, 2, 1), (1, 0, 0)]), r"row 0 jumps down from 2 to 1: a jump climbs"),
-        (lambda: timetables.from_rows([(3, -1, -1)]), "negative or non-finite"),
-        (lambda: timetables.from_rows([(np.nan, 1, 1)]), "negative or non-finite"),
-        (lambda: timetables.from_times([5]), r"at least two times, for example \[1000, 500, 0\]"),
-        (lambda: timetables.from_walk([1]), "at least two times"),
-        (lambda: timetables.from_walk([1, 2, 0]), "starts by climbing from 1 to 2: start with a step down"),
-        (lambda: timetables.respaced(LINEAR, 1001), "1001 is out of range: choose a whole number from 1 to 1000"),
-        (lambda: timetables.respaced(LINEAR, "600,500"), "600 is out of range: choose a whole number from 1 to 500"),
-        (lambda: timetables.respaced(LINEAR, 0), "0 is out of range"),
-        (lambda: timetables.respaced(LINEAR, "ddim300"), "no whole stride gives 300 of 1000 steps: the nearest is ddim334"),
-        (lambda: timetables.respaced(LINEAR, "many"), "steps 'many' is not understood: give a number"),
-        (lambda: timetables.uniform(LINEAR, 1001), "steps 1001 is out of range: choose a whole number from 1 to 1000"),
-        (lambda: timetables.uniform(LINEAR, 2.5), "steps 2.5 is out of range"),
-        (lambda: timetables.log_snr(LINEAR, 0), "steps 0 is out of range"),
-        (lambda: timetables.log_snr(LINEAR, 1001), "steps 1001 is out of range: choose a whole number from 1 to 1000"),
-        (lambda: timetables.repaint(LINEAR, 20, jump=0), "jump 0 is out of range: choose a whole number >= 1"),
-        (lambda: timetables.repaint(LINEAR, 20, times=0.5), "times 0.5 is out of range"),
-        (lambda: timetables.repaint(LINEAR, grid=timetables.from_walk([3, 2, 3, 0])), "grid must descend without jumps"),
-        (lambda: timetables.travel(timetables.from_walk([3, 2, 3, 0])), "grid must descend without jumps"),
-        (lambda: timetables.space_rounded(10, 0), "steps 0 is out of range"),
-        (lambda: timetables.start_at(timetables.from_times([4, 2, 0]), 5), r"t = 5 lies outside the table's \(0, 4\]"),
-        (lambda: timetables.start_at(timetables.from_walk([3, 2, 3, 0]), 2), "takes a table without jumps"),
-    ],
-)
-def test_errors_name_value_and_remedy(make, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-
-
-def test_a_table_beyond_the_schedule_is_refused():
-    short = schedules.discrete(schedules.linear_betas(100))
-    with pytest.raises(ValueError, match=r"reaches t = 1000, beyond the schedule's 100"):
-        dj.sample(
-            None,
-            lambda x, t: None,
-            timetables.uniform(LINEAR, 5),
-            np.zeros((2, 2, 1), np.float32),
-            kernel=dj.kernels.DDPM(short),
-            recorded=dj.Draws(),
-        )

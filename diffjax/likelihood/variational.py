@@ -21,7 +21,7 @@ import numpy as np
 from ..base import clip, expand, is_concrete, namespace, pytree
 from ..method import Method, as_method
 from ..process import kl_gaussian, q_sample
-from ..sample import coefficients
+from ..sample import bind, coefficients
 from ..timetables import from_times
 
 LOG_TINY = float(np.log(1e-12))  # official floor of a pixel's probability
@@ -70,13 +70,26 @@ def term(kernel, p, x_0, row):
     return _bits(jnp.where(row.s == 0, nll, kl))
 
 
+def _check(kernel) -> None:
+    if not hasattr(kernel, "log_variance"):
+        raise ValueError(f"{type(kernel).__name__} says no log-variance, which the bound is made of: use kernels.DDPM")
+    if kernel.schedule is None:
+        raise ValueError(f"{type(kernel).__name__} has no schedule: pass kernels.{type(kernel).__name__}(schedule)")
+
+
 def rows(kernel, table, dtype=jnp.float32):
-    """The rows of ``table`` with the kernel's coefficients (float64 on the host, then ``dtype``), leading axis = rows."""
+    """The rows of ``table`` with the kernel's coefficients (float64 on the host, then ``dtype``), leading axis = rows. Raises
+    ValueError for a kernel without a log-variance or a schedule."""
+    _check(kernel)
     return coefficients(Method(None), kernel, table, dtype)
 
 
 def row_at(kernel, t, dtype=jnp.float32):
-    """The planned row t -> t - 1 of a discrete schedule for a whole, possibly traced t in 1 ... T: what training needs."""
+    """The planned row t -> t - 1 of a table for a whole, possibly traced t in 1 ... T: what training needs. Raises ValueError
+    as :func:`rows`, and for a schedule that is a formula."""
+    _check(kernel)
+    if not kernel.schedule.discrete:
+        raise ValueError(f"the bound of training goes through whole times, but {type(kernel.schedule).__name__} is a formula")
     T = kernel.schedule.T
     every = rows(kernel, from_times(np.arange(T, -1, -1)), dtype)
     return jax.tree.map(lambda a: jnp.asarray(a)[T - jnp.asarray(t).astype(int)], every)
@@ -109,10 +122,13 @@ def bound(key, denoise, kernel, table, x_0, *, recorded=None) -> Bound:
     """A one-draw-per-row estimate of the bound on -log2 p(x_0) of one image.
 
     x_0:       (H, W, C), on the 8-bit grid in [-1, 1]
+    kernel:    ``DDPM``, with a schedule of its own or the denoiser's
     table:     a descent without jumps from T to 0; its first time is where the prior is compared
     recorded:  unit noise (rows, H, W, C) in place of the key's
-    Raises ValueError for a table that jumps or does not end at 0.
+    Raises ValueError for a kernel without a log-variance, and a table that jumps or does not end at 0.
     """
+    kernel = bind(as_method(denoise), kernel)
+    _check(kernel)
     if table.jumps or (is_concrete(table) and table.s[-1] != 0):
         raise ValueError(
             "the bound is a sum over a plain descent to 0: use a table without jumps that ends there, "

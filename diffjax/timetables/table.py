@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,17 +54,16 @@ class Timetable:
 
     def check(self, schedule) -> None:
         """Raises ValueError where known times lie beyond the schedule's, or the table was built from another schedule."""
-        T = float(np.max(schedule.T))
         remedy = "build both from one schedule (timetables.from_times(times) makes a table that belongs to none)"
-        if not is_concrete(self.t, self.s, self.r):
+        if not is_concrete(self.t, self.s, self.r, schedule.T):
             return
-        worst = float(np.max([self.t, self.s, self.r]))
+        T, worst = float(np.max(schedule.T)), float(np.max([self.t, self.s, self.r]))
         if worst > T * (1 + 1e-12):
             raise ValueError(f"the timetable reaches t = {worst:g}, beyond the schedule's {T:g}: {remedy}")
         if not is_concrete(self.log_snr, schedule):
             return
         t, own = np.asarray(self.t, np.float64), np.asarray(self.log_snr, np.float64)
-        theirs = np.asarray(schedule.log_snr(t))
+        theirs = _log_snr(schedule, t)
         other = ~np.isnan(own) & ~np.isclose(own, theirs, rtol=0, atol=TOLERANCE)
         if other.any():
             n = int(np.argmax(other))
@@ -115,6 +115,11 @@ def from_rows(rows, schedule=None) -> Timetable:
     return _stack(t, s, r, schedule, jumps=bool((r > s).any()))
 
 
+def _log_snr(schedule, t):
+    with jax.ensure_compile_time_eval():  # a schedule of one's own may compute in JAX, within a trace too
+        return np.asarray(schedule.log_snr(t), np.float64)
+
+
 def _floats(a):
     a = jnp.asarray(a)
     return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(float)
@@ -130,7 +135,7 @@ def _stack(t, s, r, schedule, jumps) -> Timetable:
     up = grid[xp.minimum(xp.searchsorted(grid, t, side="right"), len(grid) - 1)]
     fresh = xp.concatenate([xp.ones(1, bool), (r > s)[:-1]])
     belongs = schedule is not None and is_concrete(schedule, t)
-    log_snr = np.asarray(schedule.log_snr(t), np.float64) if belongs else np.full(t.shape, np.nan)
+    log_snr = _log_snr(schedule, t) if belongs else np.full(t.shape, np.nan)
     return Timetable(t, s, r, up, place[0] - place, np.arange(len(t)), fresh, log_snr, jumps=jumps)
 
 
