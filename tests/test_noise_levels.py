@@ -216,7 +216,8 @@ def test_levels_of_y_are_levels_of_the_spectrum(name):
         M, draw = matrix(A, shape), np.random.default_rng(2)
         z, y = draw.standard_normal(shape), jax.device_get(A(draw.standard_normal(shape)))
         y = y + 0.1 * y[::-1]
-        uses = jax.jit(lambda z, level, y: (A.spread(level) * A.Ut(y), A.Ut(level * y), A.prox(z, level, y)))
+        uses = jax.jit(lambda z, level, y: (A.spread(level) * A.Ut(y), A.Ut(level * y), A.prox(z, level, y)),
+                       compiler_options=QUICK)  # fmt: skip
         np.testing.assert_allclose(uses(z, 0.3, y)[2], dense_prox(M, z, 0.3, y), atol=1e-9)
         for kind, of in (("entry", y.shape), ("channel", y.shape[-1:])):
             level = draw.uniform(0.2, 2.0, of)
@@ -249,12 +250,10 @@ def test_conjugate_gradients_take_any_level():
     "A, per, refused",
     [
         (O.Blur(BLUR), "entry", {"replacement", "ccdf", "ddrm", "ddnm+", "ddnm+ simplified", "pigdm", "diffpir", "dpir"}),
-        (O.Resize(2), "channel", {"ddnm+ simplified"}),
-        (O.Downsample(2), "entry", {"ddnm+ simplified"}),
-        (O.cg_prox(O.Blur(BLUR, border="zero"), 3), "entry", set()),
+        (O.Downsample(2), "channel", {"ddnm+ simplified"}),
         (O.cg_prox(O.stack(O.Downsample(2), O.Mask(SOFT)), 3), "entry", set()),
     ],
-    ids=["blur", "bicubic", "means", "blur by cg", "stack by cg"],
+    ids=["blur", "means", "stack by cg"],
 )
 def test_it_runs_or_names_what_does(A, per, refused):
     """Shapes only. Refused in one line, and what is named instead runs; the rest is refused for what the operator lacks."""

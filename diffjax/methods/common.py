@@ -87,7 +87,7 @@ def axpy(c, u, v):
 def pasted(measurement, x):
     """``x`` with what a ``Mask`` measured without noise put in: y / mask where mask > 0 and noise_std is 0."""
     y = measurement.y.astype(x.dtype)
-    exact = measurement.A.known(y) * (jnp.asarray(measurement.noise_std) == 0).astype(x.dtype)
+    exact = ((measurement.A.weights(y) > 0) & (jnp.asarray(measurement.noise_std) == 0)).astype(x.dtype)
     return exact * measurement.A.pinv(y) + (1 - exact) * x
 
 

@@ -74,10 +74,10 @@ class RePaint(Method):
 
     def merge(self, x, plan, noise):
         A, y = self.measurement.A, self.measurement.y.astype(x.dtype)
-        alpha, sigma = expand(plan.alpha, x), expand(plan.sigma, x)
-        own = alpha * safe_divide(jnp.asarray(self.measurement.noise_std).astype(x.dtype), A.weights(y))  # noise of y / mask
+        alpha, sigma, mask = expand(plan.alpha, x), expand(plan.sigma, x), A.weights(y)
+        own = alpha * safe_divide(jnp.asarray(self.measurement.noise_std).astype(x.dtype), mask)  # noise of y / mask
         known_t = alpha * A.pinv(y) + safe_sqrt((sigma - own) * (sigma + own)) * noise
-        m = A.known(y) * expand(plan.merge, x)
+        m = (mask > 0).astype(x.dtype) * expand(plan.merge, x)
         return m * known_t + (1 - m) * x
 
     def step(self, kernel, x, state, row, noise):

@@ -38,8 +38,7 @@ class Mask(Spectral):
         check_weights(self, self.mask, x)
         return jnp.asarray(self.mask).astype(x.dtype)
 
-    def known(self, x):
-        """1 where something is known, else 0."""
+    def _known(self, x):
         return (self.weights(x) > 0).astype(x.dtype)
 
     @property
@@ -69,13 +68,13 @@ class Mask(Spectral):
         return c
 
     def Ut(self, y):
-        return self.known(y) * y
+        return self._known(y) * y
 
     def U(self, c):
         return c
 
     def pinv(self, y):
-        return safe_divide(self.known(y) * y, self.weights(y))
+        return safe_divide(self._known(y) * y, self.weights(y))
 
     def prox(self, z, rho, y):
         m = self.weights(z)
