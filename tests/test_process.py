@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import diffjax as dj
 from diffjax import process, schedules
 
 TABLE = schedules.discrete(schedules.linear_betas(1000))
