@@ -252,11 +252,11 @@ def test_a_network_of_one_more_axis_on_what_is_constant_along_it(kind, spatial):
     x, t = random.normal(random.key(1), (2, *(4, 8)[:spatial], 3)), jnp.array([3.0, 50.0])
     params = any_params(thin, x, t)
     more = thicker(params)
+    shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+    assert shapes(more) == shapes(jax.eval_shape(thick.init, random.key(0), jnp.repeat(x[:, None], 4, axis=1), t))
+
     depth = 4
     deep = lambda x: jnp.repeat(x[:, None], depth, axis=1)
-    shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
-    assert shapes(more) == shapes(jax.eval_shape(thick.init, random.key(0), deep(x), t))
-
     slices = lambda y: y if kind is Encoder else y.mean(1)  # of the thick network's result
     size = lambda y: (y**2).sum()
     wanted, wanted_gradient = once(
