@@ -25,8 +25,9 @@ def load() -> float:
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0
 
 
-def contest(programs: dict, rounds: int, clock=time.process_time, least: float = 0.02) -> dict[str, float]:
-    """Least seconds of each program over rounds in which all take turns; a turn repeats what takes less than `least` s.
+def contest(programs: dict, rounds: int, clock=time.process_time, least: float = 0.06) -> dict[str, float]:
+    """Least seconds of each program over rounds in which all take turns; a turn repeats what takes less than `least` s:
+    the kernel books the time of other threads in ticks of some milliseconds.
 
     programs: name -> function without arguments, finished when it returns; the first call, which compiles, is not counted
     clock: CPU seconds of all threads, so that others on the machine count little; wall seconds for accelerators and many cores

@@ -116,15 +116,21 @@ def test_derivative_in_a_loop_keeps_the_layout_cpus_are_fast_at():
         assert exchanged(lax) > 0, "XLA no longer needs our convolution: take jax.lax's"
 
 
-def least(programs, *args, rounds=5):
-    """CPU seconds of each program, the least of rounds in which all take turns: other work on the machine counts little."""
+def least(programs, *args, rounds=4, turn=0.06):
+    """CPU seconds of each program, the least of rounds in which all take turns: other work on the machine counts little.
+
+    A turn takes `turn` seconds at least: the kernel books the time of other threads in ticks of some milliseconds.
+    """
     best = dict.fromkeys(programs, np.inf)
-    for n in range(rounds + 1):
+    for program in programs.values():
+        jax.block_until_ready(program(*args))  # compiles
+    for _ in range(rounds):
         for name, program in programs.items():
-            start = time.process_time()
-            jax.block_until_ready(program(*args))
-            if n:  # the first round compiles
-                best[name] = min(best[name], time.process_time() - start)
+            start, times = time.process_time(), 0
+            while time.process_time() - start < turn:
+                jax.block_until_ready(program(*args))
+                times += 1
+            best[name] = min(best[name], (time.process_time() - start) / times)
     return best
 
 
