@@ -79,9 +79,9 @@ def test_transformations_equal_those_of_the_formula_as_it_stands(form, transform
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("tokens", [64, 200, 1100])
+@pytest.mark.parametrize("tokens", [64, 200, 300])
 def test_the_forms_chosen_for_real_sizes_agree_in_float32(tokens):
-    """As it stands, heads first, blocks of 123 queries: 5e-7 of values up to 1."""
+    """As it stands, heads first, blocks of 100 queries: 5e-7 of values up to 1."""
     q, k, v = (a / 2 for a in arrays(tokens, tokens, 2, 8))
     v = v / jnp.abs(v).max()
     whole = jax.jit(module._as_it_stands)(q, k, v)
@@ -97,15 +97,15 @@ def test_one_choice_by_size_and_platform():
     program = lambda tokens, *platforms: jax.export.export(jax.jit(attention), platforms=platforms)(
         *(jax.ShapeDtypeStruct((tokens, 1, 8), jnp.float32),) * 3
     ).mlir_module()  # fmt: skip
-    assert [loops(program(tokens, "cpu")) for tokens in (64, 1024, 1100)] == [0, 0, 1]
+    assert [loops(program(tokens, "cpu")) for tokens in (64, 200, 300)] == [0, 0, 1]
     for platform in ("cuda", "tpu"):
-        assert "tensor<9x1x123x8xf32>" not in program(1100, platform)
+        assert "tensor<3x100x8xf32>" not in program(300, platform) and "tensor<1x300x8xf32>" in program(300, platform)
         assert "tensor<2x1x1024x8xf32>" in program(2048, platform)
-    assert "tensor<9x1x123x8xf32>" in program(1100, "cpu") and "tensor<16x1x128x8xf32>" in program(2048, "cpu")
+    assert "tensor<16x1x128x8xf32>" in program(2048, "cpu")
 
 
 def test_gradient_keeps_no_matrix_of_all_tokens():
-    tokens, heads = 2048, 2
+    tokens, heads = 512, 2
     qkv = (jax.ShapeDtypeStruct((tokens, heads, 8), jnp.float32),) * 3
     program = lambda form: jax.jit(jax.grad(functools.partial(size_of, form=form))).lower(*qkv).compile()
     temp = lambda form: program(form).memory_analysis().temp_size_in_bytes
@@ -136,7 +136,7 @@ def test_half_precision_sums_in_float32(dtype, tolerance, tokens):
 
 
 def test_sharded_over_devices_equals_one_device():
-    q, k, v = arrays(1100, 1100, 1, 4, lead=(4,))
+    q, k, v = arrays(300, 300, 1, 4, lead=(4,))
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     over = functools.partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"))
     both = lambda q, k, v: (attention(q, k, v), jax.grad(functools.partial(size_of, form=attention))(q, k, v))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 # Pairs of a query and a key from which on the other forms pay; queries in a block. Measured on CPUs; the block of accelerators
 # is what fills them and still bounds the memory, chosen without a measurement.
-HEADS_FIRST, BLOCKS = 128**2, 1024**2
+HEADS_FIRST, BLOCKS = 128**2, 256**2
 QUERIES_CPU, QUERIES_ELSEWHERE = 128, 1024
 
 
