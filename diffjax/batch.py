@@ -285,7 +285,7 @@ def compiled(job: Job, order: Order, programs: Programs) -> Program:
     constants = rest, job.noise_std, job.cfg, job.classifier_scale
     constants = tuple((a.shape, a.dtype.str, a.tobytes()) for a in map(np.asarray, jax.tree.leaves(constants)))
     shapes = jax.tree.structure(given), tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(given))
-    signature = jax.tree.structure(rest), constants, entry, job.steps, job.each, order.mesh, shapes
+    signature = jax.tree.structure(rest), constants, entry, job.steps, order.mesh, shapes
     if signature not in programs:
         axes = (None, 0, 0, 0 if job.each else None, 0, 0)
         state = jax.eval_shape(jax.vmap(started, axes), *given)
