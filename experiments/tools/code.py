@@ -2,7 +2,8 @@
 
 Comments, docstrings and layout are left out: a better sentence does not make an afternoon of computing stale. The files are
 found by following imports, those from a package's ``__init__`` to the file that the name comes from: a change in one method,
-or a new kernel, leaves the numbers of the other methods alone. It looks no finer than files.
+or a new kernel, leaves the numbers of the other methods alone. It looks no finer than files. Versions of jax are written down
+beside a number and not compared: they change its last digits.
 """
 
 from __future__ import annotations
