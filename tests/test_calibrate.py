@@ -102,10 +102,12 @@ def test_quick_run_on_own_problems_writes_tables_and_keeps_its_cells(own, tmp_pa
         calibrate.main([*words, "--tables"])
 
 
-def test_a_cell_knows_its_settings_and_the_code_behind_them(tuning):
+def test_a_cell_knows_its_settings_and_the_code_behind_them(tuning, monkeypatch):
     problem = tuning["t-g-box"]
     of = lambda name, calls=20, seed=0, **settings: calibrate.asked(METHODS[name], problem, calls, seed, settings)
-    assert of("ddrm") == of("ddrm")
+    before = of("ddrm")
+    monkeypatch.setattr(calibrate.draw, "__module__", "__main__")  # as when the program runs
+    assert of("ddrm") == before
     assert of("ddrm")["code"] == of("ddrm", 100, eta=0.7)["code"] != of("ddnm+")["code"]
     others = [
         of("ddrm"),

@@ -62,7 +62,8 @@ def behind(*things) -> set[str]:
 def of_function(function) -> tuple[str, set[str]]:
     """(what Python runs in the function, the modules under ``ROOT`` that it uses)."""
     text = textwrap.dedent(inspect.getsource(function))
-    parts = Part(ROOT, inspect.unwrap(function).__module__).needs(ast.parse(text))
+    file = Path(inspect.getsourcefile(inspect.unwrap(function)))  # its __module__ is "__main__" in a program that runs
+    parts = Part(ROOT, ".".join(file.relative_to(ROOT).with_suffix("").parts)).needs(ast.parse(text))
     return running(text), {part.name for part in parts}
 
 
