@@ -12,7 +12,7 @@ import pytest
 import diffjax as dj
 import experiments.calibrate as calibrate
 from diffjax.cli.errors import UserError
-from experiments.calibration_methods import METHODS, VP, between, power
+from experiments.calibration_methods import METHODS, VP, Entry, between, power
 from experiments.tools import calibration_tables, views
 from experiments.tools.cells import Cells
 from experiments.tools.exact import load_oracle
@@ -102,10 +102,12 @@ def test_quick_run_on_own_problems_writes_tables_and_keeps_its_cells(own, tmp_pa
         calibrate.main([*words, "--tables"])
 
 
-def test_a_cell_knows_its_settings_and_the_code_behind_them(tuning):
+def test_a_cell_knows_its_settings_and_the_code_behind_them(tuning, monkeypatch):
     problem = tuning["t-g-box"]
     of = lambda name, calls=20, seed=0, **settings: calibrate.asked(METHODS[name], problem, calls, seed, settings)
-    assert of("ddrm") == of("ddrm")
+    before = of("ddrm")
+    monkeypatch.setattr(calibrate.draw, "__module__", "__main__")  # as when the program runs
+    assert of("ddrm") == before
     assert of("ddrm")["code"] == of("ddrm", 100, eta=0.7)["code"] != of("ddnm+")["code"]
     others = [
         of("ddrm"),
@@ -176,17 +178,14 @@ def chunk_of(n):
     return 2 ** int(np.log2(n // min(calibrate.mesh().devices.size, n)))
 
 
-def test_devices_share_the_samples(tuning, quick, monkeypatch):
-    """Two devices, a number of samples that they cannot share evenly: as on one."""
-    entry, problem = METHODS["ddrm"], tuning["t-g-box"]
-    one, *spent = calibrate.draw(entry, problem, 20, 7)
-    monkeypatch.undo()
+def test_devices_share_the_samples(tuning, monkeypatch):
+    """Two devices, a number of samples that they cannot share evenly: sample n has the n-th key, wherever it was drawn."""
+    noise = lambda key, denoise, m, shape, dtype, calls, settings: (jax.random.normal(key, shape, dtype), calls, 3)
     monkeypatch.setattr(calibrate, "mesh", lambda: dj.parallel.mesh(jax.devices()[:2]))
-    calibrate.sampler.cache_clear()
-    two, *again = calibrate.draw(entry, problem, 20, 7)
-    calibrate.sampler.cache_clear()
-    assert spent == again == [20, 0] and one.shape == (7, 64)
-    np.testing.assert_allclose(one, two, rtol=0, atol=1e-4)
+    x, *spent = calibrate.draw(Entry(None, whole=noise), tuning["t-g-box"], 20, 7, seed=5)
+    expected = [jax.random.normal(jax.random.fold_in(jax.random.key(5), n), (64,), np.float32) for n in range(7)]
+    np.testing.assert_array_equal(x, np.stack(expected))
+    assert spent == [20, 3]
 
 
 def test_the_headline_in_small(oracle, tuning, quick):

@@ -71,6 +71,8 @@ def test_a_record_says_where_it_comes_from(prior, done):
     for cell in record["cells"].values():
         made = cell["made"]
         assert made["commit"] == record["commit"] and len(made["code"]) == len(made["settings"]) == 12
+    built = record["cells"]["half/repaint"]["made"]["built"]
+    assert built.startswith("RePaint(") and "order=official" in built and built.endswith("rows from t = 1000 to 0")
     assert not [f for f in (done / "out").iterdir() if f != file], "one file a run"
 
 

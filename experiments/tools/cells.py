@@ -1,8 +1,8 @@
 """Finished cells of a table, kept on disk with where they come from: what is stale is never shown unasked.
 
-A cell is one JSON file, {..., "made": {"commit", "dirty", "date", "device", "code", "settings"}}. ``code`` and ``settings``
-are fingerprints (``tools.code``, ``tools.provenance``) of what Python ran and of the numbers it was given: where they are not
-those of now, the cell is stale. It is then computed again, or refused where nothing is to be computed.
+A cell is one JSON file, {..., "made": {"commit", "dirty", "date", "device", "code", "settings", ...}}. ``code`` and
+``settings`` are fingerprints (``tools.code``, ``tools.provenance``) of what Python ran and of the numbers it was given: where
+they are not those of now, the cell is stale. It is then computed again, or refused where nothing is to be computed.
 """
 
 from __future__ import annotations
@@ -62,4 +62,4 @@ class Cells:
 def stale(cell: dict, asked: dict) -> str:
     """What has changed since the cell was computed; "" where nothing has."""
     made = cell.get("made", {})
-    return " and ".join(f"other {name}" for name, now in asked.items() if made.get(name) != now)
+    return " and ".join(f"other {name}" for name in ("code", "settings") if made.get(name) != asked[name])

@@ -2,7 +2,8 @@
 
 Comments, docstrings and layout are left out: a better sentence does not make an afternoon of computing stale. The files are
 found by following imports, those from a package's ``__init__`` to the file that the name comes from: a change in one method,
-or a new kernel, leaves the numbers of the other methods alone. It looks no finer than files.
+or a new kernel, leaves the numbers of the other methods alone. It looks no finer than files. Versions of jax are written down
+beside a number and not compared: they change its last digits.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def behind(*things) -> set[str]:
 def of_function(function) -> tuple[str, set[str]]:
     """(what Python runs in the function, the modules under ``ROOT`` that it uses)."""
     text = textwrap.dedent(inspect.getsource(function))
-    parts = Part(ROOT, inspect.unwrap(function).__module__).needs(ast.parse(text))
+    file = Path(inspect.getsourcefile(inspect.unwrap(function)))  # its __module__ is "__main__" in a program that runs
+    parts = Part(ROOT, ".".join(file.relative_to(ROOT).with_suffix("").parts)).needs(ast.parse(text))
     return running(text), {part.name for part in parts}
 
 

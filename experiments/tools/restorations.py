@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
+
 from . import code, provenance
 
 ENGINE = ("diffjax.sample", "diffjax.metrics", "experiments.tools.scores")
@@ -11,10 +15,11 @@ BESIDES = ("diffjax.registry", "diffjax.cli", "diffjax.zoo.bundled", "diffjax.ti
 
 
 def fingerprints(prior, entry, steps, noise_std, ys, operators, truth, **more) -> dict:
-    """{"code", "settings"} of ``entry`` of a registry on measurements ys behind operators (a list, one for each).
+    """{"code", "settings", "built"} of ``entry`` of a registry on measurements ys behind operators (a list, one for each).
 
     Code: the files behind the method, kernel, table, network and operator, the program that runs them, and the scores.
-    Settings: every number in them, the measurements and the truth. more: anything else that matters, a pytree.
+    Settings: every number in them, the measurements and the truth. Built: the settings in words. more: anything else that
+    matters, a pytree.
     """
     import diffjax as dj
     from diffjax.batch import restore
@@ -36,4 +41,21 @@ def fingerprints(prior, entry, steps, noise_std, ys, operators, truth, **more) -
     return {
         "code": code.fingerprint(*sorted(modules), besides=besides),
         "settings": provenance.values(built, sources, ys, operators, truth, more),
+        "built": described(*built[:3]) if len(built) >= 3 else "",
     }
+
+
+def described(method, kernel, table) -> str:
+    """RePaint(order=official), DDPM(variance=small), 280 rows from t = 1000 to 0"""
+    words = [f"{type(thing).__name__}({', '.join(_plain(thing))})" for thing in (method, kernel) if thing is not None]
+    return f"{', '.join(words)}, {len(table)} rows from t = {float(table.t[0]):g} to {float(table.r[-1]):g}"
+
+
+def _plain(thing):
+    """name=value of the fields that are numbers, words or tuples of them."""
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if isinstance(value, bool | str | tuple):
+            yield f"{field.name}={value}"
+        elif isinstance(value, int | float) or (hasattr(value, "dtype") and np.ndim(value) == 0):
+            yield f"{field.name}={float(value):g}"
