@@ -3,7 +3,7 @@ libraries: ``python -m experiments.benchmark peers`` (see `benchmark_peers`).
 
 Every row is a ratio to something a user could have written, or to what diffjax did before: the contestants take turns on one
 core, the least CPU seconds of several rounds count (wall seconds on accelerators, and where all cores work). "bound" is what
-the ratio must stay below. Writes experiments/results/benchmark.json and .md.
+the ratio must stay below. Writes experiments/results/benchmark.json.
 """
 
 from __future__ import annotations
