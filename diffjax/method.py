@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from .base import Measurement, Prediction, expand, numbers, pytree
+from .base import Measurement, Prediction, expand, normal, numbers, pytree
 
 
 @pytree
@@ -109,7 +109,7 @@ class Method:
 
     def draw_start(self, kernel, key, shape, dtype):
         """Unit noise for ``start``."""
-        return jax.random.normal(key, shape, dtype)
+        return normal(key, shape, dtype)
 
     def start(self, kernel, row, noise):
         """The state at the first row's t from unit noise: N(0, I) for variance-preserving schedules, else
@@ -182,7 +182,8 @@ def check_noise(method, measurement):
     if a is None:
         return
     if method.noise == "refused" and (a > 0).any():
-        raise ValueError(f"{who} fits y exactly, noise_std {measurement.noise_std} and all: use {method.instead_of_noise}")
+        level = f"{a.max():.4g}" if a.size == 1 else f"of up to {a.max():.4g}"
+        raise ValueError(f"{who} fits y exactly, noise_std {level} and all: use {method.instead_of_noise}")
     if method.noise == "needed" and (a == 0).any():
         raise ValueError(f"{who} weighs by the likelihood of y, which noise_std 0 has none of: use {method.instead_of_noise}")
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import Prediction, host, is_concrete, namespace, pytree, safe_divide, safe_sqrt, static
+from .base import Prediction, host, is_concrete, namespace, normal, pytree, safe_divide, safe_sqrt, static
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -124,7 +124,7 @@ class Mixture:
         key_component, key_noise = jax.random.split(key)
         w, centres, lam = (jnp.asarray(a).astype(dtype) for a in (self.weights, self.centres, self.eigenvalues))
         k = jax.random.categorical(key_component, _norm_log(w))
-        z = centres[k] + safe_sqrt(lam[k]) * jax.random.normal(key_noise, lam.shape[1:], dtype)
+        z = centres[k] + safe_sqrt(lam[k]) * normal(key_noise, lam.shape[1:], dtype)
         if self.bases is not None:  # rotate with every basis and choose: choosing a basis first would copy it per draw
             bases = jnp.asarray(self.bases).astype(dtype)
             z = jnp.einsum("gij,j->gi", bases, z, precision=HIGHEST)[jnp.asarray(self.group)[k]]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import is_concrete, nearest, pytree, replace, static, time_dtype
+from .base import is_concrete, nearest, normal, pytree, replace, static, time_dtype
 from .doors import check_late_start, check_measurement, check_method, check_state, check_table
 from .kernels import DDIM, check_kernel
 from .method import as_method
@@ -154,7 +154,7 @@ def draws(key, denoiser_or_method, table, shape_or_x, dtype=None, *, kernel=None
         x = jax.eval_shape(lambda noise: method.start(kernel, first, noise), start)
     x_like = jnp.zeros(x.shape, x.dtype)
     rows = jax.vmap(lambda n: method.draw(kernel, _fold(key, ROWS, n), x_like))(i)
-    jumps = jax.vmap(lambda n: jax.random.normal(_fold(key, JUMPS, n), x.shape, x.dtype))(i) if walk.jumps else None
+    jumps = jax.vmap(lambda n: normal(_fold(key, JUMPS, n), x.shape, x.dtype))(i) if walk.jumps else None
     return Draws(start, rows, jumps)
 
 
@@ -235,7 +235,7 @@ def run(key, walk: Walk, *, recorded=None, state=None, part=None, remat="row", t
         noise = rec.rows if recorded is not None else method.draw(kernel, _fold(key, ROWS, row.i), x)
         x, inner, info = method.step(kernel, x, inner, row, noise)
         if walk.jumps:
-            up = rec.jumps if recorded is not None else jax.random.normal(_fold(key, JUMPS, row.i), x.shape, x.dtype)
+            up = rec.jumps if recorded is not None else normal(_fold(key, JUMPS, row.i), x.shape, x.dtype)
             x, inner = method.jump(kernel, x, inner, row, up)
         if half:  # FFTs know no half precision: what comes out of them goes on in the walk's dtype
             x, inner = jax.tree.map(lambda new, old: new.astype(old.dtype), (x, inner), carry)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -159,8 +160,11 @@ class Discrete(Schedule):
         return alphas, sigmas, frac, xp.where(alphas[low + 1] > 0, lam + frac * (lam_up - lam), to_noise)
 
     def _lookup(self, t):
-        xp = namespace(t, self)
-        t = host(t) if xp is np else jnp.asarray(t, None if hasattr(t, "dtype") else float)
+        if namespace(t, self) is np:
+            return self._at(host(t), np)
+        return _traced_lookup(Discrete(*self._entries(jnp)), jnp.asarray(t, None if hasattr(t, "dtype") else float))
+
+    def _at(self, t, xp):
         low = xp.clip(xp.floor(t), 0, self.T - 1).astype(np.int32)
         alphas, sigmas, frac, lam = self._interval(t, low, xp)
         sigma_between = xp.where(low == 0, frac * sigmas[1], xp.exp(-0.5 * xp.logaddexp(lam, 0.0)))
@@ -204,6 +208,12 @@ class Discrete(Schedule):
     def network_time(self, t):
         """The official index i = t - 1, fractional between entries."""
         return t - 1
+
+
+@jax.jit
+def _traced_lookup(table, t):
+    """Traced once for all lookups: in a program each is a call of a few microseconds, which XLA inlines."""
+    return table._at(t, jnp)
 
 
 def discrete(betas) -> Discrete:

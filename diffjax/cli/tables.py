@@ -28,8 +28,8 @@ def _number(value) -> bool:
     return value is None or (isinstance(value, Real) and not isinstance(value, bool))
 
 
-def render(rows: Sequence[dict], columns: Sequence[str] | None = None) -> str:
-    """The rows as a markdown table, columns padded to one width, numbers to the right.
+def render(rows: Sequence[dict], columns: Sequence[str] | None = None, *, padded: bool = True) -> str:
+    """The rows as a markdown table, columns padded to one width (if ``padded``), numbers to the right.
 
     rows: one dict per line; a missing key or None is shown as "-". columns: which keys, in which order
     (default: every key in order of first appearance). Floats show 2 decimals from 10 on, 3 from 1 on, 4
@@ -42,11 +42,11 @@ def render(rows: Sequence[dict], columns: Sequence[str] | None = None) -> str:
     cells = [[_text(row.get(c)) for c in columns] for row in rows]
     right = [bool(rows) and all(_number(row.get(c)) for row in rows) for c in columns]
     heads = [_text(str(c)) for c in columns]
-    width = [max([3, len(h)] + [len(line[i]) for line in cells]) for i, h in enumerate(heads)]
+    width = [max([3, len(h)] + [len(line[i]) for line in cells]) if padded else 0 for i, h in enumerate(heads)]
 
     def line(texts):
-        padded = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, width, right, strict=True))
-        return "| " + " | ".join(padded) + " |"
+        return "| " + " | ".join(t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, width, right, strict=True)) + " |"
 
-    rule = "| " + " | ".join("-" * (w - 1) + ":" if r else "-" * w for w, r in zip(width, right, strict=True)) + " |"
+    dashes = [max(w, 3) for w in width]
+    rule = "| " + " | ".join("-" * (w - 1) + ":" if r else "-" * w for w, r in zip(dashes, right, strict=True)) + " |"
     return "\n".join([line(heads), rule, *map(line, cells)])

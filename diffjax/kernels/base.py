@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import is_concrete, pytree, replace
+from ..base import is_concrete, normal, pytree, replace
 from ..process import transition
 
 
@@ -72,7 +72,7 @@ class Kernel:
         return ()
 
     def draw(self, key, x):
-        return jax.random.normal(key, x.shape, x.dtype)
+        return normal(key, x.shape, x.dtype)
 
 
 @pytree

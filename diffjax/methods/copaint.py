@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import timetables
-from ..base import Measurement, Prediction, clip, expand, is_concrete, namespace, nearest, pytree, static, whole
+from ..base import Measurement, Prediction, clip, expand, is_concrete, namespace, nearest, normal, pytree, static, whole
 from ..kernels import DDIM
 from ..method import Method
 from ..operators import Mask
@@ -127,7 +127,7 @@ class CoPaint(Method):
         return Down(t, schedule.alpha(s), schedule.sigma(s), stays)
 
     def draw_start(self, kernel, key, shape, dtype):
-        return jax.random.normal(key, (self.candidates, *shape) if self.candidates > 1 else shape, dtype)
+        return normal(key, (self.candidates, *shape) if self.candidates > 1 else shape, dtype)
 
     def start(self, kernel, row, noise):
         if self.candidates == 1:

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from ..base import Measurement, expand, pytree
+from ..base import Measurement, expand, normal, pytree
 from ..kernels import DDPM
 from ..method import Method
 from .common import Setup, cast, grid, norm
@@ -57,7 +57,7 @@ class MCG(Method):
 
     def draw(self, kernel, key, x):
         key_move, key_known = jax.random.split(key)
-        return {"move": kernel.draw(key_move, x), "known": jax.random.normal(key_known, x.shape, x.dtype)}
+        return {"move": kernel.draw(key_move, x), "known": normal(key_known, x.shape, x.dtype)}
 
     def noised(self, plan, noise):
         """y at the planned level."""

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import pytree, whole
+from ..base import normal, pytree, whole
 from ..kernels import DDIM
 from ..method import Method
 from ..sample import sample
@@ -56,7 +56,7 @@ def optimise_start(
     """
     whole("iterations", iterations)
     given = hasattr(shape_or_start, "shape")
-    start = jnp.asarray(shape_or_start) if given else jax.random.normal(key, tuple(shape_or_start))
+    start = jnp.asarray(shape_or_start) if given else normal(key, tuple(shape_or_start))
     y = cast(measurement.y, start.dtype)
     unused = jax.random.key(0)  # the kernel is deterministic
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Measurement, expand, namespace, nearest, pytree, safe_divide, safe_sqrt, static
+from ..base import Measurement, expand, namespace, nearest, normal, pytree, safe_divide, safe_sqrt, static
 from ..kernels import DDPM
 from ..method import Method
 from .common import Setup, pasted
@@ -70,7 +70,7 @@ class RePaint(Method):
 
     def draw(self, kernel, key, x):
         key_move, key_known = jax.random.split(key)
-        return {"move": kernel.draw(key_move, x), "known": jax.random.normal(key_known, x.shape, x.dtype)}
+        return {"move": kernel.draw(key_move, x), "known": normal(key_known, x.shape, x.dtype)}
 
     def merge(self, x, plan, noise):
         A, y = self.measurement.A, self.measurement.y.astype(x.dtype)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Measurement, is_concrete, numbers, pytree, safe_sqrt
+from ..base import Measurement, is_concrete, normal, numbers, pytree, safe_sqrt
 from ..kernels import DDPM
 from ..method import Method
 from .common import Setup, cast, grid, level
@@ -69,7 +69,7 @@ class Replacement(Method):
 
     def draw(self, kernel, key, x):
         key_move, key_known = jax.random.split(key)
-        known = jax.random.normal(key_known, (kernel.updates, *x.shape), x.dtype)
+        known = normal(key_known, (kernel.updates, *x.shape), x.dtype)
         return {"move": kernel.draw(key_move, x), "known": known}
 
     def step(self, kernel, x, state, row, noise):

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import pytree, replace, static, whole
+from ..base import normal, pytree, replace, static, whole
 from ..kernels import DDIM
 from .blended import Blended
 from .common import Setup, grid
@@ -71,17 +71,17 @@ class Resampling(Blended):
         return shape[1:]
 
     def draw_start(self, kernel, key, shape, dtype):
-        return jax.random.normal(key, (self.particles, *shape), dtype)
+        return normal(key, (self.particles, *shape), dtype)
 
     def init(self, kernel, x):
         return jax.vmap(kernel.init)(x), jnp.zeros_like(x[0])  # the kernel's, the noise of the reference at this level
 
     def draw(self, kernel, key, x):
         keys = jax.random.split(key, 4)
-        normal = lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
+        one = lambda key: normal(key, x.shape[1:], x.dtype)
         move = jax.vmap(lambda key: kernel.draw(key, x[0]))(jax.random.split(keys[0], len(x)))
         gumbel = jax.random.gumbel(keys[3], (len(x),), x.dtype)
-        return {"move": move, "first": normal(keys[1]), "known": normal(keys[2]), "gumbel": gumbel}
+        return {"move": move, "first": one(keys[1]), "known": one(keys[2]), "gumbel": gumbel}
 
     def weights(self, x, reference):
         """(n,) the particles' shares by how close their known pixels are to ``reference``."""

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import timetables
-from ..base import Measurement, in_range, pytree, replace, safe_divide, static, whole
+from ..base import Measurement, in_range, normal, pytree, replace, safe_divide, static, whole
 from ..kernels import DDPM, DPMSolverPP2M
 from ..operators.checks import by_part
 from ..sample import Result, sample
@@ -81,7 +81,7 @@ class TwistedSMC(MMPS):
         return shape[1:]
 
     def draw_start(self, kernel, key, shape, dtype):
-        return jax.random.normal(key, (self.particles, *shape), dtype)
+        return normal(key, (self.particles, *shape), dtype)
 
     def init(self, kernel, x):
         zeros = jnp.zeros(len(x), x.dtype)
@@ -90,7 +90,7 @@ class TwistedSMC(MMPS):
     def draw(self, kernel, key, x):
         key_move, key_comb, key_choice = jax.random.split(key, 3)
         return {
-            "move": jax.random.normal(key_move, x.shape, x.dtype),
+            "move": normal(key_move, x.shape, x.dtype),
             "comb": jax.random.uniform(key_comb, (), x.dtype),
             "gumbel": jax.random.gumbel(key_choice, (len(x),), x.dtype),
         }
@@ -176,7 +176,7 @@ def two_stage(key, denoise, measurement, shape, *, particles=4, rows=(21, 16), t
     key_head, key_tail = jax.random.split(key)
     many = TwistedSMC(denoise, measurement, iterations=iterations, threshold=threshold, particles=particles)
     # K draws of pure noise: near enough at ``top``, whatever ``sample`` would say of fewer calls' lower one
-    start = jax.random.normal(jax.random.fold_in(key_head, 0), (particles, *shape), dtype)
+    start = normal(jax.random.fold_in(key_head, 0), (particles, *shape), dtype)
     start = start * (1.0 if schedule.variance_preserving else float(schedule.sigma(times[0])))
     first = sample(key_head, many, head, start.astype(dtype), kernel=DDPM(schedule))
     one = MMPS(denoise, measurement, iterations=iterations)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Measurement, clip, in_range
+from ..base import Measurement, clip, in_range, normal
 from .checks import by_part, check_level
 
 
@@ -23,8 +23,8 @@ def gaussian(key, y, std):
         real = jnp.finfo(a.dtype).dtype
         scale = jnp.asarray(std).astype(real)
         if not jnp.iscomplexobj(a):
-            return a + scale * jax.random.normal(key, a.shape, real)
-        z = jax.random.normal(key, (2, *a.shape), real)
+            return a + scale * normal(key, a.shape, real)
+        z = normal(key, (2, *a.shape), real)
         return a + jax.lax.complex(scale * z[0], scale * z[1])
 
     keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))

@@ -49,7 +49,7 @@ def methods() -> str:
 
     yes = {True: "yes", False: "no"}
     rows = [
-        {"method": r["name"], "paper": f"[{r['paper']}](https://{r['link']})", "needs": r["needs"], "noise": r["noise"],
+        {"method": r["name"], "paper": r["paper"], "needs": r["needs"], "noise": r["noise"],
          "gives": r["gives"], "calls": r["calls"], "products": r["products"], "gradients": yes[r["differentiable"]]}
         for r in registry.rows()
     ]  # fmt: skip
@@ -81,7 +81,7 @@ def chosen(words: str, folder=None):
 
 
 def table(words: str, folder=None) -> str:
-    return f"\n{render(*chosen(words, folder))}\n"
+    return f"\n{render(*chosen(words, folder), padded=False)}\n"
 
 
 def number(words: str, folder=None) -> str:
