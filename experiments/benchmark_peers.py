@@ -19,7 +19,7 @@ import time
 
 from . import benchmark_clock as clock
 from . import record
-from .errors import UserError
+from .tools.study import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ["torch==2.14.1", "torchvision==0.29.1", "diffusers==0.42.1", "azula==0.11.1", "deepinv==0.5.0"]
@@ -104,7 +104,7 @@ def works(quick: bool):
             (work("gradient", "fashion", 32, 2), eager, False),
             (work("ddim", "adm", 32, 1, 5), walkers, False),
             *((work(kind, "adm", 32, 1, calls), peers, False)
-              for kind, calls, peers in (("dps", 5, a), ("diffpir", 5, a), ("ddrm", 5, d), ("repaint", 20, b))),
+              for kind, calls, peers in (("dps", 5, a), ("diffpir", 5, a), ("ddrm", 5, d), ("repaint", 40, b))),
             (work("diffpir", "adm", 32, 1, 5, "deblurring"), a, False),
             (work("weights", "fashion", 32, 1, 4), gradient, False),
             (work("ddim", "adm", 32, 2 * len(clock.cores()), 2), walkers[:1], True),
