@@ -29,7 +29,7 @@ def _pair(schedule, t, s):
 def snr_ratio(schedule, t, s):
     """r = SNR(t) / SNR(s), in [0, 1] for s <= t; 1 at s = t."""
     alpha_t, sigma_t, alpha_s, sigma_s = _pair(schedule, t, s)
-    xp = namespace(alpha_t, sigma_t)
+    xp = namespace(alpha_t, sigma_t, alpha_s, sigma_s)
     return xp.where(t == s, 1.0, safe_divide(alpha_t * sigma_s, alpha_s * sigma_t) ** 2)
 
 

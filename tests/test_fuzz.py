@@ -133,6 +133,30 @@ def test_it_runs_or_names_the_remedy(part):
     assert ran >= 4  # most draws are refusals: the kernel is not the method's, the operator lacks something
 
 
+def planned():
+    """(name, method, kernel, table): each method as published, the other kernels under a bare denoiser."""
+    for name, entry in METHODS.items():
+        noise = 0.0 if entry.method.noise == "refused" else 0.1
+        setup = entry.published(DENOISE, dj.Measurement(TRUTH, OPERATORS["mask"], noise), table=TABLE)
+        yield name, setup.method, setup.kernel, TABLE
+    for name, kernel in KERNELS.items():
+        yield f"under {name}", DENOISE, kernel(), TABLE
+
+
+@pytest.mark.parametrize("name, method, kernel, table", list(planned()), ids=lambda v: v if isinstance(v, str) else "")
+def test_any_one_array_may_be_traced(name, method, kernel, table):
+    """A prior that is an argument of the user's jit, one swept number, a table: coefficients are planned of what is known and
+    what is not."""
+    leaves, structure = jax.tree.flatten((method, kernel, table))
+    for n in range(len(leaves)):
+
+        def plan(leaf, n=n):
+            method, kernel, table = jax.tree.unflatten(structure, [*leaves[:n], leaf, *leaves[n + 1 :]])
+            return dj.plan(method, table, SHAPE, kernel=kernel)
+
+        jax.eval_shape(plan, jnp.asarray(leaves[n]))
+
+
 @functools.cache
 def agreeing():
     """Seeds whose draw runs: the first of each method."""

@@ -47,7 +47,7 @@ class DDPM(GaussianKernel):
         c_0, c_t, std = process.posterior(self.schedule, table.t, table.s)
         _, std_large = process.transition(self.schedule, table.t, table.s)
         std_above = process.posterior(self.schedule, table.up, table.t)[2]
-        xp = namespace(std, std_large)
+        xp = namespace(std, std_large, std_above)
         last = table.s == 0
         std_last = xp.where(std_above > 0, std_above, std_large)
         if self.variance == "large":

@@ -99,7 +99,7 @@ class CoPaint(Method):
 
     def plan(self, kernel, table) -> Plan:
         schedule = kernel.schedule
-        xp = namespace(table.level, self.lr, self.lr_decay, self.reg, self.reg_decay)
+        xp = namespace(schedule, table, self.lr, self.lr_decay, self.reg, self.reg_decay)
         lr, reg = self.lr * self.lr_decay**table.level, self.reg * self.reg_decay**table.level
         if self.smart:
             first = schedule.alpha(1.0) if schedule.discrete else 1.0
