@@ -137,8 +137,13 @@ def test_gradients_are_finite_and_equal_finite_differences(case):
 
 
 def test_no_key_is_used_twice(case):
-    with jax.debug_key_reuse(True):
-        jax.jit(program(case))(jax.random.key(0), *arguments())
+    with jax.debug_key_reuse(True):  # looks at the traced program
+        jax.jit(program(case)).trace(jax.random.key(0), *arguments())
+
+
+def test_a_key_used_twice_is_seen():
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(lambda key: jax.random.normal(key) + jax.random.uniform(key)).trace(jax.random.key(0))
 
 
 def test_teeth_data_and_noise_change_the_result(case):
