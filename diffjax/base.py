@@ -135,7 +135,9 @@ def in_range(name: str, value, low=-np.inf, high=np.inf, *, remedy: str = ""):
     if a is None and isinstance(value, (list, tuple)):
         for part in value:
             in_range(name, part, low, high, remedy=remedy)
-    if a is None or not a.size or np.iscomplexobj(a):
+    if isinstance(value, str) or np.iscomplexobj(a):
+        raise ValueError(f"{name} is {short(value)}: {remedy or 'give a real number'}")
+    if a is None or not a.size:
         return
     wrong = a[~((a >= low) & (a <= high))]
     if not wrong.size:
@@ -145,6 +147,36 @@ def in_range(name: str, value, low=-np.inf, high=np.inf, *, remedy: str = ""):
         remedy = f"give a number {' and '.join(ends)}" if ends else "give a number"
     among = f" (in an array of shape {a.shape})" if a.ndim else ""
     raise ValueError(f"{name} {float(wrong[0]):.7g}{among} is out of range: {remedy}")
+
+
+def short(value) -> str:
+    """``repr`` in one line of at most 40 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def like(x, out, what: str):
+    """``out``, in ``x``'s type where it has its shape; ValueError, naming ``what`` it is, where it has another."""
+    if jnp.shape(out) != x.shape:
+        raise ValueError(f"{what} has shape {jnp.shape(out)} for an image of {x.shape}: it must have the image's")
+    return jnp.asarray(out)
+
+
+def a_schedule(schedule):
+    """ValueError for what is no schedule: a prior, betas, a class."""
+    if isinstance(schedule, type) or not hasattr(schedule, "alpha"):
+        what = f"the class {schedule.__name__}" if isinstance(schedule, type) else short(schedule)
+        hint = "its .schedule" if hasattr(schedule, "schedule") else "schedules.discrete(betas), or one of diffjax.schedules"
+        raise ValueError(f"{what} is no schedule: pass {hint}")
+
+
+def in_order(name: str, low, high):
+    """Raise ValueError unless ``low`` < ``high`` where both are known."""
+    in_range(name, low)
+    in_range(name, high)
+    low, high = numbers(low), numbers(high)
+    if low is not None and high is not None and not np.all(low < high):
+        raise ValueError(f"{name} ({low}, {high}) are empty: give (low, high), low < high")
 
 
 def whole(name: str, value, low: int = 1, high: int | None = None) -> int:
@@ -237,6 +269,10 @@ class Measurement:
             [self.A]
         ):  # a user's own class that is no pytree: part of the program
             jax.tree_util.register_static(type(self.A))
+        if isinstance(self.A, (type, np.ndarray, jax.Array)):
+            what = f"the class {self.A.__name__}" if isinstance(self.A, type) else "an array"
+            hint = "build it" if isinstance(self.A, type) else "Measurement(y, A) takes y first"
+            raise ValueError(f"A is {what}, no operator: {hint}, for example Measurement(y, operators.Mask(mask))")
         low, high = self.value_range
         if not low < high:
             raise ValueError(f"value_range {self.value_range} is empty: give (low, high), for example (-1.0, 1.0)")
@@ -244,13 +280,16 @@ class Measurement:
         in_range("noise_std", self.noise_std, 0, most, remedy="give a standard deviation, finite and not negative")
         if isinstance(self.noise_std, (list, tuple)) and numbers(self.noise_std) is not None and hasattr(self.y, "shape"):
             object.__setattr__(self, "noise_std", np.asarray(self.noise_std))
-        if not isinstance(self.y, (np.ndarray, jax.Array)) or not is_concrete(self.y, self.noise_std) or self.y.size == 0:
+        if not isinstance(self.y, (np.ndarray, jax.Array)) or not is_concrete(self.y) or self.y.size == 0:
+            return
+        std = numbers(self.noise_std)
+        if std is None:
             return
         y = np.asarray(self.y)  # within a trace, reducing a JAX array would be traced
         if np.iscomplexobj(y):
             y = np.stack([y.real, y.imag])
         y_min, y_max = float(y.min()), float(y.max())
-        slack = 0.5 * (high - low) + 6 * float(np.max(np.asarray(self.noise_std)))
+        slack = 0.5 * (high - low) + 6 * float(np.max(std))
         if not (np.isfinite(y_min) and np.isfinite(y_max)):
             raise ValueError("y has non-finite values: check how it was loaded")
         if y_min < low - slack or y_max > high + slack:

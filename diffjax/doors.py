@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import Measurement, is_concrete
+from .base import Measurement, is_concrete, short, whole
 from .method import Method
 from .operators import check_image
 from .timetables import Timetable
@@ -23,7 +24,7 @@ def check_method(method):
     if hasattr(denoise, "denoiser") and not callable(denoise):
         raise ValueError(f"{type(denoise).__name__} is no denoiser yet: call its .denoiser()")
     if isinstance(denoise, type) or not callable(denoise):
-        what = f"the class {denoise.__name__}" if isinstance(denoise, type) else f"{type(denoise).__name__} {_short(denoise)}"
+        what = f"the class {denoise.__name__}" if isinstance(denoise, type) else f"{type(denoise).__name__} {short(denoise)}"
         raise ValueError(
             f"{what} is neither a denoiser nor a method: pass denoisers.from_eps(f, None, schedule), or "
             "methods.DPS(denoise, measurement) and its like"
@@ -38,7 +39,7 @@ def check_table(table, schedule=None):
             if isinstance(table, int)
             else "timetables.log_snr(schedule, 50)"
         )
-        raise ValueError(f"the table is {type(table).__name__} {_short(table)}, not a Timetable: pass one, {hint}")
+        raise ValueError(f"the table is {type(table).__name__} {short(table)}, not a Timetable: pass one, {hint}")
     if schedule is not None:
         table.check(schedule)
 
@@ -55,16 +56,37 @@ def check_state(shape_or_x, state, dtype):
             raise ValueError(f"the start is {x.dtype}: give floating numbers in [-1, 1], for example image / 127.5 - 1")
         return x.shape, x.dtype, x
     try:
-        shape = tuple(int(n) for n in shape_or_x)
+        shape = tuple(whole("a side of the image", n) for n in shape_or_x)
     except TypeError:
         raise ValueError(
-            f"{type(shape_or_x).__name__} {_short(shape_or_x)} is no start: give a shape, (height, width, channels), or an "
+            f"{type(shape_or_x).__name__} {short(shape_or_x)} is no start: give a shape, (height, width, channels), or an "
             "array"
         ) from None
-    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    except TypeError:
+        dtype = short(dtype)
+    if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype {dtype} cannot hold an image: choose a floating one, for example float32")
     return shape, dtype, None
+
+
+def check_key(key):
+    """A single key, or None."""
+    if key is None:
+        return
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not hasattr(key, "dtype") or not (typed or key.dtype == jnp.uint32):
+        raise ValueError(f"key is {short(key)}, not a PRNG key: pass jax.random.key(0)")
+    if key.ndim > (0 if typed else 1):
+        raise ValueError(f"keys of shape {key.shape}: one image takes one key, map over keys and images with jax.vmap")
+
+
+def check_given(thing):
+    """ValueError for a field that is None though its default is not."""
+    for field in dataclasses.fields(thing):
+        if getattr(thing, field.name) is None and field.default not in (None, dataclasses.MISSING):
+            raise ValueError(f"{field.name} of {type(thing).__name__} is None: leave it out for {field.default!r}")
 
 
 def check_late_start(method, kernel, table):
@@ -87,9 +109,7 @@ def check_measurement(method, shape, dtype):
     m, who = method.measurement, type(method).__name__
     if not isinstance(m, Measurement):
         raise ValueError(f"{who} has no measurement: pass diffjax.Measurement(y, A) as its second argument")
+    if not callable(m.A) or m.noise_std is None:
+        what = f"A is {short(m.A)}" if not callable(m.A) else "noise_std is None"
+        raise ValueError(f"the measurement of {who} is not complete, {what}: pass diffjax.Measurement(y, A, noise_std=0.1)")
     check_image(m.A, m.y, shape, dtype, m.noise_std)
-
-
-def _short(value) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 
-from .base import Measurement, Prediction, expand, normal, numbers, pytree
+from .base import Measurement, Prediction, expand, in_order, in_range, like, normal, numbers, pytree
 
 
 @pytree
@@ -26,6 +27,8 @@ class Plain:
                 f"the denoiser returned {type(p).__name__}, not a Prediction: wrap the network, "
                 "denoisers.from_eps(f, None, schedule) or from_x0, from_v, ..."
             )
+        for name in ("x0", "eps"):
+            like(x, getattr(p, name), f"{name} of the denoiser's prediction")
         return p
 
 
@@ -46,6 +49,8 @@ INSTEAD = {  # what a method that lacks a capability of the operator may be repl
     "prox": "use operators.cg_prox(A, iterations) if A is linear, or DPS, which needs only A",
 }
 NOISE = ("modelled", "ignored", "refused", "needed")
+GIVES = ("posterior", "picture", "estimate")
+NOT_NEGATIVE = (0, float("inf"))
 
 
 @pytree
@@ -61,6 +66,8 @@ class Method:
     noise          what it makes of ``noise_std``: "modelled", "ignored", "refused" (must be 0), "needed" (must not be 0)
     gives          "posterior" (samples whose spread is meant to be right), "picture" or "estimate" (one answer)
     differentiable whether gradients flow from the result to y, weights and hyper-parameters
+    ranges         name -> (low, high) of hyper-parameters; NaN is refused in all of them
+    instead_of_noise  what to use where the noise is refused or missing
     """
 
     denoise: Any
@@ -72,8 +79,17 @@ class Method:
     noise = "modelled"
     gives = "picture"
     differentiable = True
+    ranges = {}
+    instead_of_noise = "DPS, which ignores noise_std, or MMPS, which models it"
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            word = isinstance(value, str) and isinstance(field.default, str)
+            if field.name not in ("denoise", "measurement") and not word:
+                in_range(field.name, value, *self.ranges.get(field.name, ()))
+            if field.name == "bounds" and isinstance(value, (tuple, list)):
+                in_order("bounds", *value)
         object.__setattr__(self, "denoise", as_denoiser(self.denoise))
         measurement = getattr(self, "measurement", None)
         if isinstance(measurement, Measurement):

@@ -17,7 +17,8 @@ import numpy as np
 from . import timetables
 from .base import Measurement, nearest
 from .denoisers import from_eps
-from .method import Method
+from .kernels import Kernel
+from .method import GIVES, INSTEAD, NOISE, Method
 from .methods import (
     CCDF,
     DDNM,
@@ -125,6 +126,17 @@ def register(entry: Entry) -> Entry:
         raise ValueError(f"there is a method {entry.name!r} already: choose another name")
     if not (isinstance(entry.method, type) and issubclass(entry.method, Method)):
         raise ValueError(f"{entry.name}: {entry.method!r} is no subclass of diffjax.Method")
+    for fact, given, known in (
+        ("requires", entry.method.requires, INSTEAD),
+        ("noise", (entry.method.noise,), NOISE),
+        ("gives", (entry.method.gives,), GIVES),
+    ):
+        for word in given:
+            if word not in known:
+                raise ValueError(f"{fact} of {entry.method.__name__} names {word!r}: {nearest(word, known)}")
+    for kernel in entry.method.moves:
+        if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
+            raise ValueError(f"moves of {entry.method.__name__} names {kernel!r}: give classes of kernels, kernels.DDIM")
     METHODS[entry.name] = entry
     return entry
 

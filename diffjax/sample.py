@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import is_concrete, nearest, normal, pytree, replace, static, time_dtype
-from .doors import check_late_start, check_measurement, check_method, check_state, check_table
+from .base import is_concrete, nearest, normal, pytree, replace, short, static, time_dtype
+from .doors import check_given, check_key, check_late_start, check_measurement, check_method, check_state, check_table
 from .kernels import DDIM, check_kernel
 from .method import as_method
 
@@ -121,6 +121,8 @@ def plan(denoiser_or_method, table, shape_or_x, *, kernel=None, state=None, dtyp
     check_method(method)
     check_table(table)
     kernel = bind(method, kernel)
+    check_given(method)
+    check_given(kernel)
     check_table(table, kernel.schedule)
     shape, dtype, x = check_state(shape_or_x, state, dtype)
     method.check(kernel, table)
@@ -198,6 +200,14 @@ def sample(
         raise ValueError(f"unknown remat {remat!r}: {nearest(remat, REMAT)}")
     if key is None and recorded is None:
         raise ValueError("no key and no recorded draws: pass a jax.random.key(seed)")
+    check_key(key)
+    for name, value, right, hint in (
+        ("recorded", recorded, isinstance(recorded, Draws), "Draws, as diffjax.draws gives them"),
+        ("part", part, isinstance(part, (tuple, list)) and len(part) == 2, "(first, last), two numbers of rows"),
+        ("trace", trace, callable(trace), "a function (x, row, info) -> pytree"),
+    ):
+        if value is not None and not right:
+            raise ValueError(f"{name} is {short(value)}: pass {hint}")
     goes_on = state if part is None else None  # of a part, row 0 begins anew
     walk = plan(denoiser_or_method, table, shape_or_x, kernel=kernel, state=goes_on, dtype=dtype)
     return run(key, walk, recorded=recorded, state=state, part=part, remat=remat, trace=trace)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import host, is_concrete, namespace, pytree, safe_divide, safe_sqrt, static
+from .base import host, in_range, is_concrete, namespace, pytree, safe_divide, safe_sqrt, static
 
 # --- betas of the discrete processes: float64 arrays of shape (T,) ------------------------------------------------
 
@@ -59,6 +59,7 @@ def sr3_betas(T: int = 2000, beta_min: float = 1e-6, beta_max: float = 0.01):
 def warmup_betas(T: int, fraction: float, beta_min: float = 1e-4, beta_max: float = 0.02):
     """Linear over the first ``fraction`` of the steps, then ``beta_max`` (0: constant betas). Ho et al.'s ablations."""
     T = _whole(T)
+    in_range("fraction", fraction, 0, 1, remedy="choose a share of the steps, 0 to 1")
     betas = np.full(T, float(beta_max))
     ramp = int(T * fraction)
     betas[:ramp] = np.linspace(beta_min, beta_max, ramp)

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
         ("sample --kernel dmp", "did you mean 'dpm'"),
         ("sample --cfg 2", "give one with --label"),
         ("export a", "required: FOLDER"),
+        ("export --ot x", "unknown option '--ot'"),
     ],
 )
 def test_what_is_wrong_is_one_line(line, said, capsys, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The shape of the house: imports point downward, the core is light, nothing reaches outside the repository."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -153,6 +154,20 @@ def test_tables_and_numbers_of_a_page_are_those_of_the_result_files(page):
     text = page.read_text()
     assert pages.refresh(text) == text, "run python -m experiments.record"
     assert not re.search(r"^ {0,3}<!-- number", text, re.M), "a comment that begins a line ends the paragraph"
+
+
+def test_commands_that_are_named_exist():
+    """On pages, in result files, cards and the text of programs."""
+    from diffjax.cli import PROGRAMS
+
+    for file in [*PAGES, *ROOT.glob("experiments/**/*.json"), *ROOT.glob("diffjax/**/*.json"), *ROOT.glob("*/**/*.py")]:
+        if ROOT / "tests" in file.parents:
+            continue
+        text = file.read_text()
+        for module in re.findall(r"python3? -m ((?:experiments|diffjax)[\w.]*)", text):
+            assert importlib.util.find_spec(module.rstrip(".")), (file, module)
+        for command in re.findall(r"(?:`|\": \")(?:\S*/)?diffjax ([a-z][\w-]*)", text):
+            assert command in PROGRAMS, (file, command)
 
 
 def test_every_result_is_shown_once_and_every_picture_is_used():

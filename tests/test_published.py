@@ -166,6 +166,13 @@ def test_papers_without_a_recorded_configuration(name, numbers, kernel, count):
     assert {key: getattr(moves, key) for key in kernel} == kernel and len(table) == count
 
 
+def test_numbers_inside():
+    assert dj.methods.red_diff.BETAS == (0.9, 0.99)  # Adam's, in NVlabs' configuration
+    lowest = dj.timetables.dpir(DDPM_LINEAR, 0.0).t[-1]  # 2.55 grey levels, and images twice as wide
+    np.testing.assert_allclose(DDPM_LINEAR.sigma(lowest) / DDPM_LINEAR.alpha(lowest), 2 * 2.55 / 255, rtol=1e-6)
+    assert len(published("ddnm")[2]) == len(dj.timetables.respaced(DDPM_LINEAR, 100)) == 100  # simplified DDNM's --config
+
+
 def test_settings_reach_the_method_and_the_kernel():
     """What ``build`` takes by name changes what it says: of every method, one by one."""
     A = OPERATORS["deblurring"]

@@ -108,6 +108,33 @@ def test_every_method_of_the_library_is_in_the_registry_and_in_the_contract_tabl
     assert exported <= registered and {e.method for e in registry.METHODS.values() if e.whole is None} <= tried
 
 
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [
+        ({"requires": ("pinvv",)}, "did you mean 'pinv'"),
+        ({"noise": "ignord"}, "did you mean 'ignored'"),
+        ({"gives": "pic"}, "names 'pic'"),
+        ({"moves": ("DDIM",)}, "give classes of kernels"),
+    ],
+)
+def test_a_slip_in_a_fact_is_seen(toy, fact, said):
+    method = type("Other", (Toy,), fact)
+    with pytest.raises(ValueError, match=said):
+        registry.register(dataclasses.replace(toy, name="other", method=method))
+
+
+@pytest.mark.parametrize(("noise", "level"), [("refused", 0.1), ("needed", 0.0)])
+def test_a_method_that_names_no_other_has_some_named(noise, level):
+    one = dj.base.pytree(
+        type(
+            "Another", (dj.Method,), {"noise": noise, "__annotations__": {"measurement": dj.Measurement}, "measurement": None}
+        )
+    )
+    denoise = cases.build(cases.CASES[0], *cases.arguments())
+    with pytest.raises(ValueError, match="use DPS, which ignores noise_std, or MMPS"):
+        one(denoise, dj.Measurement(jnp.zeros(cases.SHAPE), dj.operators.Mask(cases.MASK), level))
+
+
 def test_facts_are_of_the_vocabulary():
     for row in registry.rows():
         assert row["paper"] and row["link"] and row["noise"] in dj.method.NOISE, row

@@ -153,6 +153,12 @@ def test_published_betas():
     np.testing.assert_allclose(schedules.warmup_betas(40, 0.1)[[0, 3, 4, 39]], [1e-4, 0.02, 0.02, 0.02], rtol=1e-14)
     np.testing.assert_allclose(schedules.harmonic_betas(4), [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-14)
     np.testing.assert_allclose(schedules.nonequilibrium_betas(30)[-1], 0.5, atol=1e-4)
+    np.testing.assert_allclose(schedules.sr3_betas()[[0, -1]], [1e-6, 0.01], rtol=1e-14)
+    assert schedules.EDM().T == 80
+    # Sohl-Dickstein's code: min_t = 1e-6 everywhere, step1_beta = 1e-3 more at the first step, the rest of the way to 1 / T
+    first, second = (1e-6 + extra + 1 / T * (1 - 1e-6 - extra - 1e-5) for T, extra in ((30, 1e-3), (1e9, 0)))
+    np.testing.assert_allclose(schedules.nonequilibrium_betas(30)[0], first, rtol=1e-9)
+    np.testing.assert_allclose(schedules.nonequilibrium_betas(10**6)[1], second + 1e-6, rtol=1e-3)
 
 
 def test_a_table_that_ends_in_noise():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import sys
 
 from .errors import UserError
 
@@ -24,16 +25,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv=None) -> argparse.Namespace:
         """``parse_args`` with the nearest valid option named for an unknown one."""
+        words = sys.argv[1:] if argv is None else list(argv)
+        for word in words[: words.index("--")] if "--" in words else words:  # before what is missing is complained of
+            name = word.split("=")[0]
+            if name.startswith("--") and name not in self._option_string_actions:
+                self._unknown(name)
         given, unknown = self.parse_known_args(argv)
         for word in unknown:
             if not word.startswith("-"):
                 raise UserError(f"unexpected argument {word!r}: options start with --, see --help")
-            name = word.split("=")[0]
-            close = difflib.get_close_matches(
-                name, [o for o in self._option_string_actions if o.startswith("--")], n=1, cutoff=0.5
-            )
-            raise UserError(f"unknown option {name!r}: " + (f"did you mean {close[0]!r}?" if close else "see --help"))
+            self._unknown(word.split("=")[0])
         return given
+
+    def _unknown(self, name):
+        known = [o for o in self._option_string_actions if o.startswith("--")]
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        raise UserError(f"unknown option {name!r}: " + (f"did you mean {close[0]!r}?" if close else "see --help"))
 
     def add_machine(self, devices="devices to use (default: all; a CPU counts as one per core)"):
         """The options that :func:`start` reads."""

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Prediction, expand, is_concrete, pytree, safe_divide, static, time_dtype
+from ..base import Prediction, a_schedule, expand, is_concrete, like, pytree, safe_divide, static, time_dtype
 from ..process import posterior
 from .times import IndexTime, LogSNR, as_time
 
@@ -124,6 +124,7 @@ class Denoiser:
 
 def _make(kind):
     def build(apply, params, schedule, *, learned_variance=False, cond=None, time=None) -> Denoiser:
+        a_schedule(schedule)
         return Denoiser(params, schedule, cond, _by_value(apply), kind, learned_variance, as_time(time))
 
     build.__name__ = f"from_{kind}"
@@ -183,7 +184,7 @@ class _EDM:
         a, s, d = expand(alpha, x), expand(sigma, x), jnp.asarray(self.sigma_data, x.dtype)
         norm = jnp.sqrt(s**2 + (a * d) ** 2)  # alpha times Karras et al.'s: nothing is divided by alpha, which may be 0
         i = jnp.asarray(self.time(self.schedule, t)).astype(time_dtype(x.dtype))
-        out = call(self.apply, self.params, x / norm, i, self.cond)
+        out = like(x, call(self.apply, self.params, x / norm, i, self.cond), "what the network returned")
         x0 = a * (d / norm) ** 2 * x + s * d / norm * out.astype(x.dtype)
         return Prediction(x0, x0, None, x, alpha, sigma).with_x0(x0)
 
@@ -194,5 +195,6 @@ def from_edm(apply, params, schedule, *, sigma_data=0.5, cond=None, time=None):
 
     apply, cond, time: as of :func:`from_eps`, but for the default of ``time``, ``LogSNR(-1 / 8)``, which is c_noise.
     """
+    a_schedule(schedule)
     time = LogSNR(-0.125) if time is None else as_time(time)
     return _EDM(params, schedule, sigma_data, cond, time, _by_value(apply))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..base import Prediction, clip, pytree, static
+from ..base import Prediction, clip, in_order, pytree, static
 
 
 @pytree
@@ -26,4 +26,5 @@ class Clipped:
 def clipped(denoise, low=-1.0, high=1.0, keep_eps=False) -> Clipped:
     """``denoise`` with x0 clamped to [low, high]. eps is recomputed from it (guided-diffusion, DPS), or left as the
     network said it with ``keep_eps`` (CoPaint, Blended, DDNM). Not for unbounded priors: it biases them."""
+    in_order("bounds", low, high)
     return Clipped(denoise, low, high, keep_eps)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Prediction, expand, pytree, replace, safe_divide
+from ..base import Prediction, expand, in_range, like, pytree, replace, safe_divide
 from .conditions import null_like, with_cond
 from .times import as_tree as as_gradient
 
@@ -28,7 +28,7 @@ class Classifier:
 
     def __call__(self, x, t) -> Prediction:
         p = self.denoise(x, t)
-        eps = p.eps - expand(p.sigma * self.scale, x) * self.gradient(x, t)
+        eps = p.eps - expand(p.sigma * self.scale, x) * like(x, self.gradient(x, t), "the guiding gradient")
         return replace(p, eps=eps, x0=safe_divide(x - expand(p.sigma, x) * eps, expand(p.alpha, x)))
 
 
@@ -38,6 +38,7 @@ def classifier(denoise, gradient, scale=1.0) -> Classifier:
     gradient: (x, t) -> array of x's shape, for example ``jax.grad(log_prob)``; pass trained parameters through
               ``jax.tree_util.Partial(f, params)`` so that they stay leaves.
     """
+    in_range("scale", scale)
     return Classifier(denoise, as_gradient(gradient), scale)
 
 
@@ -70,6 +71,7 @@ def classifier_free(denoise, cond, null, scale=1.0) -> ClassifierFree:
                  Leaves of ``null`` may broadcast to those of ``cond``
     Both run as one network call on a batch of two. Raises ValueError where cond and null do not fit each other.
     """
+    in_range("scale", scale)
     null_like(cond, null)
     with_cond(denoise, cond)
     return ClassifierFree(denoise, cond, null, scale)

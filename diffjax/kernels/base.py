@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import is_concrete, normal, pytree, replace
+from ..base import is_concrete, normal, pytree, replace, short
 from ..process import transition
 
 
@@ -46,7 +46,8 @@ class Kernel:
         """This kernel with its schedule: its own, or ``schedule``. ValueError where there is none, or two that differ."""
         name = type(self).__name__
         if self.schedule is not None and not hasattr(self.schedule, "alpha"):
-            raise ValueError(f"the schedule of {name} is {self.schedule!r}: name the hyper-parameters, kernels.DDIM(eta=0.5)")
+            given = short(self.schedule)
+            raise ValueError(f"the schedule of {name} is {given}: name the hyper-parameters, kernels.DDIM(eta=0.5)")
         if self.schedule is None and schedule is None:
             raise ValueError(f"neither the denoiser nor {name} has a schedule: pass kernels.{name}(schedule)")
         if self.schedule is not None and schedule is not None and not same(self.schedule, schedule):

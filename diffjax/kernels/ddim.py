@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import process
-from ..base import expand, in_range, is_concrete, namespace, pytree, replace, safe_sqrt, static
+from ..base import expand, in_range, is_concrete, namespace, numbers, pytree, replace, safe_sqrt, short, static
 from .base import GaussianKernel
 
 
@@ -40,6 +40,8 @@ class DDIM(GaussianKernel):
         in_range("eta", self.eta, 0, 1)
         if self.zeta is not None:
             in_range("zeta", self.zeta, 0, 1)
+            if is_concrete(self.eta) and np.any(numbers(self.eta)):
+                raise ValueError(f"zeta {short(self.zeta)} stands for eta, which is {short(self.eta)}: give one of them")
 
     def bind(self, schedule):
         return replace(super().bind(schedule), quiet=self.still())

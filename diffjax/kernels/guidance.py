@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..base import expand, pytree, replace
+from ..base import expand, in_range, like, pytree, replace
 from ..denoisers.guidance import as_gradient
 from .base import GaussianKernel, check_kernel
 
@@ -32,7 +32,7 @@ class Guided(GaussianKernel):
 
     def transition(self, p, x, row):
         mean, std = self.kernel.transition(p, x, row)
-        return mean + expand(self.scale, x) * std**2 * self.gradient(x, row.t), std
+        return mean + expand(self.scale, x) * std**2 * like(x, self.gradient(x, row.t), "the guiding gradient"), std
 
     def fresh(self, row, x):
         return self.kernel.fresh(row, x)
@@ -45,6 +45,7 @@ def guided(kernel, gradient, scale=1.0) -> Guided:
     gradient by.
     """
     check_kernel(kernel)
+    in_range("scale", scale)
     if kernel.still():
         lacks = (
             "no Gaussian transition to guide" if not hasattr(kernel, "transition") else "no noise, which scales the guidance"

@@ -24,7 +24,7 @@ import numpy as np
 from .. import timetables
 from ..base import Measurement, Prediction, clip, expand, is_concrete, namespace, nearest, normal, pytree, static, whole
 from ..kernels import DDIM
-from ..method import Method
+from ..method import NOT_NEGATIVE, Method
 from ..operators import Mask
 from .common import Setup, cast, pasted, squares
 
@@ -88,6 +88,7 @@ class CoPaint(Method):
     link = "arxiv.org/abs/2304.03322"
     moves = (DDIM,)
     noise = "ignored"
+    ranges = {name: NOT_NEGATIVE for name in ("lr", "lr_decay", "reg", "reg_decay", "tolerance")}
 
     def __post_init__(self):
         super().__post_init__()

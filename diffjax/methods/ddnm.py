@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import process, timetables
-from ..base import Measurement, Prediction, expand, in_range, namespace, nearest, pytree, safe_divide, safe_sqrt, static
+from ..base import Measurement, Prediction, expand, namespace, nearest, pytree, safe_divide, safe_sqrt, static
 from ..kernels import DDIM, Marginal
 from ..method import Method
 from ..operators import Mask
@@ -137,11 +137,11 @@ class DDNMPlus(Traveller):
     travel: str = static(default="x0")
 
     moves = (Marginal,)
+    ranges = {"eta": (0, 1)}
 
     def __post_init__(self):
         if self.form not in FORMS:
             raise ValueError(f"unknown form {self.form!r}: {nearest(self.form, FORMS)}")
-        in_range("eta", self.eta, 0, 1, remedy="choose a share from 0 to 1")
         super().__post_init__()
 
     def requirements(self):

@@ -27,7 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import Measurement, expand, in_range, pytree, safe_divide, safe_sqrt
+from ..base import Measurement, expand, pytree, safe_divide, safe_sqrt
 from ..kernels import Marginal
 from ..method import Method
 from .common import Setup, cast
@@ -64,11 +64,7 @@ class DDRM(Method):
     link = "arxiv.org/abs/2201.11793"
     requires = ("svd",)
     moves = (Marginal,)
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("eta", "eta_b"):
-            in_range(name, getattr(self, name), 0, 1, remedy="choose a share from 0 to 1")
+    ranges = {"eta": (0, 1), "eta_b": (0, 1)}
 
     def starts_anywhere(self):
         return True

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from .. import process, timetables
 from ..base import Measurement, nearest, pytree, static, whole
 from ..kernels import DDIM
-from ..method import Method
+from ..method import NOT_NEGATIVE, Method
 from ..operators.checks import by_part, least
 from .common import Setup, by_kind, each, inner, kind, level
 
@@ -78,6 +78,7 @@ class DiffPIR(Method):
 
     paper = "Zhu et al. 2023"
     link = "arxiv.org/abs/2305.08995"
+    ranges = {"guidance": (0, 2)} | {name: NOT_NEGATIVE for name in ("lam", "noise_floor", "gamma", "lipschitz", "prior_std")}
 
     def __post_init__(self):
         for name, valid in (("data", DATA), ("splitting", SPLITTINGS)):

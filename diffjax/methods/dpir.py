@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from .. import timetables
 from ..base import Measurement, host, pytree, safe_divide
 from ..kernels import Marginal
-from ..method import Method
+from ..method import NOT_NEGATIVE, Method
 from .common import Setup, cast, each
 
 
@@ -48,6 +48,7 @@ class DPIR(Method):
     requires = ("prox",)
     moves = (Marginal,)
     gives = "estimate"
+    ranges = {"lam": NOT_NEGATIVE, "noise_floor": NOT_NEGATIVE}
 
     def starts_anywhere(self):
         return True

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from ..base import Measurement, expand, nearest, pytree, static
 from ..kernels import DDPM
-from ..method import Method
+from ..method import NOT_NEGATIVE, Method
 from .common import Setup, by_kind, cast, grid, inner, norm
 
 LOSSES = ("norm", "squared", "poisson")
@@ -59,6 +59,7 @@ class DPS(Method):
     paper = "Chung et al. 2023"
     link = "arxiv.org/abs/2209.14687"
     noise = "ignored"
+    ranges = {"scale": NOT_NEGATIVE}
 
     def __post_init__(self):
         super().__post_init__()

@@ -20,7 +20,7 @@ import jax
 
 from ..base import Measurement, expand, normal, pytree
 from ..kernels import DDPM
-from ..method import Method
+from ..method import NOT_NEGATIVE, Method
 from .common import Setup, cast, grid, norm
 from .dps import gradient_of
 
@@ -48,6 +48,7 @@ class MCG(Method):
     link = "arxiv.org/abs/2206.00941"
     requires = ("pinv",)
     noise = "ignored"
+    ranges = {"scale": NOT_NEGATIVE}
 
     def default_kernel(self):
         return DDPM()

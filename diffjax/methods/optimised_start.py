@@ -10,16 +10,17 @@ sample: its spread means nothing.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import normal, pytree, whole
+from ..base import pytree, replace, whole
 from ..kernels import DDIM
 from ..method import Method
-from ..sample import sample
+from ..sample import begin, plan, run
 from .common import Setup, cast, squares
 
 
@@ -52,19 +53,26 @@ def optimise_start(
     shape_or_start: a shape, to draw x_T from ``key``, or the array to begin from
     kernel:    a deterministic one; default DDIM with eta 0
     reg:       weight of |x_T|^2; the prior N(0, I) with noise_std s would make it s^2
-    Raises ValueError for fewer than one iteration.
+    Raises ValueError for fewer than one iteration, a kernel that draws noise, and what ``sample`` refuses.
     """
     whole("iterations", iterations)
-    given = hasattr(shape_or_start, "shape")
-    start = jnp.asarray(shape_or_start) if given else normal(key, tuple(shape_or_start))
+    walk = plan(denoise, table, shape_or_start, kernel=kernel)
+    if not walk.kernel.still():
+        raise ValueError(f"{type(walk.kernel).__name__} draws noise, which no start can make up for: use DDIM() or Heun()")
+    start = begin(key, walk).x
+    return _optimise(replace(walk, x=start), measurement, start, lr, reg, betas, iterations, remat)
+
+
+@functools.partial(jax.jit, static_argnames=("iterations", "remat"), inline=True)
+def _optimise(walk, measurement, start, lr, reg, betas, iterations, remat) -> Optimised:
     y = cast(measurement.y, start.dtype)
     unused = jax.random.key(0)  # the kernel is deterministic
 
-    def walk(start):
-        return sample(unused, denoise, table, start, kernel=kernel, remat=remat).x
+    def through(start):
+        return run(unused, replace(walk, x=start), remat=remat).x
 
     def objective(start):
-        return squares(measurement.A.residual(walk(start), y)) + reg * (start**2).sum()
+        return squares(measurement.A.residual(through(start), y)) + reg * (start**2).sum()
 
     def iteration(carry, n):
         start, mean, square = carry
@@ -77,7 +85,7 @@ def optimise_start(
     zeros = jnp.zeros_like(start)
     counts = jnp.arange(1, iterations + 1, dtype=start.dtype)
     (start, _, _), loss = jax.lax.scan(iteration, (start, zeros, zeros), counts)
-    return Optimised(walk(start), start, loss)
+    return Optimised(through(start), start, loss)
 
 
 @pytree

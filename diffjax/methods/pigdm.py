@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from .. import timetables
 from ..base import Measurement, Prediction, expand, nearest, pytree, safe_divide, static
 from ..kernels import DDIM
-from ..method import Method
+from ..method import NOT_NEGATIVE, Method
 from .common import Setup, cast, each
 
 WEIGHTS = ("adaptive", "bayes")
@@ -51,6 +51,7 @@ class PiGDM(Method):
     paper = "Song et al. 2023"
     link = "openreview.net/forum?id=9_gsMA8MRKQ"
     requires = ("prox",)
+    ranges = {"prior_std": NOT_NEGATIVE, "scale": NOT_NEGATIVE}
 
     def __post_init__(self):
         super().__post_init__()

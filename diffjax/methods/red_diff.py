@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from ..base import Measurement, expand, pytree, safe_divide, safe_sqrt
 from ..kernels import Marginal
-from ..method import Method
+from ..method import NOT_NEGATIVE, Method
 from ..operators import Mask
 from .common import Setup, cast, grid, inner
 
@@ -59,6 +59,7 @@ class REDDiff(Method):
     moves = (Marginal,)
     noise = "ignored"
     gives = "estimate"
+    ranges = {"weight": NOT_NEGATIVE, "lr": NOT_NEGATIVE}
 
     def requirements(self):
         return () if self.guess is not None else ("pinv",)

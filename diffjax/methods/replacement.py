@@ -39,6 +39,7 @@ class Replacement(Method):
     link = "arxiv.org/abs/2011.13456"
     requires = ("pinv",)
     noise = "ignored"  # what y has of it ends up in the result
+    ranges = {"strength": (0, 1)}
 
     def requirements(self):
         noise = self.measurement.noise_std

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from ..base import normal, pytree, replace, static, whole
 from ..kernels import DDIM
+from ..method import NOT_NEGATIVE
 from .blended import Blended
 from .common import Setup, grid
 
@@ -57,6 +58,7 @@ class Resampling(Blended):
     paper = "Trippe et al. 2023"
     link = "arxiv.org/abs/2206.04119"
     differentiable = False  # it draws indices
+    ranges = {"scale": NOT_NEGATIVE}
 
     def __post_init__(self):
         super().__post_init__()

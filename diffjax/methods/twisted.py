@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import timetables
-from ..base import Measurement, in_range, normal, pytree, replace, safe_divide, static, whole
+from ..base import Measurement, normal, pytree, replace, safe_divide, static, whole
 from ..kernels import DDPM, DPMSolverPP2M
 from ..operators.checks import by_part
 from ..sample import Result, sample
@@ -63,11 +63,11 @@ class TwistedSMC(MMPS):
     noise = "needed"
     instead_of_noise = "MMPS, or a small one"
     differentiable = False  # it draws indices
+    ranges = {"threshold": (0, 1)}
 
     def __post_init__(self):
         super().__post_init__()
         whole("particles", self.particles)
-        in_range("threshold", self.threshold, 0, 1)
 
     def default_kernel(self):
         return DDPM()

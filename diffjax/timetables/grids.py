@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..base import is_concrete, namespace
+from ..base import a_schedule, in_range, is_concrete, namespace
 from .table import Timetable, from_times
 
 
@@ -21,11 +21,13 @@ def whole(name: str, value, low: int = 1, most: int | None = None) -> None:
 
 
 def _check_steps(n, schedule) -> None:
+    a_schedule(schedule)
     whole("steps", n, most=schedule.T if schedule.discrete else 10**6)
 
 
 def _entries(schedule, who: str) -> int:
     """T of a table."""
+    a_schedule(schedule)
     if not schedule.discrete:
         raise ValueError(
             f"{who} counts entries of a table, but {type(schedule).__name__} is a formula: use timetables.log_snr or uniform"
@@ -153,6 +155,7 @@ def karras(schedule, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, 
     _check_steps(n, schedule)
     if is_concrete(sigma_min, sigma_max) and not 0 < float(sigma_min) < float(sigma_max):
         raise ValueError(f"sigma_min {sigma_min} and sigma_max {sigma_max}: choose 0 < sigma_min < sigma_max")
+    in_range("rho", rho, 1e-3, 1e6, remedy="choose a number > 0 (Karras et al.: 7)")
     xp = namespace(schedule, sigma_min, sigma_max, rho)
     T, lowest = float(schedule.T), _lowest(schedule)
     ratio = lambda t: xp.exp(-0.5 * schedule.log_snr(t))
@@ -189,8 +192,9 @@ def dpir(schedule, noise_std: float, n: int = 8, top: float = 98 / 255) -> Timet
     ``noise_std``: one number >= 0, known or traced. Raises ValueError for others.
     """
     _check_steps(n, schedule)
-    if np.size(noise_std) != 1 or (is_concrete(noise_std) and not float(np.reshape(noise_std, ())) >= 0):
-        raise ValueError(f"noise_std {noise_std} is not one number >= 0: DPIR walks down to a single noise level")
+    if np.size(noise_std) != 1:
+        raise ValueError(f"noise_std of shape {np.shape(noise_std)} is not one number: DPIR walks down to one noise level")
+    in_range("noise_std", noise_std, 0, top, remedy=f"DPIR walks down to it from top = {top}: pass a larger top")
     xp = namespace(schedule, noise_std, top)
     low = xp.clip(xp.reshape(xp.asarray(noise_std), ()), 0.02, top)
     times = schedule.time(-2 * xp.linspace(xp.log(top), xp.log(low), n))

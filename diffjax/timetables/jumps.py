@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..base import is_concrete, namespace, replace
+from ..base import is_concrete, namespace, replace, short
 from .grids import ddnm_times, respaced, whole
 from .table import Timetable, from_times, from_walk
 
@@ -72,6 +72,8 @@ def _over(grid: Timetable, walk, before_jump: bool = False) -> Timetable:
 
 
 def _plain(grid: Timetable, who: str) -> None:
+    if not isinstance(grid, Timetable):
+        raise ValueError(f"{who} walks a timetable, not {short(grid)}: pass one, timetables.log_snr(schedule, 50)")
     if grid.jumps:
         raise ValueError(f"grid must descend without jumps: {who} adds them")
     if is_concrete(grid.t, grid.s) and not (grid.s < grid.t).all():
