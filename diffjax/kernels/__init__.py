@@ -6,17 +6,29 @@ from .ddpm import DDPM
 from .guidance import Guided, guided
 from .marginal import Marginal
 from .ode import DPMSolverPP2M, Euler, Heun
+from .predictor_corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
+from .predictors import EulerMaruyama, Predictor, ReverseDiffusion
+from .stochastic import Churn, SDEDPMSolverPP2M
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "AnnealedLangevin",
+    "Churn",
+    "Corrector",
     "DPMSolverPP2M",
     "Euler",
+    "EulerMaruyama",
     "GaussianKernel",
     "Guided",
     "Heun",
     "Kernel",
+    "Langevin",
     "Marginal",
+    "Predictor",
+    "PredictorCorrector",
+    "ReverseDiffusion",
+    "SDEDPMSolverPP2M",
     "check_kernel",
     "guided",
 ]

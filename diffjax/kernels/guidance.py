@@ -45,7 +45,7 @@ def guided(kernel, gradient, scale=1.0) -> Guided:
     gradient by.
     """
     check_kernel(kernel)
-    if kernel.still():
+    if kernel.still() or not hasattr(kernel, "transition"):
         lacks = (
             "no Gaussian transition to guide" if not hasattr(kernel, "transition") else "no noise, which scales the guidance"
         )
