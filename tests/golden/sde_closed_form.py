@@ -132,8 +132,8 @@ def corrector(meta):
 
 
 def split(draws, meta, data=False):
-    """{"corrector", "predictor", "known"}: the draws of each row, in the order that the official loop makes them in. ``data``: the
-    loop draws noise for the data after the corrector and after the predictor."""
+    """{"corrector", "predictor", "known"}: the draws of each row, in the order that the official loop makes them in. ``data``:
+    the loop draws noise for the data after the corrector and after the predictor."""
     n = 0 if meta["corrector"] == "none" else meta.get("n_steps", 1)
     moves = 0 if meta["predictor"] == "none" else 1
     rows = draws.reshape(meta["N"], n + moves + 2 * data, *draws.shape[1:]).astype(np.float64)
