@@ -6,7 +6,7 @@ All spend the same number of network calls (a kernel with several a row walks fe
 grids: ``timetables.log_snr`` and ``timetables.uniform``. A predictor-corrector stands beside its predictor alone.
 
 Then the published loop of imputation (Song et al. 2021) beside ours on the problems with masks, with the prior's denoiser and
-the same kernel: it starts with the known pixels as they are, and puts them in at the level of each step's start, one too noisy.
+the same kernel: it starts with the known pixels as they are, and puts them in at the level where a step began, one too noisy.
 
 H          1 = exact draws, the worse of sw2w and w_tv over its floor; geometric mean over a family's problems and the seeds
 var_ratio  variance over the posterior's, geometric mean over directions, problems and seeds: below 1 = overconfident

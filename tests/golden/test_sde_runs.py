@@ -58,7 +58,7 @@ def test_predictor_corrector_replays(golden_file):
         end, states, _ = replay(denoise, kernel, table, x, moves(kernel, meta, noise), trace=lambda x, row, info: x)
         std = deviations(denoise, kernel, table, x)
     if meta["inverse_scaler"] == "c":
-        end = (end + 1) / 2
+        end = (np.asarray(end) + 1) / 2
     check(f"{golden_file.stem} end", end, run["end"], TOLERANCE)
     at = run["state_steps"]
     z = 0 if meta.get("probability_flow") or noise["predictor"] is None else noise["predictor"]
@@ -96,7 +96,7 @@ def test_published_imputation_and_colourisation_replay(golden_file):
         kernel = dj.kernels.PredictorCorrector(predictor=official.predictor(meta, True), corrector=corrector)
         method, y, lift = published(run, meta, official.denoiser(run, meta), kernel)
         noise = official.split(run["draws"][1:], meta, data=True)
-        known = lift(noise["known"])
+        known = np.array(lift(noise["known"]))
         if meta["denoise"]:
             known[-1, 1] = 0
         x = start(meta, run["draws"][0])
