@@ -138,7 +138,7 @@ def test_the_law_of_a_walk_is_the_published_recursion(name):
 
 
 def test_the_recursions_come_to_the_data():
-    """What the walks above converge to: twice the rows halve the error of the predictors, and quarter that of the stochastic 2M,
+    """What the walks converge to: twice the rows halve the predictors' error, and quarter that of the stochastic 2M,
     which is a hundredth at 80. Churn converges where its climbs become as short as the rows, without the S_noise of 1.1."""
     error = lambda var: np.abs(var / VARIANCE - 1).max()
     for name, rows, order, most in (

@@ -100,9 +100,7 @@ def test_published_imputation_and_colourisation_replay(golden_file):
         if meta["denoise"]:
             known[-1, 1] = 0
         x = start(meta, run["draws"][0])
-        if meta["task"] == "color":
-            x[:, 0] = 0  # the code takes the prior's channels 1 and 2 before it rotates them
-        x = quirks.clean_start(method, jnp.asarray(x), y)
+        x = quirks.clean_start(method, x, y, meta["task"])
         rows = {"move": moves(kernel, meta, noise), "known": known}
         end, _, info = replay(method, kernel, table, x, rows)
     check(f"{golden_file.stem} end", end, run["end"], TOLERANCE)
