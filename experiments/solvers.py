@@ -31,7 +31,7 @@ from diffjax.base import pytree
 
 from .tools import provenance, records
 from .tools.exact import load_oracle, masked, mesh
-from .tools.study import Parser, UserError, command, run, use_cores, whole
+from .tools.study import Parser, UserError, command, run, unknown, use_cores, whole
 
 K = dj.kernels
 VP = dj.schedules.VP()
@@ -137,9 +137,13 @@ def line(name, grid, calls, cells) -> dict:
 def arguments(argv):
     parser = Parser("experiments.solvers", __doc__)
     parser.add_argument("--seeds", type=whole(1), default=3, help="runs of each cell on the log-SNR grid, one on the other")
+    parser.add_argument("--kernels", nargs="+", default=list(KERNELS), metavar="KERNEL", help="default: all of them")
     parser.add_argument("--quick", action="store_true", help="a small version that shows the program at work")
     parser.add_argument("--out", **provenance.OUT)
     options = parser.parse(argv)
+    for name in options.kernels:
+        if name not in KERNELS:
+            raise unknown("kernel", name, KERNELS)
     try:
         Path(options.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,14 +171,14 @@ def main(argv=None) -> int:
 
     with jax.enable_x64(True):  # 25 narrow modes need float64; images are float32 throughout
         exact = {p: (q.denoiser(VP), shape, dtype) for p in problems for q, shape, dtype in [posterior(p)]}
-        for name, grid, calls in itertools.product(KERNELS, GRIDS, budgets):
+        for name, grid, calls in itertools.product(options.kernels, GRIDS, budgets):
             add(name, grid, calls, exact, name)
         hidden = {}
         for problem in (oracle.load(n) for n in MASKS[: 1 if options.quick else None]):
             prior, measurement, shape = masked(problem)
             prior, measurement = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (prior, measurement))
             hidden[problem] = prior.denoiser(VP), measurement, shape
-        for (name, loop), calls in itertools.product(LOOPS.items(), budgets):
+        for (name, loop), calls in itertools.product(LOOPS.items() if LOOP in options.kernels else (), budgets):
             methods = {p: (loop(denoise, m), shape, np.dtype(np.float32)) for p, (denoise, m, shape) in hidden.items()}
             add(name, "log-SNR", calls, methods, LOOP)
     more = {"samples": "64" if options.quick else "the problems' own", "problems": names, "masks": list(MASKS)}

@@ -332,7 +332,10 @@ REFUSED = {
     "churn and DPS": (
         lambda: dj.sample(
             jax.random.key(0),
-            dj.methods.DPS(PRIOR.denoiser(VP), dj.Measurement(jnp.zeros((2, 2, 1)), dj.operators.Mask(jnp.ones((2, 2, 1))))),
+            dj.methods.DPS(
+                dj.denoisers.from_eps(lambda x, i: x, None, VP),
+                dj.Measurement(jnp.zeros((2, 2, 1)), dj.operators.Mask(jnp.ones((2, 2, 1)))),
+            ),
             grid(4),
             (2, 2, 1),
             kernel=K.Churn(),

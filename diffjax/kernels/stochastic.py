@@ -104,7 +104,7 @@ class Churn(Kernel):
         who = type(self.kernel).__name__
         if not self.kernel.still():
             raise ValueError(f"{who} has noise of its own: churn is for ODE solvers, for example Churn(kernels.Heun())")
-        if jax.tree.leaves(jax.eval_shape(self.kernel.init, jnp.zeros(1))):
+        if jax.tree.leaves(jax.eval_shape(self.kernel.init, jax.ShapeDtypeStruct((1,), jnp.float32))):
             raise ValueError(f"{who} goes by the rows before, which churn leaves: use Heun or Euler, or SDEDPMSolverPP2M")
 
     @property
