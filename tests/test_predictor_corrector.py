@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import diffjax as dj
-from diffjax.base import pytree, replace
+from diffjax.base import pytree
 
 K = dj.kernels
 VP = dj.schedules.VP()
@@ -23,6 +23,21 @@ def grid(n, most=None):
     times = dj.timetables.log_snr(VP, n)
     times = np.append(times.t, times.s[-1])
     return dj.timetables.from_times(np.append(times, np.zeros((most or n) - n)))
+
+
+@pytree
+class Exponential(K.Predictor):
+    """A predictor of one's own: DDIM in terms of the score."""
+
+    def update(self, t, s):
+        (a_t, s_t), (a_s, s_s) = dj.process.marginal(self.schedule, t), dj.process.marginal(self.schedule, s)
+        return a_s / a_t, a_s / a_t * s_t**2 - s_t * s_s, 0 * t
+
+
+@pytree
+class Stay(K.Predictor):
+    def update(self, t, s):
+        return 1 + 0 * t, 0 * t, 0 * t
 
 
 # --- the law on Gaussian data: x at the end is linear in all draws, so that their squared factors add up to its variance ---
@@ -154,14 +169,18 @@ def test_the_recursions_come_to_the_data():
 
 
 def test_dials_end_at_the_deterministic_kernels():
-    """eta = 0 of the stochastic 2M is the published 2M, and without history eta = 1 is ancestral sampling."""
-    x = jnp.asarray([0.3, -0.7, 1.1])
-    run = lambda kernel, table, key=None: dj.sample(jax.random.key(0), PRIOR.denoiser(VP), table, x, kernel=kernel).x
+    """eta = 0 of the stochastic 2M moves as 2M does, eta = 1 without history by q(x_s | x_t, x0): ancestral sampling."""
     table = dj.timetables.log_snr(VP, 12)
-    np.testing.assert_allclose(run(K.SDEDPMSolverPP2M(eta=0.0), table), run(K.DPMSolverPP2M(deep=0.0), table), rtol=2e-6)
-    np.testing.assert_allclose(run(K.SDEDPMSolverPP2M(), table[3:4]), run(K.DDPM(), table[3:4]), rtol=1e-6)
+    move, of_2m = K.SDEDPMSolverPP2M(VP, eta=0.0).plan(table).move, K.DPMSolverPP2M(VP).plan(table).move
+    np.testing.assert_allclose(move.c_t, of_2m.sigma_ratio, rtol=1e-12)
+    np.testing.assert_allclose(move.c_0, of_2m.alpha_s * (1 - of_2m.decay), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(move.h, of_2m.h, rtol=1e-9)
+    assert not move.std.any()
+    move = K.SDEDPMSolverPP2M(VP).plan(table).move
+    for found, expected in zip((move.c_0, move.c_t, move.std), dj.process.posterior(VP, table.t, table.s)):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
     for kernel in (K.EulerMaruyama(eta=0.0), K.ReverseDiffusion(eta=0.0)):
-        assert kernel.bind(VP).draw(jax.random.key(0), x) == ()
+        assert kernel.bind(VP).draw(jax.random.key(0), jnp.ones(3)) == ()
 
 
 # --- correctors ---
@@ -198,59 +217,42 @@ def test_a_corrector_leaves_the_law_to_first_order_in_its_step():
 
 
 def test_norms_averaged_over_a_batch_as_one_array_and_as_a_named_axis():
-    images = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 4, 1)) * np.array([0.3, 1, 4])[:, None, None, None])
-    prior = dj.priors.gaussian(np.zeros((4, 4, 1)), 0.3)
-    denoise = dj.method.as_denoiser(lambda x, t: jax.vmap(prior.denoiser(VP), (0, None), 0)(x, t))
-    table = dj.timetables.from_times([0.5, 0.4, 0.3])
-    kernel = lambda over: K.PredictorCorrector(VP, K.ReverseDiffusion(), K.Langevin(over=over))
-    noise = dj.draws(jax.random.key(0), denoise, table, images, kernel=kernel(0))
-    one_array = dj.sample(None, per_image(denoise), table, images, kernel=kernel(0), recorded=noise).x
-    each = noise.rows
-    apart = {"corrector": jnp.moveaxis(each["corrector"], 2, 0), "predictor": jnp.moveaxis(each["predictor"], 1, 0)}
+    """A named axis is that of the ``vmap`` around ``sample``."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((3, 2, 2, 1)) * np.array([0.3, 1, 4])[:, None, None, None], jnp.float32)
+    table = dj.timetables.from_times([0.5, 0.4])
+    alpha, sigma = VP.alpha(0.5), VP.sigma(0.5)
+    k = jax.tree.map(lambda a: jnp.float32(a[0]), K.Langevin().coefficients(VP, table))
+    z = jnp.asarray(rng.standard_normal(images.shape), jnp.float32)
+    p = score_prediction(images, np.float32(alpha), np.float32(sigma), -images)
+    together = K.Langevin(over=0).update(p, images, k, z)
+    alone = jnp.stack([K.Langevin().update(jax.tree.map(lambda a, n=n: a[n] if a.ndim else a, p), images[n], k, z[n])
+                       for n in range(3)])  # fmt: skip
+    assert np.abs(together - alone).max() > 0.05
+    prior = dj.priors.gaussian(np.zeros((2, 2, 1)), np.float32((1 - sigma**2) / alpha**2))  # of unit variance at t = 0.5
+    kernel = K.PredictorCorrector(predictor=Stay(eta=0.0), corrector=K.Langevin(over="images"))
 
-    def run(over):
-        one = lambda x, rows: (
-            dj.sample(None, prior.denoiser(VP), table, x, kernel=kernel(over), recorded=dj.Draws(None, rows, None)).x
-        )
-        return jax.vmap(one, axis_name="images")(images, apart)
+    def one(x, z):
+        noise = dj.Draws(None, {"corrector": z[None, None], "predictor": ()}, None)
+        return dj.sample(None, prior.denoiser(VP), table, x, kernel=kernel, recorded=noise).x
 
-    np.testing.assert_allclose(run("images"), one_array, rtol=1e-5, atol=1e-5)
-    assert np.abs(run(None) - one_array).max() > 0.05
-
-
-def per_image(denoise):
-    """One level for all images of the array."""
-
-    def predict(x, t):
-        p = denoise(x, t)
-        return replace(p, alpha=p.alpha[0], sigma=p.sigma[0])
-
-    predict.schedule = VP
-    return predict
+    np.testing.assert_allclose(jax.vmap(one, axis_name="images")(images, z), together, rtol=1e-4, atol=1e-5)
 
 
 # --- composition ---
 
 
-@pytree
-class Exponential(K.Predictor):
-    """A predictor of one's own: DDIM in terms of the score, c_x = alpha_s / alpha_t."""
-
-    def update(self, t, s):
-        (a_t, s_t), (a_s, s_s) = dj.process.marginal(self.schedule, t), dj.process.marginal(self.schedule, s)
-        return a_s / a_t, a_s / a_t * s_t**2 - s_t * s_s, 0 * t
-
-
 def test_a_predictor_of_ones_own_is_one_class_and_runs_everywhere():
+    """With a corrector of two steps, under the method of colourisation."""
     table = dj.timetables.log_snr(VP, 9)
-    prior = dj.priors.gaussian(np.zeros((4, 4, 3)), 0.3)
-    own = dj.sample(jax.random.key(0), prior.denoiser(VP), table, (4, 4, 3), kernel=Exponential())
-    ddim = dj.sample(jax.random.key(0), prior.denoiser(VP), table, (4, 4, 3), kernel=K.DDIM())
-    np.testing.assert_allclose(own.x, ddim.x, rtol=1e-4, atol=1e-5)
-    grey = dj.operators.Grey()  # colourisation
-    y = grey(jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (4, 4, 3)), jnp.float32))
-    method = dj.methods.Replacement(prior.denoiser(VP), dj.Measurement(y, grey))
     kernel = K.PredictorCorrector(predictor=Exponential(), corrector=K.Langevin(steps=2))
+    move, ddim = Exponential(VP).plan(table).move, K.DDIM(VP).plan(table).move
+    per_eps = ddim.eps / VP.sigma(table.t)
+    np.testing.assert_allclose(move.c_t, per_eps, rtol=1e-9)
+    np.testing.assert_allclose(move.c_0, ddim.alpha_s - per_eps * VP.alpha(table.t), rtol=1e-9)
+    grey = dj.operators.Grey()
+    y = grey(jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (4, 4, 3)), jnp.float32))
+    method = dj.methods.Replacement(dj.priors.gaussian(np.zeros((4, 4, 3)), 0.3).denoiser(VP), dj.Measurement(y, grey))
     found = dj.sample(jax.random.key(0), method, table, (4, 4, 3), kernel=kernel)
     np.testing.assert_allclose(grey(found.x), y, atol=1e-5)
     assert method.calls(kernel) == 3 and kernel.updates == 2
