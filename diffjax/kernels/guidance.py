@@ -46,7 +46,7 @@ def guided(kernel, gradient, scale=1.0) -> Guided:
     """
     check_kernel(kernel)
     in_range("scale", scale)
-    if kernel.still():
+    if kernel.still() or not hasattr(kernel, "transition"):
         lacks = (
             "no Gaussian transition to guide" if not hasattr(kernel, "transition") else "no noise, which scales the guidance"
         )

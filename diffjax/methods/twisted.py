@@ -74,8 +74,8 @@ class TwistedSMC(MMPS):
 
     def check(self, kernel, table):
         super().check(kernel, table)
-        if kernel.still():
-            raise ValueError(f"TwistedSMC weighs random steps: {type(kernel).__name__} has none, use DDPM or DDIM(eta=1)")
+        if kernel.still() or not hasattr(kernel, "transition"):
+            raise ValueError(f"TwistedSMC weighs Gaussian steps: {type(kernel).__name__} has none, use DDPM or DDIM(eta=1)")
 
     def image_shape(self, shape):
         return shape[1:]
