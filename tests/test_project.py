@@ -22,6 +22,7 @@ FLOORS = [
     {"timetables", "denoisers", "priors"},
     {"operators"},
     {"kernels"},
+    {"flow"},
     {"doors"},
     {"sample"},
     {"methods"},
@@ -34,7 +35,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
-OUTSIDE_CORE = {"nets", "convert", "training", "zoo", "cli", "__main__"}
+OUTSIDE_CORE = {"flow", "nets", "convert", "training", "zoo", "cli", "__main__"}
 
 
 def modules():

@@ -6,17 +6,21 @@ from .ddpm import DDPM
 from .guidance import Guided, guided
 from .marginal import Marginal
 from .ode import DPMSolverPP2M, Euler, Heun
+from .ode_high import RK4, DPMSolverPP3M, UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "RK4",
     "DPMSolverPP2M",
+    "DPMSolverPP3M",
     "Euler",
     "GaussianKernel",
     "Guided",
     "Heun",
     "Kernel",
     "Marginal",
+    "UniPC",
     "check_kernel",
     "guided",
 ]

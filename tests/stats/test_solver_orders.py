@@ -50,9 +50,11 @@ def case(kernel, schedule, grid, n, most):
     table = dj.timetables.from_rows([*zip(table.t, table.s, table.r), *[(last,) * 3] * (most - len(table))])
     rows = replace(table.rows(), k=replace(kernel, schedule=schedule).plan(table))
     times = np.append(table.t, last)
+    if hasattr(rows.k.move, "t_mid"):  # where the kernel looks within a row
+        times = np.concatenate([rows.k.move.t_mid, times])
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     law = lambda n: alpha[n] * MEAN + np.sqrt(alpha[n] ** 2 * VARIANCE + sigma[n] ** 2) * START
-    return rows, (times, alpha, sigma), law(0), law(-1)
+    return rows, (times, alpha, sigma), law(-1 - most), law(-1)
 
 
 @jax.jit
