@@ -4,9 +4,9 @@ With r = sqrt(alpha^2 + sigma^2) and nu = asinh(alpha / sigma), y = x / r follow
 
     dy / dnu = -sin (cos eps - sin x0),     cos = alpha / r,  sin = sigma / r                                       (1)
 
-and x / sigma the integral of x0 d(alpha / sigma). nu is log(alpha / sigma) + log 2 where there is little noise and alpha / sigma
-where there is much, so that everything is bounded and smooth from alpha = 0 on. Sources: Lu et al. 2022 (DPM-Solver++), Zhao et
-al. 2023 (UniPC, algorithms 5 to 8 for predictions of x0).
+and x / sigma the integral of x0 d(alpha / sigma). nu is log(alpha / sigma) + log 2 where there is little noise and
+alpha / sigma where there is much: everything is bounded and smooth from alpha = 0 on. Sources: Lu et al. 2022 (DPM-Solver++),
+Zhao et al. 2023 (UniPC, algorithms 5 to 8 for predictions of x0).
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ class UniPC(Kernel):
 
         x_s = sigma_s / sigma_t x_t + sigma_s int P dq,     q = alpha / sigma
 
-    P is the polynomial through the x0 of this row and of the one or two before. The next row's x0 then corrects x_s: P
-    takes it in, so that the order rises by one, and no further call is made for it. Where P is a line, its integral takes h / 2
-    for the mean of nu - nu_t, which is what B_2 comes to; from order 3 on the published coefficients do not depend on B.
+    P is the polynomial through the x0 of this row and of the one or two before. The next row's x0 then corrects x_s: P takes it
+    in, so that the order rises by one, and no further call is made for it. Where P is a line, its integral takes h / 2 for the
+    mean of nu - nu_t, which is what B_2 comes to; with more points the published coefficients do not depend on B.
     First order on fresh rows (start, after a jump) and on the last one (s = 0), second on the row after a fresh one.
 
     deep: P is a polynomial of nu = log(q + sqrt(q^2 + deep^2)), q = alpha / sigma: the logarithm, as published, above this q,

@@ -4,14 +4,16 @@ With y = x / r, r = sqrt(alpha^2 + sigma^2) and dy / dnu = v(y, nu) (``kernels.o
 
     log p_eps(x) = log p_T(x_T) + D log(r_T / r_eps) + int_eps^T div v dnu
 
-x is taken to be x at eps, the lowest time of the walk: what comes out is the density of alpha_eps x_0 + sigma_eps noise, not of
-x_0. That density's other end: a model that draws its start from N(0, sigma_T^2) (N(0, 1) where alpha^2 + sigma^2 = 1, as
-``sample`` does) has ``end="normal"``, which is what papers report. But data noised to T has not quite that distribution. By
-default, ``end="matched"``, the denoiser at T says what is missing: with q = alpha_T / sigma_T, u = x_T / sigma_T, m = x0 there,
+x is taken to be x at eps, the lowest time of the walk: what comes out is the density of alpha_eps x_0 + sigma_eps noise, not
+of x_0. At T a model that draws its start from N(0, sigma_T^2) (from N(0, 1) where alpha^2 + sigma^2 = 1, as ``sample`` does)
+has just that density: ``end="normal"``, which is what papers report. But data noised to T have not quite that distribution.
+``end="matched"``, the default, asks the denoiser at T for the difference: with q = alpha_T / sigma_T, u = x_T / sigma_T, m = x0
+there, and ' the derivative along u,
 
-    log p_T - log N(0, sigma_T^2) = q (u.m - u.m' / 2 + u.m'' / 6 - (div_u m - (div_u m)') / 2) - q^2 |m - m'|^2 / 2 + O(q^4)   (1)
+    log p_T - log N(0, sigma_T^2) =
+        q (u.m - u.m' / 2 + u.m'' / 6 - (div_u m - (div_u m)') / 2) - q^2 |m - m'|^2 / 2 + O(q^4)                         (1)
 
-' the derivative along u: up to 0.02 nats for VP and 0.05 for VE in 8 dimensions. ``mismatch`` is this number.
+which is up to 0.02 nats for VP and 0.05 for VE in 8 dimensions. ``mismatch`` is this number.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ class _Points:
 
 
 def dequantise(key, image, data_range=(-1.0, 1.0), levels: int = 256):
-    """``image`` on the grid of ``levels`` equal steps from one end of ``data_range`` to the other (k / 127.5 - 1), with uniform
-    noise within each level: low + (high - low) (k + u) / levels, u in [0, 1). Raises ValueError for known values off the grid."""
+    """``image`` with uniform noise within each level: low + (high - low) (k + u) / levels, u in [0, 1), where it is
+    low + (high - low) k / (levels - 1), like k / 127.5 - 1. Raises ValueError for known values that are no level."""
     low, high = check_range(data_range, levels)
     image = jnp.asarray(image)
     k = (image - low) / (high - low) * (levels - 1)
@@ -102,7 +104,7 @@ def check_range(data_range, levels):
 
 
 def bits_per_dimension(nats, size: int, data_range=(-1.0, 1.0), levels: int = 256):
-    """-nats / (D ln 2) - log2((high - low) / levels): of an image of D = ``size`` numbers, dequantised (:func:`dequantise`)."""
+    """-nats / (D ln 2) - log2((high - low) / levels), D = ``size``: of what :func:`dequantise` gives."""
     low, high = check_range(data_range, levels)
     return -nats / (size * math.log(2)) + math.log2(levels / (high - low))
 
@@ -130,8 +132,8 @@ def log_prob(
                  the same probes all the way. Or the probes themselves, (n, *x.shape)
     key, kind:   of the probes: "rademacher" (signs) or "gaussian"
     end:         "matched" or "normal", see the head of this file
-    data_range:  (low, high) of the data, for ``bits``; x must lie within. x is what :func:`dequantise` gives, else the bits are
-                 those of a density and bound nothing
+    data_range:  (low, high) of the data, for ``bits``; x must lie within. x is what :func:`dequantise` gives: else the bits
+                 are those of a density and bound nothing
     Raises ValueError for walks that jump or climb, schedules without what is needed, a range that does not match; a divergence
     that is not finite, a tolerance that is not reached (known values; within ``jit`` see ``finite``, ``reached``).
     """
@@ -163,9 +165,7 @@ def draw_probes(probes, key, kind, x):
     """(n, *x.shape), of a number n or as given."""
     if np.ndim(probes) > 0:
         if np.shape(probes)[1:] != x.shape:
-            raise ValueError(
-                f"probes of shape {np.shape(probes)} do not fit an image of {x.shape}: give (n, *shape) or a number"
-            )
+            raise ValueError(f"probes of shape {np.shape(probes)} do not fit an image of {x.shape}: give (n, *shape)")
         return jnp.asarray(probes, x.dtype)
     n = whole("probes", probes)
     if key is None:
