@@ -22,6 +22,7 @@ FLOORS = [
     {"timetables", "denoisers", "priors"},
     {"operators"},
     {"kernels"},
+    {"adaptive"},
     {"flow"},
     {"doors"},
     {"sample"},
@@ -35,7 +36,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
-OUTSIDE_CORE = {"flow", "nets", "convert", "training", "zoo", "cli", "__main__"}
+OUTSIDE_CORE = {"adaptive", "nets", "convert", "training", "zoo", "cli", "__main__"}
 
 
 def modules():

@@ -5,8 +5,9 @@ from .ddim import DDIM
 from .ddpm import DDPM
 from .guidance import Guided, guided
 from .marginal import Marginal
+from .multistep import DPMSolverPP3M, UniPC
 from .ode import DPMSolverPP2M, Euler, Heun
-from .ode_high import RK4, DPMSolverPP3M, UniPC
+from .runge_kutta import RK4
 
 __all__ = [
     "DDIM",
