@@ -1,7 +1,7 @@
 """The score-SDE code's probability-flow ODE and likelihoods: scipy's RK45 on the recorded batch, which is one state there.
 
-Its steps are chosen by the error of the whole batch, so the batch is handed over as one array. The solver takes the same steps,
-but rounding can tip one over: evaluations are within 12."""
+Its steps are chosen by the error of the whole batch, so the batch is handed over as one array. The solver takes the same
+steps, but rounding can tip one over: evaluations are within 12."""
 
 import jax
 import numpy as np
