@@ -23,6 +23,8 @@ FLOORS = [
     {"timetables", "denoisers", "priors"},
     {"operators"},
     {"kernels"},
+    {"adaptive"},
+    {"flow"},
     {"doors"},
     {"sample"},
     {"methods"},
@@ -35,7 +37,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
-OUTSIDE_CORE = {"nets", "convert", "training", "zoo", "cli", "__main__"}
+OUTSIDE_CORE = {"adaptive", "nets", "convert", "training", "zoo", "cli", "__main__"}
 
 
 def modules():

@@ -15,18 +15,22 @@ from .ddim import DDIM
 from .ddpm import DDPM
 from .guidance import Guided, guided
 from .marginal import Marginal
+from .multistep import DPMSolverPP3M, UniPC
 from .ode import DPMSolverPP2M, Euler, Heun
 from .predictor_corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from .predictors import EulerMaruyama, Predictor, ReverseDiffusion
+from .runge_kutta import RK4
 from .stochastic import Churn, SDEDPMSolverPP2M
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "RK4",
     "AnnealedLangevin",
     "Churn",
     "Corrector",
     "DPMSolverPP2M",
+    "DPMSolverPP3M",
     "Euler",
     "EulerMaruyama",
     "GaussianKernel",
@@ -39,6 +43,7 @@ __all__ = [
     "PredictorCorrector",
     "ReverseDiffusion",
     "SDEDPMSolverPP2M",
+    "UniPC",
     "check_kernel",
     "guided",
 ]

@@ -1,5 +1,5 @@
 """Likelihoods and their bounds, in bits per dimension."""
 
-from . import variational
+from . import flow, variational
 
-__all__ = ["variational"]
+__all__ = ["flow", "variational"]
