@@ -1,5 +1,5 @@
-"""Likelihoods and their bounds, in bits per dimension."""
+"""Likelihoods and their bounds: variational (DDPM), nonequilibrium and binomial (Sohl-Dickstein et al. 2015)."""
 
-from . import variational
+from . import binomial, nonequilibrium, variational
 
-__all__ = ["variational"]
+__all__ = ["binomial", "nonequilibrium", "variational"]

@@ -205,7 +205,7 @@ def bound_terms(variance):
     kernel = DDPM(None, variance=VARIANCES[variance])
 
     def one(p, x_0, row):
-        term = lambda x0, mix: variational.term(kernel, dj.replace(p, x0=x0, mix=mix), x_0, row)
+        term = lambda x0, mix: variational.term(kernel, dj.replace(p, x0=x0, mix=mix), x_0, row, cdf="tanh")
         off = rounding(kernel, p, x_0, row), gradient_rounding(kernel, p, x_0, row)
         return *jax.value_and_grad(term, (0, 1))(p.x0, p.mix), off
 
@@ -370,7 +370,7 @@ def test_bits_per_dimension(golden_file):
             def one(x_0, noise):
                 x_last = dj.process.q_sample(schedule, x_0, last.t, noise[-1])
                 slack = rounding(kernel, denoise(x_last, last.t), x_0, last)
-                return variational.bound(None, denoise, kernel, table, x_0, recorded=noise), slack
+                return variational.bound(None, denoise, kernel, table, x_0, recorded=noise, cdf="tanh"), slack
 
             bound, slack = jax.tree.map(np.asarray, quick_jit(jax.vmap(one, (0, 1)))(x_0, noise))
             of_rows = np.where(np.arange(len(table)) == len(table) - 1, slack[:, None], 0)
