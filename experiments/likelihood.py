@@ -141,7 +141,7 @@ def main(argv=None) -> int:
         raise UserError(f"prior {options.prior!r} is for images of {prior.shape}, those bundled are {images.shape[1:]}")
     begin = time.perf_counter()
     rows, steps = measure(prior, images, options)
-    name = f"likelihood_{options.prior}"
+    name = f"likelihood_{prior.name}"
     of_steps = plot(prior, options, steps, float(jnp.var(images)), out / f"{name}.png")
     settings = {k: getattr(options, k) for k in ("prior", "levels", "draws", "variance", "seed")}
     rows += [{k: float(v) if isinstance(v, np.floating) else v for k, v in r.items()} for r in averages(rows)]

@@ -91,7 +91,7 @@ def trained(loss, params, steps, rate, key):
 
 
 def gains(model, table, key, x_0, draws):
-    """(K, annealed log p), both less the null model's mean, in bits, and the effective number of trajectories, of one point."""
+    """(K, annealed log p) of a point, less the null model's mean, in bits; and the effective number of trajectories."""
     key_bound, key_annealed = jax.random.split(key)
     bound = lambda key: nonequilibrium.lower_bound(key, model, KERNEL, table, x_0)
     found = jax.vmap(bound)(jax.random.split(key_bound, draws))
@@ -116,9 +116,9 @@ def swiss_roll(options):
         seconds = time.perf_counter() - begin
         model = roll_model(params, learned)
 
-        evaluate = jax.jit(functools.partial(gains, model, table, draws=draws))
+        evaluate = lambda a, model=model: gains(model, table, *a, draws)
         inputs = jax.random.split(jax.random.key(4), points), held_out
-        k, p, effective = (np.asarray(a, float) for a in jax.lax.map(lambda a: evaluate(*a), inputs, batch_size=100))
+        k, p, effective = (np.asarray(a, float) for a in jax.lax.map(evaluate, inputs, batch_size=100))
         error = lambda a: float(a.std() / points**0.5)
         rows.append({
             "example": "swiss roll", "betas": "learned" if learned else "fixed", "K - null, bits": float(k.mean()),

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..base import Measurement, expand, pytree, safe_divide, safe_sqrt
-from ..kernels import DDIM, DDPM
+from ..kernels import DDPM
 from ..kernels.base import stay_if_no_move
 from ..method import Method
 from .common import Setup, grid
@@ -29,7 +29,7 @@ class Nonequilibrium(Method):
     """denoise: the prior. measurement: y with a ``Mask``; of ones and with ``noise_std`` > 0: denoising.
 
     strength: power of r, 1 as published: as if y had noise_std / sqrt(strength)
-    Moves by kernels whose step has noise: DDPM, or DDIM with eta > 0. Raises ValueError for others.
+    Moves by kernels whose step has noise: DDPM, DDIM with eta > 0, guided ones. Raises ValueError for others.
     """
 
     measurement: Measurement = None
@@ -38,14 +38,15 @@ class Nonequilibrium(Method):
     paper = "Sohl-Dickstein et al. 2015"
     link = "arxiv.org/abs/1503.03585"
     requires = ("mask",)
-    moves = (DDPM, DDIM)
+
+    def default_kernel(self):
+        return DDPM()
 
     def check(self, kernel, table):
-        super().check(kernel, table)
         if kernel.still():
+            who = type(kernel).__name__
             raise ValueError(
-                f"Nonequilibrium multiplies the Gaussian of a step, and {type(kernel).__name__} with eta 0 has none: use "
-                "DDPM() or DDIM(eta=1.0)"
+                f"Nonequilibrium multiplies a step's Gaussian, and {who} adds no noise: use kernels.DDPM() or DDIM(eta=1.0)"
             )
 
     def product(self, mean, std):

@@ -93,8 +93,8 @@ class MultiScaleNet(nn.Module):
         h = x
         for n in range(self.conv_layers):
             h = MultiScale(self.conv_width, self.scales, self.paper, name=f"layer{n}")(h)
-        h = h / math.sqrt(self.conv_width)
-        if self.dense_features:
+        if self.dense_features:  # each part is scaled where there are two
+            h = h / math.sqrt(self.conv_width)
             pixels = height * width * self.dense_features
             widths = (self.dense_width,) * (self.conv_layers - 1) + (pixels,)
             flat = MLP(widths, self.paper, name="lower")(x.reshape(*lead, height * width * channels))

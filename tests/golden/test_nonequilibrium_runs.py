@@ -67,7 +67,8 @@ def model(run, meta):
     T, bumps = kwargs["trajectory_length"], kwargs["n_temporal_basis"]
     first = kwargs.get("step1_beta", 0.001)
     betas = nonequilibrium.learned_betas(np.zeros(bumps), T, first_beta=first)
-    return nonequilibrium.denoiser(network(kwargs).apply, parameters(run, kwargs), betas), betas
+    basis = nonequilibrium.temporal_basis(T, bumps)
+    return nonequilibrium.denoiser(network(kwargs).apply, parameters(run, kwargs), betas, basis), betas
 
 
 def official_cost(run, denoise, betas, x_0, t, noise):
