@@ -73,9 +73,7 @@ def measure(prior, images, options):
             for name, (bits, error, effective) in found.items():
                 rows.append({"image": j, "estimate": name, "bits": float(bits), "error": float(error),
                              "effective": None if np.isnan(effective) else float(effective), "seconds": seconds})  # fmt: skip
-                print(
-                    "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True
-                )
+                print(f"image {j}  {name}: {bits:.4f} +- {error:.4f} bits, {seconds:.2f} s", flush=True)
             for name, value in more.items():
                 steps[name] = steps.get(name, 0) + np.asarray(value, float) / len(images)
     return rows, steps

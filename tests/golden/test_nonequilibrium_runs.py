@@ -103,7 +103,7 @@ def test_released_code(golden_file):
         for case in sorted({name.split("/")[0] for name in run if re.match(r"r\d+/", name)}):
             get = lambda name: run[f"{case}/{name}"]
             t = int(np.squeeze(get("t")))
-            x_0 = data + channels_last(get("u_x"))
+            x_0 = data + kwargs.get("uniform_noise", 0.0) * (channels_last(get("u_x")) - 0.5)
             x_t, (q_mean, q_log), (mean, log_var), bits = cost(x_0, t, channels_last(get("N")))
             got = {"X_noisy": x_t, "mu_post": q_mean, "mu": mean, "sigma": jnp.exp(0.5 * log_var)}
             for name, value in got.items():
