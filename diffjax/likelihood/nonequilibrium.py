@@ -161,6 +161,7 @@ def annealed(
     Raises ValueError as ``variational.bound`` does, and for too few trajectories.
     """
     whole("trajectories", trajectories, 2)
+    variational.check(bind(as_method(denoise), kernel), table, x_0, decoder, cdf)
     one = lambda key: log_factors(key, denoise, kernel, table, x_0, decoder=decoder, cdf=cdf)
     keys = jax.random.split(key, trajectories)
     first, factors = jax.vmap(one)(keys) if batch is None else jax.lax.map(one, keys, batch_size=whole("batch", batch))
