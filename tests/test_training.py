@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def hybrid_by_hand(betas, x_0, t, noise, output):
         terms = 0.5 * (log_var - log_small[i] - 1 + (np.exp(log_small[i]) + difference**2) / variance)
     else:
         mean, std = c_0 * x_0_hat + c_t * x_t, np.exp(log_var / 2)
-        cdf = lambda z: 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+        cdf = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)))
         up = np.where(x_0 > 0.999, 1.0, cdf((x_0 + 1 / 255 - mean) / std))
         down = np.where(x_0 < -0.999, 0.0, cdf((x_0 - 1 / 255 - mean) / std))
         terms = -np.log(np.maximum(up - down, 1e-12))

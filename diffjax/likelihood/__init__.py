@@ -1,5 +1,6 @@
-"""Likelihoods and their bounds, in bits per dimension."""
+"""Likelihoods and their bounds: of the probability flow, variational (DDPM), nonequilibrium and binomial (Sohl-Dickstein
+et al. 2015)."""
 
-from . import flow, variational
+from . import binomial, flow, nonequilibrium, variational
 
-__all__ = ["flow", "variational"]
+__all__ = ["binomial", "flow", "nonequilibrium", "variational"]

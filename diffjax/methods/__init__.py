@@ -11,6 +11,7 @@ from .dpir import DPIR
 from .dps import DPS
 from .mcg import MCG
 from .mmps import MMPS
+from .nonequilibrium import Nonequilibrium
 from .optimised_start import optimise_start
 from .pigdm import PiGDM
 from .red_diff import REDDiff
@@ -31,6 +32,7 @@ __all__ = [
     "CoPaint",
     "DDNMPlus",
     "DiffPIR",
+    "Nonequilibrium",
     "PiGDM",
     "REDDiff",
     "RePaint",

@@ -3,6 +3,7 @@
 from .ddpm import DDPMUNet
 from .dncnn import DnCNN
 from .encoder import Encoder
+from .nonequilibrium import MultiScaleNet, RadialNet
 from .unet import SuperRes, UNet, init
 
-__all__ = ["DDPMUNet", "DnCNN", "Encoder", "SuperRes", "UNet", "init"]
+__all__ = ["DDPMUNet", "DnCNN", "Encoder", "MultiScaleNet", "RadialNet", "SuperRes", "UNet", "init"]

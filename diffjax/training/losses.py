@@ -65,12 +65,13 @@ def _squared_error(prediction, target, net, schedule, x_0, t, noise, weighting, 
     return error * weight(weighting, prediction, schedule.log_snr(t), gamma).astype(error.dtype), {"mse": error}
 
 
-def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0, time=None):
+def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0, time=None, cdf="exact"):
     """eps error + ``vb_weight`` x one term of the variational bound, for a network with a learned variance share.
 
     net:        gives 2C channels: eps, then v in about [-1, 1], which mixes log beta_t and the log posterior variance
     t:          whole, 1..T;  x_0: on the 8-bit grid in [-1, 1]
     vb_weight:  default T / 1000: the paper's 0.001 times the bound of T terms. guided-diffusion's "MSE" uses 1
+    cdf:        of the bound's last term, "exact" or guided-diffusion's "tanh" (``likelihood.variational``)
     The bound's gradient reaches only v: its mean is held fixed. terms: ``mse``, ``vb`` (bits per dimension).
     Raises ValueError if the network does not give twice the channels.
     """
@@ -85,6 +86,7 @@ def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plai
     mse = jnp.mean((eps - noise) ** 2)
     held = lambda x, i: (jax.lax.stop_gradient(eps), share)
     kernel = DDPM(schedule, variance="learned_range")
-    vb = variational.term(kernel, from_eps(held, None, schedule)(x_t, t), x_0, variational.row_at(kernel, t, x_0.dtype))
+    p, row = from_eps(held, None, schedule)(x_t, t), variational.row_at(kernel, t, x_0.dtype)
+    vb = variational.term(kernel, p, x_0, row, cdf=cdf)
     factor = weight(weighting, "eps", schedule.log_snr(t), gamma).astype(mse.dtype)
     return factor * mse + (schedule.T / 1000 if vb_weight is None else vb_weight) * vb, {"mse": mse, "vb": vb}

@@ -18,7 +18,7 @@ ROUNDING = 2.0**-52
 def rounding(kernel, p, x_0, row):
     """Bits per dimension by which a recorded decoder term may be off, a scalar; 0 where row.s > 0."""
     mean, log_std = _gaussian(kernel, p, row)
-    log_p = variational.discretised_log_likelihood(x_0, mean, log_std)
+    log_p = variational.discretised_log_likelihood(x_0, mean, log_std, "tanh")
     return jnp.where(row.s == 0, ROUNDING * jnp.exp(-log_p).mean() / np.log(2), 0.0)
 
 
@@ -39,9 +39,9 @@ def entry_rounding(x, mean, log_std):
 
     d log p = (f_+ dz_+ - f_- dz_-) / mass, f = (1 - tanh^2) u' / 2. A mass within its rounding of the official floor, 1e-12,
     may have been cut or not."""
-    each = lambda x, mean, log_std: variational.discretised_log_likelihood(x, mean, log_std).sum()
+    each = lambda x, mean, log_std: variational.discretised_log_likelihood(x, mean, log_std, "tanh").sum()
     gradients = jax.grad(each, (1, 2))(x, mean, log_std)
-    mass = jnp.exp(variational.discretised_log_likelihood(x, mean, log_std))
+    mass = jnp.exp(variational.discretised_log_likelihood(x, mean, log_std, "tanh"))
     inverse_std = jnp.exp(-log_std)
     z_up, z_down = (inverse_std * (x - mean + side) for side in (1 / 255, -1 / 255))
     slope = lambda z: (2 / np.pi) ** 0.5 * (1 + 3 * 0.044715 * z**2)
