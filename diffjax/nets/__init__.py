@@ -3,6 +3,7 @@
 from .ddpm import DDPMUNet
 from .dncnn import DnCNN
 from .encoder import Encoder
+from .ncsnpp import NCSNpp
 from .unet import SuperRes, UNet, init
 
-__all__ = ["DDPMUNet", "DnCNN", "Encoder", "SuperRes", "UNet", "init"]
+__all__ = ["DDPMUNet", "DnCNN", "Encoder", "NCSNpp", "SuperRes", "UNet", "init"]
