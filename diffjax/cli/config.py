@@ -27,7 +27,8 @@ class TrainConfig:
     flip: bool = False  # mirror half of the images (not where left and right differ in meaning)
     classes: int = 0  # 0: unconditional
     label_dropout: float = 0.1  # share of images trained with the null label (classifier-free guidance)
-    # --- network (diffjax.nets.UNet)
+    # --- network (diffjax.nets)
+    network: str = "unet"  # unet, ncsnpp (which has one head, its own groups, and no scale_shift, resblock_updown or remat)
     width: int = 32
     multipliers: tuple[float, ...] = (1, 2)
     blocks: int = 2
@@ -40,12 +41,20 @@ class TrainConfig:
     dropout: float = 0.0
     remat: bool = False
     bfloat16: bool = False  # compute type; parameters stay float32
+    embedding: str = "fourier"  # of ncsnpp: fourier (of the logarithm of the noise level), positional
+    fourier_scale: float = 1.0  # deviation of its frequencies
+    progressive_input: str = "residual"  # of ncsnpp: none, input_skip, residual
+    progressive: str = "none"  # of ncsnpp: none, output_skip, residual
+    sigma_data: float = 0.0  # of ncsnpp: > 0: the score of Gaussian data of this deviation is built in; 0: out / sigma
     # --- diffusion and loss
-    schedule: str = "cosine"  # cosine, linear, scaled_linear
+    schedule: str = "cosine"  # tables of T rows: cosine, linear, scaled_linear; formulas: ve, vp, subvp, flow
     T: int = 1000
-    loss: str = "v"  # v, eps, hybrid (eps + learned variance)
-    weighting: str = "plain"  # plain, eps, x0, v, min_snr
+    sigma_min: float = 0.01  # of ve
+    sigma_max: float = 50.0  # of ve: about the largest distance of two images
+    loss: str = "v"  # v, x0, eps, hybrid (eps + learned variance), score, velocity
+    weighting: str = "plain"  # plain, eps, x0, v, velocity, min_snr
     gamma: float = 5.0  # of min_snr
+    times: str = "uniform"  # uniform, logit_normal, log_snr (importance sampling for the likelihood)
     # --- optimisation
     steps: int = 10_000
     batch: int = 128  # images per step over all devices

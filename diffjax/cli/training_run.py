@@ -15,7 +15,7 @@ import numpy as np
 
 from ..base import nearest
 from ..nets import init
-from ..training import checkpoints, data, losses, state, step
+from ..training import checkpoints, data, losses, state, step, times
 from ..zoo import prior
 from . import samples
 from .config import CHANGEABLE, TrainConfig
@@ -44,6 +44,8 @@ class Run:
         self.config = c = config
         if c.loss not in step.LOSSES:
             raise ValueError(f"unknown loss {c.loss!r}: {nearest(c.loss, step.LOSSES)}")
+        if c.times not in times.RULES:
+            raise ValueError(f"unknown times {c.times!r}: {nearest(c.times, times.RULES)}")
         losses.weight(c.weighting, "v", 0.0)
         for name in "batch log_every eval_images checkpoint_every sample_every sample_steps keep T".split():
             if getattr(c, name) < 1:
@@ -64,8 +66,8 @@ class Run:
         weighted = lambda *a: loss(*a, weighting=c.weighting, gamma=c.gamma)
         dropped = {"null": c.classes, "dropout": c.label_dropout} if c.classes else {}
         example = lambda f: step.example_loss(self.net, self.schedule, f, **dropped)
-        whole_times = c.loss == "hybrid"
-        batch_loss = step.mean_loss(example(weighted), self.schedule, whole_times=whole_times, sharded=self.sharded)
+        rule = times.Uniform(whole=True) if c.loss == "hybrid" else times.RULES[c.times]()
+        batch_loss = step.mean_loss(example(weighted), self.schedule, rule=rule, sharded=self.sharded)
         self.step = step.train_step(batch_loss, optimizer, ema=c.ema, key=key_steps)
         self.held_out = step.held_out(example(loss), self.schedule, sharded=self.sharded)
         untrained = prior.from_config(dataclasses.asdict(c), None)

@@ -1,5 +1,5 @@
 """Public checkpoints to our networks and parameters, and back; one file per family. Strict: nothing is guessed silently."""
 
-from . import adm, ddpm, dncnn, files
+from . import adm, ddpm, dncnn, files, score_sde
 
-__all__ = ["adm", "ddpm", "dncnn", "files"]
+__all__ = ["adm", "ddpm", "dncnn", "files", "score_sde"]

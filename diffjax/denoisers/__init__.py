@@ -9,10 +9,12 @@ from .adapters import Denoiser, from_edm, from_eps, from_previous, from_score, f
 from .clipping import clipped
 from .conditions import null_like, with_cond
 from .guidance import classifier, classifier_free
-from .times import IndexTime, LogSNR, NoiseLevel, Scaled, Sigma, as_time
+from .score_sde import from_score_sde
+from .times import FromNoise, IndexTime, LogSNR, NoiseLevel, Scaled, Sigma, as_time
 
 __all__ = [
     "Denoiser",
+    "FromNoise",
     "IndexTime",
     "LogSNR",
     "NoiseLevel",
@@ -26,6 +28,7 @@ __all__ = [
     "from_eps",
     "from_previous",
     "from_score",
+    "from_score_sde",
     "from_v",
     "from_velocity",
     "from_x0",

@@ -73,6 +73,15 @@ class LogSNR(Time):
 
 
 @pytree
+class FromNoise(Time):
+    """T - t: rows of a table counted from the noisiest, 0 (the score-SDE code's variance-exploding networks trained on
+    discrete levels)."""
+
+    def __call__(self, schedule, t):
+        return schedule.T - t
+
+
+@pytree
 class _Given(Time):
     """A function of t alone, as a pytree."""
 

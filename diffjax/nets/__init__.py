@@ -3,7 +3,8 @@
 from .ddpm import DDPMUNet
 from .dncnn import DnCNN
 from .encoder import Encoder
+from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
 from .unet import SuperRes, UNet, init
 
-__all__ = ["DDPMUNet", "DnCNN", "Encoder", "MultiScaleNet", "RadialNet", "SuperRes", "UNet", "init"]
+__all__ = ["DDPMUNet", "DnCNN", "Encoder", "MultiScaleNet", "NCSNpp", "RadialNet", "SuperRes", "UNet", "init"]

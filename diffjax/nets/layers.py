@@ -147,7 +147,7 @@ class Attention(nn.Module):
     """x + proj(softmax(q k^T / sqrt(d)) v) over the pixels of an image, on the group norm of x.
 
     `order` is how the 3C channels of the joint projection are laid out: "legacy" = head, then q k v, then channel;
-    "new" = q k v, then head, then channel. With one head both are the same.
+    "new" = q k v, then head, then channel. With one head both are the same. `rescale` divides the sum by sqrt(2).
     """
 
     heads: int = 1
@@ -157,6 +157,7 @@ class Attention(nn.Module):
     dtype: Any = None
     norm: bool = True
     spatial: int = 2
+    rescale: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -167,7 +168,8 @@ class Attention(nn.Module):
         h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         tokens = (*x.shape[: -1 - self.spatial], math.prod(x.shape[-1 - self.spatial : -1]), 3 * channels)
         h = attend(h.reshape(tokens), self.heads, self.order).reshape(x.shape)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="proj")(h).astype(x.dtype)
+        x = x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="proj")(h).astype(x.dtype)
+        return x * math.sqrt(0.5) if self.rescale else x
 
 
 class ResBlock(nn.Module):
@@ -211,29 +213,31 @@ class ResBlock(nn.Module):
 
 
 class Down(nn.Module):
-    """Halve the sides: a strided 3 x 3 convolution, or with `learned=False` the mean of 2 x 2 blocks."""
+    """Halve the sides: a strided 3 x 3 convolution, or with `learned=False` the mean of 2 x 2 blocks. features: as x has."""
 
     learned: bool = True
     padding: tuple | None = None
     dtype: Any = None
     spatial: int = 2
+    features: int | None = None
 
     @nn.compact
     def __call__(self, x):
         if not self.learned:
             return average_pool(x, self.spatial)
         how = {"padding": self.padding, "dtype": self.dtype, "spatial": self.spatial}
-        return conv(x.shape[-1], stride=2, name="conv", **how)(x)
+        return conv(self.features or x.shape[-1], stride=2, name="conv", **how)(x)
 
 
 class Up(nn.Module):
-    """Double the sides by repeating pixels, then a 3 x 3 convolution unless `learned=False`."""
+    """Double the sides by repeating pixels, then a 3 x 3 convolution unless `learned=False`. features: as x has."""
 
     learned: bool = True
     dtype: Any = None
     spatial: int = 2
+    features: int | None = None
 
     @nn.compact
     def __call__(self, x):
-        x = nearest(x, self.spatial)
-        return conv(x.shape[-1], dtype=self.dtype, name="conv", spatial=self.spatial)(x) if self.learned else x
+        x, features = nearest(x, self.spatial), self.features or x.shape[-1]
+        return conv(features, dtype=self.dtype, name="conv", spatial=self.spatial)(x) if self.learned else x

@@ -4,10 +4,13 @@
 
 Every loss takes ``net(x_t, i) -> output`` with i the network's own time (i = t - 1 for a table, unless ``time`` says
 otherwise) and returns ``(loss, terms)``. A squared error in eps or v is a squared error in x_0 times SNR or, if
-alpha^2 + sigma^2 = 1, SNR + 1: a weighting only says which of these is wanted.
+alpha^2 + sigma^2 = 1, SNR + 1: a weighting only says which of these is wanted. ``reduction`` says what becomes of the errors
+of an image's pixels: "mean", or "half_sum", half their sum (the score-SDE code's ``reduce_mean=False``).
 
 Sources: Ho et al. 2020 (eps); Salimans and Ho 2022, arXiv:2202.00512 (v, and losses equal to x_0 and eps ones);
-Nichol and Dhariwal 2021, arXiv:2102.09672 (hybrid); Hang et al. 2023, arXiv:2303.09556 (min-SNR).
+Nichol and Dhariwal 2021, arXiv:2102.09672 (hybrid); Hang et al. 2023, arXiv:2303.09556 (min-SNR); Vincent 2011 and Song et al.
+2021, arXiv:2011.13456, eq. 7 (score matching); Song et al. 2021, arXiv:2101.09258 (likelihood weighting); Liu et al. 2023,
+arXiv:2209.03003, and Lipman et al. 2023, arXiv:2210.02747 (flow matching).
 """
 
 from __future__ import annotations
@@ -21,13 +24,22 @@ from ..denoisers import as_time, from_eps
 from ..kernels import DDPM
 from ..likelihood import variational
 
-WEIGHTINGS = ("plain", "x0", "eps", "v", "min_snr")
+WEIGHTINGS = ("plain", "x0", "eps", "v", "velocity", "min_snr")
+REDUCTIONS = ("mean", "half_sum")
+
+
+def reduce(squares, reduction: str = "mean"):
+    """One number of the squared errors of an image's pixels. Raises ValueError for an unknown reduction."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction {reduction!r} is unknown: {nearest(reduction, REDUCTIONS)}")
+    return jnp.mean(squares) if reduction == "mean" else 0.5 * jnp.sum(squares)
 
 
 def weight(name: str, prediction: str, log_snr, gamma=5.0):
-    """The factor that turns the squared error of ``prediction`` ("eps", "x0" or "v") into the one ``name`` wants.
+    """The factor that turns the squared error of ``prediction`` ("eps", "x0", "v", "velocity") into the one ``name`` wants.
 
-    plain: 1.  x0, eps, v: as if that were predicted.  min_snr: min(SNR, gamma) times the error of x_0.
+    plain: 1.  x0, eps, v, velocity: as if that were predicted; v of a schedule whose alpha^2 + sigma^2 is not 1: of x_t divided
+    by its root.  min_snr: min(SNR, gamma) times the error of x_0.
     Raises ValueError for an unknown name.
     """
     if name not in WEIGHTINGS:
@@ -36,32 +48,55 @@ def weight(name: str, prediction: str, log_snr, gamma=5.0):
         return jnp.ones_like(log_snr)
     # logarithms of the weights on the error of x_0; SNR + 1 = exp(softplus(log SNR))
     log = {"x0": 0.0 * log_snr, "eps": log_snr, "v": jax.nn.softplus(log_snr)}
+    log["velocity"] = 2 * jax.nn.softplus(0.5 * log_snr)  # (sqrt(SNR) + 1)^2
     log["min_snr"] = jnp.minimum(log_snr, jnp.log(gamma))
     return jnp.exp(log[name] - log[prediction])
 
 
-def v_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None):
+def v_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
     """mean over pixels of |net - v|^2, weighted.
 
     x_0, noise: one image in [-1, 1] and unit noise; t in (0, T]; time: what the network is told (``denoisers.times``).
     """
     v = expand(schedule.alpha(t), noise) * noise - expand(schedule.sigma(t), x_0) * x_0
-    return _squared_error("v", v, net, schedule, x_0, t, noise, weighting, gamma, time)
+    return _squared_error("v", v, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
 
 
-def eps_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None):
+def eps_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
     """mean over pixels of |net - eps|^2, weighted. Arguments as for :func:`v_loss`."""
-    return _squared_error("eps", noise, net, schedule, x_0, t, noise, weighting, gamma, time)
+    return _squared_error("eps", noise, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
 
 
-def x0_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None):
+def x0_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
     """mean over pixels of |net - x_0|^2, weighted. Arguments as for :func:`v_loss`."""
-    return _squared_error("x0", x_0, net, schedule, x_0, t, noise, weighting, gamma, time)
+    return _squared_error("x0", x_0, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
 
 
-def _squared_error(prediction, target, net, schedule, x_0, t, noise, weighting, gamma, time):
+def velocity_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
+    """Flow matching: |net - (eps - x_0)|^2, weighted; eps - x_0 is the velocity dx_t/dt of ``schedules.RectifiedFlow``.
+    Arguments as for :func:`v_loss`."""
+    return _squared_error("velocity", noise - x_0, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+
+
+def score_loss(net, schedule, x_0, t, noise, *, likelihood=False, weighting="plain", gamma=5.0, time=None, reduction="mean"):
+    """Denoising score matching: |sigma net + eps|^2 for a network that gives the score; an error in eps, weighted as one.
+
+    likelihood: g(t)^2 |net + eps / sigma|^2 instead: its mean over uniform t bounds the negative log-likelihood, but its
+                variance is large; times drawn by ``times.LogSNR`` with their weights have the same mean
+    t:          in (0, T] of a formula, or a row 1..T of a table (the discrete losses of SMLD)
+    Other arguments as for :func:`v_loss`.
+    """
+    x_t, sigma = process.q_sample(schedule, x_0, t, noise), expand(schedule.sigma(t), noise)
+    error = reduce((sigma * net(x_t, as_time(time)(schedule, t)) + noise) ** 2, reduction)
+    factor = weight(weighting, "eps", schedule.log_snr(t), gamma)
+    if likelihood:
+        factor = factor * process.sde(schedule, t)[1] / schedule.sigma(t) ** 2
+    return error * jnp.asarray(factor).astype(error.dtype), {"mse": error}
+
+
+def _squared_error(prediction, target, net, schedule, x_0, t, noise, weighting, gamma, time, reduction):
     x_t = process.q_sample(schedule, x_0, t, noise)
-    error = jnp.mean((net(x_t, as_time(time)(schedule, t)) - target) ** 2)
+    error = reduce((net(x_t, as_time(time)(schedule, t)) - target) ** 2, reduction)
     return error * weight(weighting, prediction, schedule.log_snr(t), gamma).astype(error.dtype), {"mse": error}
 
 

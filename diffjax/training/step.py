@@ -18,11 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import parallel
 from ..denoisers import null_like
-from . import losses
+from . import losses, times
 from .data import decode as decode_images
 from .state import ONLY, Player, TrainState, average, by_player
 
-LOSSES = {"v": losses.v_loss, "x0": losses.x0_loss, "eps": losses.eps_loss, "hybrid": losses.hybrid_loss}
+LOSSES = {"v": losses.v_loss, "x0": losses.x0_loss, "eps": losses.eps_loss, "hybrid": losses.hybrid_loss,
+          "score": losses.score_loss, "velocity": losses.velocity_loss}  # fmt: skip
 LEVELS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)  # t / T at which a held-out loss is measured
 
 
@@ -30,13 +31,6 @@ def shardings(devices=None):
     """(replicated, over the leading axis): shardings on all devices, or on those given."""
     mesh = parallel.mesh(devices)
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-
-def stratified_times(key, count: int, T: int, whole: bool = False):
-    """(count,) times in [1, T], one in each of ``count`` equal parts, all with the same random offset: each alone is
-    uniform, but the mean loss over a batch varies less. whole: 1..T, each equally likely."""
-    u = (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
-    return 1 + jnp.minimum(jnp.floor(u * T), T - 1) if whole else 1 + (T - 1) * u
 
 
 def example_loss(net, schedule, loss, *, null=None, dropout=0.0, decode=decode_images, time=None):
@@ -79,22 +73,24 @@ def _parts(example):
     return example["x"], example.get("cond")
 
 
-def mean_loss(example, schedule, *, whole_times=False, sharded=None):
-    """-> f(params, key, batch, step) -> (loss, terms): the mean over a batch at stratified random times.
+def mean_loss(example, schedule, *, rule=times.Uniform(), sharded=None):
+    """-> f(params, key, batch, step) -> (loss, terms): the mean over a batch at random times.
 
-    example:  of :func:`example_loss`; whole_times: t in 1..T instead of [1, T] (needed by the hybrid loss)
+    example:  of :func:`example_loss`
+    rule:     how times are drawn (``training.times``); ``Uniform(whole=True)`` for the hybrid loss, which wants rows
     sharded:  the sharding of the leading axis (:func:`shardings`), to keep the draws where their examples are
     """
 
     def f(params, key, batch, step):
         count = jax.tree.leaves(batch)[0].shape[0]
         k_times, k_examples = jax.random.split(key)
-        times = stratified_times(k_times, count, schedule.T, whole_times)
+        drawn = rule.draw(k_times, count, schedule)
         keys = jax.random.split(k_examples, count)
         if sharded is not None:
-            times, keys = jax.lax.with_sharding_constraint((times, keys), sharded)
-        values, terms = jax.vmap(lambda k, one, t: example(params, k, one, t, True))(keys, batch, times)
-        return values.mean(), jax.tree.map(jnp.mean, terms)
+            drawn, keys = jax.lax.with_sharding_constraint((drawn, keys), sharded)
+        t, weights = drawn
+        values, terms = jax.vmap(lambda k, one, t: example(params, k, one, t, True))(keys, batch, t)
+        return (weights * values).mean(), jax.tree.map(jnp.mean, terms)
 
     return f
 
@@ -145,7 +141,9 @@ def train_step(loss, optimizer, *, ema, key):
 
 def held_out(example, schedule, *, levels=LEVELS, seed=0, sharded=None):
     """-> jitted f(params, batch) -> {term: (levels,)}: mean loss terms at t = level x T, the same noise each time."""
-    times = np.maximum(1, np.round(np.asarray(levels) * schedule.T)).astype(np.float32)
+    moments = np.asarray(levels) * schedule.T
+    if schedule.discrete:
+        moments = np.maximum(1, np.round(moments))
 
     def f(params, batch):
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -157,6 +155,6 @@ def held_out(example, schedule, *, levels=LEVELS, seed=0, sharded=None):
             loss, terms = jax.vmap(lambda k, one: example(params, k, one, t, False))(keys, batch)
             return jax.tree.map(jnp.mean, {"loss": loss, **terms})
 
-        return jax.lax.map(level, jnp.asarray(times))
+        return jax.lax.map(level, jnp.asarray(moments, jnp.float32))
 
     return jax.jit(f)

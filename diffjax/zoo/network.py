@@ -18,8 +18,11 @@ from .. import schedules
 from ..base import nearest
 
 BETAS = {"cosine": schedules.cosine_betas, "linear": schedules.linear_betas, "scaled_linear": schedules.scaled_linear_betas}
+FORMULAS = {"vp": schedules.VP, "subvp": schedules.SubVP, "flow": schedules.RectifiedFlow}  # without numbers of their own
 NETWORK = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
+NCSNPP = "width multipliers blocks attention patch dropout embedding fourier_scale progressive_input progressive".split()
 NEEDED = ("size", "channels", "classes", "loss", "schedule", "T", *NETWORK)
+NETWORKS = ("unet", "ncsnpp")
 
 
 def build(config: Mapping):
@@ -32,28 +35,38 @@ def build_schedule(config: Mapping):
     missing = [k for k in NEEDED if k not in config]
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}: it is not one of a training run")
-    if config["schedule"] not in BETAS:
-        raise ValueError(f"schedule {config['schedule']!r} is unknown: {nearest(config['schedule'], BETAS)}")
-    return schedules.discrete(BETAS[config["schedule"]](config["T"]))
+    name, valid = config["schedule"], [*BETAS, *FORMULAS, "ve"]
+    if name not in valid:
+        raise ValueError(f"schedule {name!r} is unknown: {nearest(name, valid)}")
+    if name == "ve":
+        return schedules.VE(config["sigma_min"], config["sigma_max"])
+    return FORMULAS[name]() if name in FORMULAS else schedules.discrete(BETAS[name](config["T"]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A ``nets.UNet`` by its fields, built (and Flax imported) when it is first used. Compared by value, as modules are."""
+    """A ``nets.UNet`` or ``NCSNpp`` by its fields, built (and Flax imported) when it is first used. Compared by value, as modules are."""
 
     fields: tuple
     bfloat16: bool = False
+    kind: str = "unet"
 
     @classmethod
     def of(cls, config: Mapping) -> Network:
         build_schedule(config)
-        fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NETWORK}
+        kind = config.get("network", "unet")
+        if kind not in NETWORKS:
+            raise ValueError(f"network {kind!r} is unknown: {nearest(kind, NETWORKS)}")
+        if kind == "ncsnpp":
+            fields = _ncsnpp(config)
+        else:
+            fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NETWORK}
         fields |= {
             "out_channels": config["channels"] * (2 if config["loss"] == "hybrid" else 1),
             "classes": config["classes"] or None,
             "null_label": bool(config["classes"]),
         }
-        return cls(tuple(sorted(fields.items())), bool(config.get("bfloat16")))
+        return cls(tuple(sorted(fields.items())), bool(config.get("bfloat16")), kind)
 
     @property
     def module(self):
@@ -69,13 +82,23 @@ class Network:
         return getattr(self.module, name)
 
 
+def _ncsnpp(config: Mapping) -> dict:
+    """Fields of ``nets.NCSNpp``: for the score of noise levels it divides by them, one way or the other."""
+    fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NCSNPP}
+    fields |= {k: None if config[k] == "none" else config[k] for k in ("progressive_input", "progressive")}
+    data = config["sigma_data"] or None
+    scaled = config["loss"] == "score" and config["schedule"] == "ve" and not data
+    return fields | {"sigma_data": data, "scale_by_sigma": scaled}
+
+
 @functools.lru_cache(maxsize=32)
 def _module(network: Network):
     import jax.numpy as jnp
 
-    from ..nets import UNet
+    from .. import nets
 
-    return UNet(dtype=jnp.bfloat16 if network.bfloat16 else None, **dict(network.fields))
+    make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp}[network.kind]
+    return make(dtype=jnp.bfloat16 if network.bfloat16 else None, **dict(network.fields))
 
 
 # --- do weights fit? ------------------------------------------------------------------------------------------------
@@ -103,7 +126,8 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 
 def signature(config: Mapping, shapes: Mapping[str, tuple]) -> str:
     """A fingerprint of a network's configuration together with the names and shapes of weights that fit it."""
-    network = [config.get(k) for k in ("size", "channels", "classes", "loss", *NETWORK)]
+    names = NETWORK if config.get("network", "unet") == "unet" else ("network", "schedule", "sigma_data", *NCSNPP)
+    network = [config.get(k) for k in ("size", "channels", "classes", "loss", *names)]
     text = json.dumps([network, sorted((name, list(shape)) for name, shape in shapes.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

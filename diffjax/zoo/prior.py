@@ -46,7 +46,7 @@ class Prior:
     Part of the program
     net:          ``net.apply(params, x, i)``, with a fourth argument where it takes a condition
     shape:        (H, W, C) of its images, in [-1, 1]
-    loss:         what it predicts: "v", "x0", "eps" or "hybrid" (eps and a learned variance)
+    loss:         what it predicts: "v", "x0", "eps", "score", "velocity" or "hybrid" (eps and a learned variance)
     classes:      number of labels; 0: its condition, if any, is no label
     class_names:  a tuple of ``classes`` strings, or ()
     conditional:  whether it takes a condition that is no label: tokens, boxes, an image, any pytree
@@ -132,7 +132,7 @@ class Prior:
         told = self.condition(cond)
         if guided and self.null is None:
             raise ValueError(f"prior {self.name!r} has no null {what} to guide away from: use scale=1, or a classifier")
-        make = {"v": denoisers.from_v, "x0": denoisers.from_x0}.get(self.loss, denoisers.from_eps)
+        make = denoisers.from_eps if self.loss == "hybrid" else getattr(denoisers, f"from_{self.loss}")
         learned = self.loss == "hybrid"
         denoise = make(self.net.apply, self.params, self.schedule, cond=told, learned_variance=learned, time=self.time)
         if guided:

@@ -3,17 +3,20 @@
 Configurations come from the files' own metadata; float64 is run for the smallest file of each kind.
 """
 
+import collections
+
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import check, find, load
 
-from diffjax.convert import adm, ddpm
+from diffjax.convert import adm, ddpm, score_sde
 
 FLOAT32, FLOAT64 = 1e-4, 1e-9
 UNSEEN = ("heads", "head_channels", "heads_upsample", "qkv_order")  # fields that no state dict shows
-KINDS = ("net_adm_", "net_improved_", "net_enc_", "net_ddpm_")
+KINDS = ("net_adm_", "net_improved_", "net_enc_", "net_ddpm_", "net_sde_")
 
 
 def channels_last(a):
@@ -23,6 +26,9 @@ def channels_last(a):
 def rebuild(run, meta, dtype):
     """(net, params, state dict, the family's converter) of a recorded network."""
     state = {name[2:]: a for name, a in run.items() if name.startswith("p/")}
+    if "model" in meta:
+        groups = {"groups": meta["norm_groups_patched"]} if meta["norm_groups_patched"] else {}
+        return *score_sde.convert(state, meta, dtype=dtype, **groups), state, score_sde
     if meta["cls"] == "UNet2DModel":
         return *ddpm.convert(state, meta["kwargs"], dtype=dtype), state, ddpm
     fields = adm.from_flags(**meta["kwargs"])
@@ -60,7 +66,7 @@ def replay(path, dtype, tolerance):
     back = family.to_state(net, params)
     assert back.keys() == state.keys()
     for name in state:
-        np.testing.assert_array_equal(back[name], state[name].astype(dtype), err_msg=name)
+        np.testing.assert_array_equal(back[name].astype(dtype), state[name].astype(dtype), err_msg=name)
 
 
 @pytest.mark.golden("networks", *KINDS)
@@ -84,6 +90,72 @@ def test_diffusers_fields_are_read_from_the_state_dict(golden_file):
     fields = ddpm.from_config(meta["kwargs"])
     read = ddpm.config_from_state(state)
     assert {name: fields[name] for name in read} == read
+
+
+@pytest.mark.golden("networks", "net_sde_")
+def test_score_sde_fields_are_read_from_the_state_dict(golden_file):
+    run, meta = load(golden_file)
+    net = score_sde.NCSNpp(**score_sde.from_config(meta))
+    read = score_sde.config_from_state({name[2:]: a for name, a in run.items() if name.startswith("p/")})
+    assert {name: getattr(net, name) for name in read} == read and len(read) >= 9
+
+
+def in_flax(state, modules, model):
+    """The tree of the older Flax: a module's class and its number among the calls of that class; HWIO; norms (1, 1, 1, C)."""
+    calls, tree = collections.Counter(), {}
+    for n, torch_class in enumerate(modules):
+        if torch_class == "Combine":
+            calls["Downsample"] += 1  # of the image, without parameters
+        if torch_class == "GroupNorm" and model["progressive"] == "output_skip" and calls["GroupNorm"]:
+            calls["Upsample"] += 1  # of the image given so far
+        name = {"Linear": "Dense", "Conv2d": "Conv"}.get(torch_class, torch_class)
+        place = f"{name}_{calls[name]}"
+        calls[name] += 1
+        for full, a in state.items():
+            if not full.startswith(f"all_modules.{n}."):
+                continue
+            *inner, last = full.split(".")[2:]
+            of = (inner or [name])[-1]
+            if a.ndim == 4:
+                a = a.transpose(2, 3, 1, 0)
+            elif a.ndim == 2 and last == "weight":
+                a = a.T
+            elif of.startswith("GroupNorm"):
+                a = a.reshape(1, 1, 1, -1)
+            if last == "weight" and not of.startswith("Conv2d_"):
+                last = "scale" if of.startswith("GroupNorm") else "kernel"
+            at = tree.setdefault(place, {})
+            for folder in inner:
+                at = at.setdefault(folder, {})
+            at[last] = a
+    return tree
+
+
+@pytest.mark.golden("networks", "net_sde_")
+def test_score_sde_files_of_flax_and_torch(golden_file, tmp_path):
+    run, meta = load(golden_file)
+    state = {name[2:]: a for name, a in run.items() if name.startswith("p/")}
+    net = score_sde.NCSNpp(**score_sde.from_config(meta))
+    file = tmp_path / "checkpoint_26"
+    tree = in_flax(state, meta["modules"], meta["model"])
+    file.write_bytes(flax.serialization.msgpack_serialize({"params_ema": tree, "step": 1}))
+    back = score_sde.from_flax(score_sde.read(file), net)
+    assert back.keys() == state.keys() - {"sigmas"}
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, state[name], err_msg=name)
+
+    # torch: averages are a list that skips what is not trained
+    first = meta["modules"][0] == "GaussianFourierProjection"
+    trained = [name for name in state if name != "sigmas" and not (first and name == "all_modules.0.W")]
+    loaded = {"model": {f"module.{name}": a for name, a in state.items()},
+              "ema": {"shadow_params": [state[name] + 1 for name in trained]}}  # fmt: skip
+    averaged = score_sde.from_torch(loaded)
+    assert averaged.keys() == state.keys()
+    for name, array in averaged.items():
+        np.testing.assert_array_equal(array, state[name] + (name in trained), err_msg=name)
+    loaded["ema"]["shadow_params"].pop()
+    with pytest.raises(ValueError, match="averages"):
+        score_sde.from_torch(loaded)
 
 
 @pytest.mark.golden("networks", "net_ddpm_")
