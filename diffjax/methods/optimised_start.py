@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import timetables
-from ..base import pytree, replace, whole
+from ..base import is_concrete, pytree, replace, whole
 from ..kernels import DDIM
-from ..method import Method
-from ..sample import begin, plan, run
+from ..method import Method, as_method
+from ..sample import begin, bind, plan, run
 from .common import Setup, cast, squares
 
 
@@ -56,9 +56,10 @@ def optimise_start(
     Raises ValueError for fewer than one iteration, a kernel that draws noise, and what ``sample`` refuses.
     """
     whole("iterations", iterations)
+    kernel = bind(as_method(denoise), kernel)
+    if is_concrete(kernel) and not kernel.still():
+        raise ValueError(f"{type(kernel).__name__} draws noise, which no start can make up for: use DDIM() or Heun()")
     walk = plan(denoise, table, shape_or_start, kernel=kernel)
-    if not walk.kernel.still():
-        raise ValueError(f"{type(walk.kernel).__name__} draws noise, which no start can make up for: use DDIM() or Heun()")
     start = begin(key, walk).x
     return _optimise(replace(walk, x=start), measurement, start, lr, reg, betas, iterations, remat)
 
