@@ -18,7 +18,7 @@ import numpy as np
 
 from . import process
 from .adaptive import Adaptive, check_reached, integrate, load_diffrax
-from .base import expand, in_range, namespace, pytree, time_dtype
+from .base import expand, in_range, namespace, pytree, safe_divide, safe_sqrt, time_dtype
 from .kernels.runge_kutta import arc, time_at, velocity
 from .method import as_denoiser
 
@@ -59,11 +59,9 @@ def check_times(schedule, **times):
         in_range(f"the flow's {name}", t, least, float(schedule.T), remedy=f"give a time above 0 and up to T = {schedule.T:g}")
 
 
-def sde(schedule, t):
-    """``process.sde``; ValueError for a schedule that has no derivative."""
-    if not callable(getattr(schedule, "smooth", None)):
+def check_derivative(schedule, how):
+    if how.by == "t" and not callable(getattr(schedule, "smooth", None)):
         raise ValueError(f"{type(schedule).__name__} has no smooth(t), whose derivative the drift is: use Adaptive(by='nu')")
-    return process.sde(schedule, t)
 
 
 def flow_of(denoise, how: Adaptive, dtype):
@@ -73,7 +71,7 @@ def flow_of(denoise, how: Adaptive, dtype):
     if how.by == "t":
 
         def rhs(t, x):
-            f, g2 = sde(schedule, t)
+            f, g2 = process.sde(schedule, t)
             p = denoise(x, t)
             return expand(f, x) * x + expand(g2 / (2 * p.sigma), x) * p.eps
 
@@ -109,7 +107,9 @@ def solve(denoise, x, start, end, how: Adaptive | None = None) -> Solution:
     how = Adaptive() if how is None else how
     denoise, x = as_denoiser(denoise), jnp.asarray(x)
     check_times(schedule_of(denoise), start=start, end=end)
+    check_derivative(denoise.schedule, how)
     load_diffrax()
+    start, end = (jnp.asarray(t, time_dtype(x.dtype)) for t in (start, end))  # up and down are one program
     found = _solve(denoise, x, start, end, how)
     check_reached(how, found.reached, found.x)
     return found
@@ -143,11 +143,12 @@ def decode(denoise, x_T, how: Adaptive | None = None) -> Solution:
 def slerp(a, b, share):
     """From ``a`` (share 0) to ``b`` (share 1) along the arc between them: halfway two latents keep a latent's norm, which
     their mean has not. Arrays of one shape; a straight line where they are parallel or opposite."""
-    u, v = a / jnp.linalg.norm(a.ravel()), b / jnp.linalg.norm(b.ravel())
-    # twice the angle of half the chord: exact for small angles, where the arc cosine is not
-    half_sin, half_cos = jnp.linalg.norm((u - v).ravel()), jnp.linalg.norm((u + v).ravel())
-    parallel = (half_sin < 1e-3) | (half_cos < 1e-3)
-    angle = jnp.where(parallel, 1.0, 2 * jnp.arctan2(half_sin, half_cos))
+    norm = lambda a: safe_sqrt((a**2).sum())
+    u, v = safe_divide(a, norm(a)), safe_divide(b, norm(b))
+    # by half the chord: exact for small angles too, where the arc cosine is not
+    sin, cos = norm(u - v), norm(u + v)
+    parallel = (sin < 1e-3) | (cos < 1e-3)
+    angle = 2 * jnp.arctan2(jnp.where(parallel, 1.0, sin), jnp.where(parallel, 1.0, cos))
     share = jnp.asarray(share, a.dtype)
     weight = lambda w: jnp.where(parallel, w, jnp.sin(w * angle) / jnp.sin(angle))
     return weight(1 - share) * a + weight(share) * b

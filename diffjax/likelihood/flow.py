@@ -28,7 +28,7 @@ import numpy as np
 
 from ..adaptive import Adaptive, check_reached, load_diffrax
 from ..base import in_range, is_concrete, nearest, pytree, time_dtype, whole
-from ..flow import check_times, lowest, schedule_of
+from ..flow import check_derivative, check_times, lowest, schedule_of
 from ..method import as_denoiser
 from .bits import bits_per_dimension, check_range, dequantise
 from .flow_walks import adaptive, fixed, mismatch, points_of
@@ -83,7 +83,7 @@ def log_prob(
     denoise:     a denoiser with a schedule
     walk:        a plain descent from T, such as ``timetables.log_snr(schedule, 65)``: fixed steps of the classical Runge-Kutta
                  method, 12 calls a row. Rows that end at t = 0 are left out, the lowest time above is eps. Reverse mode keeps
-                 one state per row. Or a ``flow.Adaptive``: diffrax's steps from ``flow.lowest`` to T, twice
+                 six states per row. Or a ``flow.Adaptive``: diffrax's steps from ``flow.lowest`` to T, twice
     x:           one image, any shape; as it is at eps
     probes:      None: the exact divergence, D products per call, 64 at a time. A number n: Hutchinson's estimate, n products,
                  the same probes all the way. Or the probes themselves, (n, *x.shape)
@@ -107,6 +107,7 @@ def log_prob(
     vectors = None if probes is None else draw_probes(probes, key, kind, x)
     if isinstance(walk, Adaptive):
         load_diffrax()
+        check_derivative(schedule, walk)
         check_times(schedule, eps=lowest(schedule) if walk.eps is None else walk.eps)
         found = _log_prob(denoise, walk, x, vectors, end)
         check_reached(walk, found.reached, found.latent)

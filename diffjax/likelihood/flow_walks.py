@@ -61,21 +61,28 @@ def divergence(function, y, vectors):
     """(value, div estimates) of ``function`` at ``y``: (n,) of the probes ``vectors``, (1,) exact where they are None."""
     value, product = jax.linearize(function, y)
     if vectors is None:
-        flat = lambda i: jax.nn.one_hot(i, y.size, dtype=y.dtype).reshape(y.shape)
-        entry = lambda i: product(flat(i)).reshape(-1)[i]
-        return value, jax.lax.map(entry, jnp.arange(y.size), batch_size=min(AT_ONCE, y.size)).sum(keepdims=True)
-    one = lambda v: (v * product(v)).sum()
-    return value, jax.lax.map(one, vectors, batch_size=min(AT_ONCE, len(vectors)))
+        entry = lambda i: product(jax.nn.one_hot(i, y.size, dtype=y.dtype).reshape(y.shape)).reshape(-1)[i]
+        return value, _each(entry, jnp.arange(y.size)).sum(keepdims=True)
+    return value, _each(lambda v: (v * product(v)).sum(), vectors)
+
+
+def _each(f, xs):
+    return jax.vmap(f)(xs) if len(xs) <= AT_ONCE else jax.lax.map(f, xs, batch_size=AT_ONCE)
 
 
 STAGES = np.array([0, 1, 1, 2]), np.array([0, 0.5, 0.5, 1]), np.array([1, 2, 2, 1]) / 6  # of the classical Runge-Kutta method
 
 
-def _walk(denoise, points, x, vectors, every):
-    """(x_T, integral of the divergence) with ``every`` points from one node to the next (2: fine, 4: coarse)."""
-    where = np.arange(0, len(points.nu) - 1, every)[:, None] + STAGES[0] * (every // 2)
+def _walk(denoise, points, x, vectors):
+    """(x_T, integral of the divergence), each of two: by every row, and by every row halved. One loop for both, so that the
+    denoiser stands in the program once."""
+    coarse = np.arange(0, len(points.nu) - 1, 4)
+    fine = np.arange(0, len(points.nu) - 1, 2)
+    starts, strides = np.append(coarse, fine), np.repeat([4, 2], [len(coarse), len(fine)])
+    where = starts[:, None] + STAGES[0] * (strides // 2)[:, None]
     at = jax.tree.map(lambda a: a[where], points)
     step = (points.nu[where[:, 3]] - points.nu[where[:, 0]]).astype(x.dtype)
+    which = (strides == 2).astype(np.int32)
     count = 1 if vectors is None else len(vectors)
 
     def stage(carry, inputs):
@@ -86,14 +93,16 @@ def _walk(denoise, points, x, vectors, every):
         k, div = divergence(field, y + before * h * k, vectors)
         return (y, h, k, moved + weight * h * k, total + weight * h * div), None
 
-    def row(carry, inputs):
-        y, total = carry
-        p, h = inputs
+    def row(both, inputs):
+        p, h, which = inputs
+        y, total = jax.tree.map(lambda a: a[which], both)
         weights = (jnp.asarray(a, x.dtype) for a in STAGES[1:])
-        return jax.lax.scan(stage, (y, h, jnp.zeros_like(y), y, total), (p, *weights))[0][-2:], None
+        moved = jax.lax.scan(stage, (y, h, jnp.zeros_like(y), y, total), (p, *weights))[0][-2:]
+        return jax.tree.map(lambda a, new: a.at[which].set(new), both, moved), None
 
-    begin = (x / points.r[0].astype(x.dtype), jnp.zeros(count, x.dtype))
-    (y, total), _ = jax.lax.scan(jax.checkpoint(row, prevent_cse=False), begin, (at, step))
+    y = x / points.r[0].astype(x.dtype)
+    begin = (jnp.stack([y, y]), jnp.zeros((2, count), x.dtype))
+    (y, total), _ = jax.lax.scan(jax.checkpoint(row, prevent_cse=False), begin, (at, step, which))
     return y * points.r[-1].astype(x.dtype), total
 
 
@@ -101,7 +110,7 @@ def fixed(denoise, points, x, vectors, end):
     """(log p without (1), per probe; x_T; T; the error of the steps; calls; True)"""
     last = points.t[-1]
     level = process.marginal(denoise.schedule, last)
-    (latent, fine), (other, coarse) = (_walk(denoise, points, x, vectors, every) for every in (2, 4))
+    (other, latent), (coarse, fine) = _walk(denoise, points, x, vectors)
     normal, rough = (_normal(denoise.schedule, level, a, end) for a in (latent, other))
     stretch = x.size * jnp.log(points.r[-1] / points.r[0]).astype(x.dtype)
     change = fine + normal - (coarse + rough)
@@ -145,8 +154,9 @@ def mismatch(denoise, x_T, t, vectors):
     alpha, sigma = (jnp.asarray(a).astype(x_T.dtype) for a in process.marginal(denoise.schedule, t))
     q, u = alpha / sigma, x_T / sigma
     mean = lambda u: denoise(sigma * u, t).x0
-    (m, div), (first, div_first) = jax.jvp(lambda u: divergence(mean, u, vectors), (u,), (u,))
-    second = jax.jvp(lambda v: jax.jvp(mean, (v,), (u,))[1], (u,), (u,))[1]
+    derivative = lambda u: jax.jvp(mean, (u,), (x_T / sigma,))[1]
+    all_three = lambda u: (*divergence(mean, u, vectors), derivative(u))
+    (m, div, _), (first, div_first, second) = jax.jvp(all_three, (u,), (u,))
     third = q * (u * second).sum() / 6, q * div_first / 2, q**2 * (m * first).sum()
     start = q**2 * ((m - first) ** 2).sum() / 2
     value = q * ((u * m).sum() - (u * first).sum() / 2 - (div - div_first) / 2) + third[0] - start
