@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gd_closed_form import quick_jit
 
 import diffjax as dj
 from diffjax.likelihood import binomial, nonequilibrium, variational
@@ -51,12 +52,12 @@ def log_normal(x, mean, variance):
     return float(-0.5 * (np.log(2 * np.pi * variance) + (np.asarray(x) - mean) ** 2 / variance).sum())
 
 
-@functools.partial(jax.jit, static_argnames=("n", "decoder"))
+@functools.partial(quick_jit, static_argnames=("n", "decoder"))
 def estimate(key, denoise, table, x_0, n, decoder="density"):
     return nonequilibrium.annealed(key, denoise, KERNEL, table, x_0, n, decoder=decoder)
 
 
-@functools.partial(jax.jit, static_argnames=("n", "decoder"))
+@functools.partial(quick_jit, static_argnames=("n", "decoder"))
 def bounds(key, denoise, table, x_0, n, decoder="density"):
     one = lambda key: nonequilibrium.lower_bound(key, denoise, KERNEL, table, x_0, decoder=decoder)
     return jax.vmap(one)(jax.random.split(key, n))
@@ -133,7 +134,7 @@ def test_the_papers_k_for_data_of_mean_square_one_and_its_slip():
         key_x, key = jax.random.split(key)
         return nonequilibrium.lower_bound(key, standard, KERNEL, table, jax.random.normal(key_x, (1,)))
 
-    found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(3), 20_000))
+    found = quick_jit(jax.vmap(one))(jax.random.split(jax.random.key(3), 20_000))
     bits = (found.paper - found.null) / math.log(2)
     within(bits.mean(), 0.0, bits.std() / 20_000**0.5)
     kls = found.steps[:, :-1].sum(1) / math.log(2)
@@ -200,13 +201,13 @@ def test_forward_trajectories_have_the_marginals_and_reverse_ones_the_prior(name
     schedule = SCHEDULES[name]
     table = descent(schedule)
     keys = jax.random.split(jax.random.key(8), 4000)
-    up = jax.jit(jax.vmap(lambda k: nonequilibrium.forward(k, schedule, table, X_0)))(keys)
+    up = quick_jit(jax.vmap(lambda k: nonequilibrium.forward(k, schedule, table, X_0)))(keys)
     assert up.shape == (4000, ROWS + 1, 2) and (up[:, 0] == X_0).all()
     times = np.asarray(table.t)[::-1]
     alpha, sigma = schedule.alpha(times)[:, None], schedule.sigma(times)[:, None]
     z = (np.asarray(up[:, 1:], np.float64) - alpha * np.asarray(X_0)) / sigma
     assert (abs(z.mean(0)) < 5 / 4000**0.5).all() and (abs(z.var(0) - 1) < 5 * (2 / 4000) ** 0.5).all()
-    down = jax.jit(jax.vmap(lambda k: nonequilibrium.reverse(k, GAUSSIAN.denoiser(schedule), KERNEL, table, (2,))))(keys)
+    down = quick_jit(jax.vmap(lambda k: nonequilibrium.reverse(k, GAUSSIAN.denoiser(schedule), KERNEL, table, (2,))))(keys)
     mean, variance = chain(schedule, table)
     # the last state is the decoder's mean: without its variance
     last = np.exp(variational.rows(dj.replace(KERNEL, schedule=schedule), table, np.float64).k.move.large[-1])
@@ -223,18 +224,18 @@ def test_learned_betas_at_zero_are_the_released_ones_and_can_be_learned():
     np.testing.assert_allclose(nonequilibrium.learned_betas(np.zeros(4), T), dj.schedules.nonequilibrium_betas(T), rtol=1e-12)
     basis = nonequilibrium.temporal_basis(T, 4)
     assert basis.shape == (4, T) and np.allclose(basis.sum(0), 1) and basis[0, 0] == basis.max()
-    table, apply = dj.timetables.from_times(np.arange(T, -1, -1)), lambda params, x, basis: (params @ basis * x, 0 * x)
+    table, apply = dj.timetables.from_times(np.arange(T, -1, -1)), lambda params, x, b: (params @ b * x, 0 * x)
 
     def loss(params):
         coefficients, inner = params
-        denoise = nonequilibrium.denoiser(apply, inner, nonequilibrium.learned_betas(coefficients, T))
+        denoise = nonequilibrium.denoiser(apply, inner, nonequilibrium.learned_betas(coefficients, T), basis)
         return -nonequilibrium.lower_bound(
             jax.random.key(0), denoise, dj.kernels.DDPM(variance="learned"), table, x_0, decoder="forward"
         ).total
 
     with jax.enable_x64(True):
         x_0, at = X_0.astype(float), (0.1 * jnp.arange(4.0), 0.1 * jnp.ones(4))
-        gradient, loss = jax.jit(jax.grad(loss))(at), jax.jit(loss)
+        gradient, loss = quick_jit(jax.grad(loss))(at), quick_jit(loss)
         for n, leaf in enumerate(gradient):
             step = jnp.zeros(4).at[1].set(1e-4)
             moved = [loss(tuple(a + sign * step if k == n else a for k, a in enumerate(at))) for sign in (1, -1)]
@@ -289,17 +290,19 @@ def test_binomial_chain_by_enumeration():
     np.testing.assert_allclose(marginal, 1 / len(ALL), atol=1e-6)  # all erased
 
     x_0 = jnp.asarray(ALL[5])
-    log_p, error, effective, log_w = jax.jit(lambda k: binomial.annealed(k, PROCESS, REVERSE, x_0, 20_000))(jax.random.key(0))
+    log_p, error, effective, log_w = quick_jit(lambda k: binomial.annealed(k, PROCESS, REVERSE, x_0, 20_000))(
+        jax.random.key(0)
+    )
     within(np.exp(log_p) / p[5], 1.0, error)
     assert effective > 1000
     keys = jax.random.split(jax.random.key(1), 20_000)
-    found = jax.jit(jax.vmap(lambda k: binomial.bound(k, PROCESS, REVERSE, x_0)))(keys)
+    found = quick_jit(jax.vmap(lambda k: binomial.bound(k, PROCESS, REVERSE, x_0)))(keys)
     spread = np.hypot(found.total.std(), log_w.std() / math.log(2)) / 20_000**0.5
     within(found.total.mean(), -log_w.mean() / math.log(2), spread)
     assert found.total.mean() - 4 * spread > -np.log2(p[5])
     np.testing.assert_allclose(found.total, found.prior + found.steps.sum(1), rtol=1e-5)
 
-    drawn = jax.jit(jax.vmap(lambda k: binomial.sample(k, PROCESS, REVERSE, (BITS,))[-1]))(keys)
+    drawn = quick_jit(jax.vmap(lambda k: binomial.sample(k, PROCESS, REVERSE, (BITS,))[-1]))(keys)
     counts = np.bincount(np.asarray(drawn).astype(int) @ [4, 2, 1], minlength=8) / 20_000
     assert (abs(counts - p) < 4.5 * np.sqrt(p / 20_000)).all()
 
@@ -357,7 +360,7 @@ def restored(method, table, top, n):
         key_start, key = jax.random.split(key)
         return dj.sample(key, method, table, top * jax.random.normal(key_start, (2, 1, 1)), kernel=KERNEL).x
 
-    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(10), n)), np.float64).reshape(n, 2)
+    return np.asarray(quick_jit(jax.vmap(one))(jax.random.split(jax.random.key(10), n)), np.float64).reshape(n, 2)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gd_closed_form import quick_jit
 
 import diffjax as dj
 from diffjax.likelihood import variational
@@ -18,7 +19,7 @@ KERNEL = dj.kernels.DDPM()
 
 def test_the_denoisers_schedule_is_enough():
     bound = lambda kernel: variational.bound(jax.random.key(0), DENOISE, kernel, TABLE, X_0).total
-    np.testing.assert_array_equal(*jax.jit(lambda: (bound(dj.kernels.DDPM()), bound(dj.kernels.DDPM(SCHEDULE))))())
+    np.testing.assert_array_equal(*quick_jit(lambda: (bound(dj.kernels.DDPM()), bound(dj.kernels.DDPM(SCHEDULE))))())
 
 
 def log_masses(log_std, offsets):
@@ -51,7 +52,7 @@ def test_the_256_values_share_one(log_std):
     """With their open ends; the gradient of what is constant is 0."""
     x = jnp.asarray(np.arange(256) / 127.5 - 1, jnp.float32)
     total = lambda mean, s: jax.nn.logsumexp(variational.discretised_log_likelihood(x, mean, jnp.full(x.shape, s)))
-    value, gradient = jax.value_and_grad(total, (0, 1))(jnp.float32(0.3), jnp.float32(log_std))
+    value, gradient = quick_jit(jax.value_and_grad(total, (0, 1)))(jnp.float32(0.3), jnp.float32(log_std))
     assert abs(float(value)) < 2e-4 and max(map(abs, map(float, gradient))) < 2e-2
     tanh = jax.nn.logsumexp(variational.discretised_log_likelihood(x, 0.3, jnp.full(x.shape, log_std), "tanh"))
     assert abs(float(tanh)) < 2e-4
@@ -67,9 +68,9 @@ def test_a_part_of_the_rows_is_unbiased_and_knows_its_error():
     """Standardised errors of 400 estimates around the mean of 400 whole bounds: mean 0, and of size 1."""
     table = dj.timetables.respaced(SCHEDULE, 10)
     keys = jax.random.split(jax.random.key(3), 400)
-    whole = jax.jit(jax.vmap(lambda k: variational.bound(k, DENOISE, dj.kernels.DDPM(), table, X_0).total))(keys)
+    whole = quick_jit(jax.vmap(lambda k: variational.bound(k, DENOISE, dj.kernels.DDPM(), table, X_0).total))(keys)
     part = lambda k: variational.estimate(k, DENOISE, dj.kernels.DDPM(), table, X_0, 12, decoder_draws=12)
-    found = jax.jit(jax.vmap(part))(jax.random.split(jax.random.key(4), 400))
+    found = quick_jit(jax.vmap(part))(jax.random.split(jax.random.key(4), 400))
     np.testing.assert_allclose(found.total, found.prior + found.decoder + found.steps, rtol=1e-5)
     error = np.hypot(found.total.std() / 20, whole.std() / 20)
     assert abs(found.total.mean() - whole.mean()) < 4 * error
@@ -90,7 +91,7 @@ def bound(kernel=KERNEL, table=TABLE, x_0=X_0, **how):
         (lambda: variational.row_at(dj.kernels.DDPM(dj.schedules.VP()), 1), "whole times, but VP is a formula"),
         (lambda: bound(table=TABLE[:2]), "a plain descent to 0"),
         (lambda: bound(x_0=X_0 + 0.004), r"x_0 has the value -0\.996, which is no 8-bit one"),
-        (lambda: bound(x_0=jnp.arange(12.0).reshape(2, 2, 3) / 255), r"the value 0\.00392.*in \[0, 1\], take 2 x - 1"),
+        (lambda: bound(x_0=jnp.arange(12.0).reshape(2, 2, 3) / 255), r"the value 0, .*in \[0, 1\], take 2 x - 1"),
         (lambda: bound(x_0=20 * jnp.arange(12.0).reshape(2, 2, 3)), r"x_0 spans \[0, 220\].*divide an 8-bit image by 127\.5"),
         (lambda: bound(decoder="discretized"), "unknown decoder 'discretized': did you mean 'discretised'"),
         (lambda: bound(cdf="tan"), "unknown cdf 'tan': did you mean 'tanh'"),

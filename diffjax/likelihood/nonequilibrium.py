@@ -114,7 +114,7 @@ def summary(log_w):
     top = jax.lax.stop_gradient(log_w.max())
     w = jnp.exp(log_w - top)
     mean = w.mean()
-    error = jnp.sqrt(((w / mean - 1) ** 2).sum() / (n * (n - 1)))
+    error = jnp.sqrt(((w / mean - 1) ** 2).sum() / (n * (n - 1.0)))
     return jnp.log(mean) + top, error, w.sum() ** 2 / (w**2).sum()
 
 

@@ -44,14 +44,11 @@ def log_cdf_argument(z):
     return (2 / np.pi) ** 0.5 * (z + 0.044715 * z**3)
 
 
-def _log_cdf(z):
-    """log Phi(z), right far into the lower tail."""
-    return log_ndtr(z, series_order=10)
-
-
 def _log_bin(z, half):
-    """log(Phi(z + half) - Phi(z - half)). Small bins as phi times an integral by Gauss-Legendre, a sum of positive terms; wide
-    ones as the difference of two cdfs of the lower tail, of which the smaller then is at most a fifth of the other."""
+    """log of (Phi(z + half) - Phi(z - half), Phi(z + half), 1 - Phi(z - half)). Small bins as phi times an integral by
+    Gauss-Legendre, a sum of positive terms; wide ones as the difference of two cdfs of the lower tail, of which the smaller
+    then is at most a fifth of the other."""
+    signed = z
     z = jnp.abs(z)
     small = half * jnp.maximum(z, 1) < 2
     h, at = jnp.where(small, half, 1.0), jnp.where(small, z, 0.0)
@@ -59,8 +56,9 @@ def _log_bin(z, half):
     u = h * nodes
     inside = jnp.log(h) + jax.nn.logsumexp(-u * (at + 0.5 * u), 0, b=weights) - 0.5 * at**2 - 0.5 * np.log(2 * np.pi)
     h, at = jnp.where(small, 2.0, half), jnp.where(small, 0.0, z)
-    upper, lower = _log_cdf(h - at), _log_cdf(-h - at)
-    return jnp.where(small, inside, upper + jnp.log1p(-jnp.exp(lower - upper)))
+    cdfs = jnp.stack([h - at, -h - at, signed + half, half - signed])  # at once: the function is long
+    upper, lower, below, above = log_ndtr(cdfs, series_order=6)
+    return jnp.where(small, inside, upper + jnp.log1p(-jnp.exp(lower - upper))), below, above
 
 
 def discretised_log_likelihood(x, mean, log_std, cdf="exact"):
@@ -76,7 +74,7 @@ def discretised_log_likelihood(x, mean, log_std, cdf="exact"):
     inverse_std = jnp.exp(-jnp.maximum(log_std, jnp.asarray(LOG_STD_MIN, log_std.dtype)))
     z, half = (x - mean) * inverse_std, jnp.broadcast_to(inverse_std / 255, x.shape)
     if cdf == "exact":
-        log_below, log_above, log_inside = _log_cdf(z + half), _log_cdf(half - z), _log_bin(z, half)
+        log_inside, log_below, log_above = _log_bin(z, half)
         return jnp.where(x < -0.999, log_below, jnp.where(x > 0.999, log_above, log_inside))
     log_below = jax.nn.log_sigmoid(2 * log_cdf_argument(z + half))
     log_above = jax.nn.log_sigmoid(-2 * log_cdf_argument(z - half))
