@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffjax import schedules
-from diffjax.training import checkpoints, losses, state, step
+from diffjax.training import checkpoints, losses, state, step, times
 
 SHAPE = (4, 4, 1)
 COSINE = schedules.discrete(schedules.cosine_betas(50))
@@ -134,12 +134,16 @@ def test_hybrid_loss_wants_twice_the_channels(image):
 # --- the step -----------------------------------------------------------------------------------------------------
 
 
+LONG = schedules.discrete(schedules.cosine_betas(1000))
+
+
 def test_times_are_stratified():
     for seed in range(20):
-        t = np.sort(np.asarray(step.stratified_times(jax.random.key(seed), 8, 1000)))
+        t = np.sort(np.asarray(times.Uniform().draw(jax.random.key(seed), 8, LONG)[0]))
         assert (np.floor((t - 1) / 999 * 8).astype(int) == np.arange(8)).all()
     keys = jax.random.split(jax.random.key(0), 500)
-    whole = np.asarray(jax.vmap(lambda k: step.stratified_times(k, 4, 5, whole=True))(keys))
+    five = schedules.discrete(schedules.cosine_betas(5))
+    whole = np.asarray(jax.vmap(lambda k: times.Uniform(whole=True).draw(k, 4, five)[0])(keys))
     counts = np.bincount(whole.astype(int).ravel(), minlength=7)
     assert (whole == np.round(whole)).all() and counts[0] == counts[6] == 0
     assert np.abs(counts[1:6] - 400).max() < 60  # binomial deviation at most 18

@@ -5,9 +5,10 @@
     net, params = score_sde.convert(state, fir=(1, 3, 3, 1), centre=True, scale_by_sigma=True)
 
 torch names arrays by the module's number in the order of construction (`all_modules.7.Conv_0.weight`), which is that of
-`NCSNpp.parts`. Read from the state dict: widths, levels, blocks, attention, embedding, kind of block, pyramids. It does not show
-`fir`, `centre` (True for data in [0, 1], False for [-1, 1]: the official `centered` reversed) and `scale_by_sigma`: they must be
-given. `skip_rescale`, `activation` and `groups` have NCSN++'s values unless given; the DDPM wants skip_rescale=False, groups=32.
+`NCSNpp.parts`. Read from the state dict: widths, levels, blocks, attention, embedding, kind of block, pyramids. It does not
+show `fir`, `centre` (True for data in [0, 1], False for [-1, 1]: the official `centered` reversed) and `scale_by_sigma`: they
+must be given. `skip_rescale`, `activation` and `groups` have NCSN++'s values unless given; the DDPM wants skip_rescale=False
+and groups=32.
 
 Flax names by class in the order of calls (`ResnetBlockBigGANpp_3`) and keeps arrays as we do; `from_flax` renames them.
 
@@ -112,8 +113,7 @@ def _kind(names):
     if any(name.startswith("NIN_3") for name in names):
         return "attention"
     if any(name.startswith(("GroupNorm_", "Conv_1")) for name in names):
-        shape = names.get("Conv_0.weight", (0, 0))
-        return "change" if any(n.startswith("Conv_2") for n in names) and shape[0] == shape[1] else "res"
+        return "change" if any(n.startswith("Conv_2") for n in names) and _into(names) == _out_of(names) else "res"
     if "W" in names:
         return "fourier"
     if "weight" in names:
@@ -123,12 +123,27 @@ def _kind(names):
     return "combine" if names.get("Conv_0.weight", (0,))[-1] == 1 else "resample"
 
 
+def _vote(names, *where):
+    """The commonest length among axes of the arrays of one module, as `strict.vote`."""
+    sizes = [names[name][axis] for name, axis in where if name in names]
+    return max(sizes, key=sizes.count, default=None)
+
+
+def _into(names):
+    """Channels that a residual block takes, from several of its arrays."""
+    return _vote(names, ("GroupNorm_0.weight", 0), ("GroupNorm_0.bias", 0), ("Conv_0.weight", 1), ("Conv_2.weight", 1))
+
+
+def _out_of(names):
+    return _vote(names, ("GroupNorm_1.weight", 0), ("GroupNorm_1.bias", 0), ("Conv_0.weight", 0), ("Conv_1.weight", 0))
+
+
 def config_from_state(state):
     """The fields that a torch state dict shows. Raises ValueError where it is not one of this family."""
     modules = _modules(state)
     kinds = [kind for kind, _ in modules]
     if "conv" not in kinds or kinds.count("res") < 5:
-        raise ValueError("this is no checkpoint of the score-SDE family: it lacks convolutions or residual blocks, all_modules.*")
+        raise ValueError("this is no checkpoint of the score-SDE family: it has too few all_modules.*")
     start = kinds.index("conv")
     width, channels = modules[start][1]["weight"][:2]
     found = {"width": width, "out_channels": channels, "conditional": "dense" in kinds[:start]}
@@ -138,7 +153,7 @@ def config_from_state(state):
     levels, blocks, last = _levels(kinds, plain, start)
     ends = [plain[(level + 1) * blocks - 1] for level in range(levels)]  # the last block of each level on the way down
     heads = [plain[level * blocks] for level in range(levels)]
-    widths = [modules[n][1]["Conv_0.weight"][0] for n in heads]
+    widths = [_out_of(modules[n][1]) for n in heads]
     found |= {"blocks": blocks, "multipliers": tuple(w // width if w % width == 0 else w / width for w in widths)}
     found["attention"] = tuple(2**level for level, n in enumerate(heads) if kinds[n + 1] == "attention")
     if levels > 1:
@@ -148,7 +163,7 @@ def config_from_state(state):
             found["resample_conv"] = kinds[step] == "resample"
         found["progressive_input"] = {"combine": "input_skip", "resample": "residual"}.get(kinds[step + 1])
         if kinds[step + 1] == "combine":
-            double = modules[heads[1]][1]["Conv_0.weight"][1] == 2 * modules[step + 1][1]["Conv_0.weight"][0]
+            double = _into(modules[heads[1]][1]) == 2 * modules[step + 1][1]["Conv_0.weight"][0]
             found["combine"] = "cat" if double else "sum"
         convs = [names["weight"][0] for kind, names in modules[last:] if kind == "conv"]
         found["progressive"] = None if len(convs) == 1 else "residual" if convs[0] != channels else "output_skip"
@@ -156,7 +171,7 @@ def config_from_state(state):
         sigmas = np.asarray(state["sigmas"], np.float64)
         found["sigmas"] = (*(float(f"{sigmas[end]:.6g}") for end in (0, -1)), len(sigmas))
         if not np.allclose(sigmas, _sigmas(found["sigmas"]), rtol=1e-5):
-            raise ValueError(f"the sigmas from {sigmas[0]:g} to {sigmas[-1]:g} are not geometric: not a checkpoint of this family")
+            raise ValueError(f"sigmas from {sigmas[0]:g} to {sigmas[-1]:g} are not geometric: this is another family")
     return found
 
 

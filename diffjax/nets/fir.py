@@ -36,9 +36,7 @@ def _band(n, taps, low, high, stride, spread, gain):
 
 def smooth(x, taps, low, high, stride=1, spread=1):
     """Both axes of x: `spread` - 1 zeros after each pixel, so many zeros around, the filter, every `stride`-th result."""
-    rows, columns = (
-        jnp.asarray(_band(n, tuple(taps), low, high, stride, spread, spread), x.dtype) for n in x.shape[-3:-1]
-    )
+    rows, columns = (jnp.asarray(_band(n, tuple(taps), low, high, stride, spread, spread), x.dtype) for n in x.shape[-3:-1])
     return jnp.einsum("ow,...hwc->...hoc", columns, jnp.einsum("oh,...hwc->...owc", rows, x))
 
 
@@ -69,7 +67,7 @@ class ConvDown(nn.Module):
 
 
 class ConvUp(nn.Module):
-    """A transposed 3 x 3 convolution of stride 2, the filter times 4, then the bias: (..., H, W, C) -> (..., 2H, 2W, features)."""
+    """A transposed 3 x 3 convolution of stride 2, the filter times 4, the bias: (..., H, W, C) -> (..., 2H, 2W, features)."""
 
     features: int
     taps: tuple

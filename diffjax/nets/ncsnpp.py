@@ -15,8 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import fir
-from .layers import Attention, Down, GroupNorm, Up, average_pool, conv, depth_to_space, nearest, over_image, sinusoid
-from .layers import space_to_depth, wide
+from .layers import (
+    Attention,
+    Down,
+    GroupNorm,
+    Up,
+    average_pool,
+    conv,
+    depth_to_space,
+    nearest,
+    over_image,
+    sinusoid,
+    space_to_depth,
+    wide,
+)
 
 ACTIVATIONS = {"swish": jax.nn.silu, "elu": jax.nn.elu, "relu": jax.nn.relu, "lrelu": lambda x: jax.nn.leaky_relu(x, 0.2)}
 CHOICES = {"activation": tuple(ACTIVATIONS), "resblock": ("biggan", "ddpm"), "embedding": ("fourier", "positional"),
@@ -65,7 +77,7 @@ class Options(NamedTuple):
 
 
 class Fourier(nn.Module):
-    """sin and cos (..., 2 width) of 2 pi w log t at frequencies w that are drawn once, from N(0, scale^2), and never trained."""
+    """sin and cos (..., 2 width) of 2 pi w log t at frequencies w drawn once, from N(0, scale^2), and never trained."""
 
     width: int
     scale: float
@@ -182,7 +194,9 @@ class NCSNpp(nn.Module):
         if self.null_label and not self.classes:
             raise ValueError("null_label=True needs classes: the null label is one more row of the label table")
         if self.sigma_data is not None and (self.sigma_data <= 0 or self.scale_by_sigma or self.embedding != "fourier"):
-            raise ValueError(f"sigma_data={self.sigma_data} must be > 0, and goes with embedding='fourier' alone, without scale_by_sigma")
+            raise ValueError(
+                f"sigma_data={self.sigma_data} must be > 0, and goes with embedding='fourier' alone, without scale_by_sigma"
+            )
 
     # --- the modules, in the order in which they are called ------------------------------------------------------------
 
@@ -318,7 +332,11 @@ class NCSNpp(nn.Module):
 
     def _body(self, x, e, step):
         """Down, middle and up, with both pyramids."""
-        options, levels, attends = self.options(), len(self.multipliers), [2**level in self.attention for level in range(len(self.multipliers))]
+        options, levels, attends = (
+            self.options(),
+            len(self.multipliers),
+            [2**level in self.attention for level in range(len(self.multipliers))],
+        )
         pyramid, skips = x, [step(x)]
         for level in range(levels):
             for _ in range(self.blocks):

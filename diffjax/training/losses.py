@@ -38,8 +38,8 @@ def reduce(squares, reduction: str = "mean"):
 def weight(name: str, prediction: str, log_snr, gamma=5.0):
     """The factor that turns the squared error of ``prediction`` ("eps", "x0", "v", "velocity") into the one ``name`` wants.
 
-    plain: 1.  x0, eps, v, velocity: as if that were predicted; v of a schedule whose alpha^2 + sigma^2 is not 1: of x_t divided
-    by its root.  min_snr: min(SNR, gamma) times the error of x_0.
+    plain: 1.  x0, eps, v, velocity: as if that were predicted; v where alpha^2 + sigma^2 is not 1: of x_t divided by its
+    root.  min_snr: min(SNR, gamma) times the error of x_0.
     Raises ValueError for an unknown name.
     """
     if name not in WEIGHTINGS:

@@ -73,13 +73,15 @@ def _parts(example):
     return example["x"], example.get("cond")
 
 
-def mean_loss(example, schedule, *, rule=times.Uniform(), sharded=None):
+def mean_loss(example, schedule, *, rule=None, sharded=None):
     """-> f(params, key, batch, step) -> (loss, terms): the mean over a batch at random times.
 
     example:  of :func:`example_loss`
-    rule:     how times are drawn (``training.times``); ``Uniform(whole=True)`` for the hybrid loss, which wants rows
+    rule:     how times are drawn (``training.times``); default ``Uniform()``; ``Uniform(whole=True)`` for the hybrid loss,
+              which wants rows
     sharded:  the sharding of the leading axis (:func:`shardings`), to keep the draws where their examples are
     """
+    rule = times.Uniform() if rule is None else rule
 
     def f(params, key, batch, step):
         count = jax.tree.leaves(batch)[0].shape[0]

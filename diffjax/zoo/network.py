@@ -45,7 +45,8 @@ def build_schedule(config: Mapping):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A ``nets.UNet`` or ``NCSNpp`` by its fields, built (and Flax imported) when it is first used. Compared by value, as modules are."""
+    """A ``nets.UNet`` or ``NCSNpp`` by its fields, built (and Flax imported) when it is first used. Compared by value, as
+    modules are."""
 
     fields: tuple
     bfloat16: bool = False

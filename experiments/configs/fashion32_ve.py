@@ -1,7 +1,7 @@
-"""Fashion-MNIST padded to 32 x 32, class-conditional: NCSN++ as a score under the variance-exploding SDE (zoo "fashion32-ve").
+"""Fashion-MNIST padded to 32 x 32, class-conditional: NCSN++ as a score under the variance-exploding SDE ("fashion32-ve").
 
 sigma_max: the largest distance of two training images is 44.9 (Song and Ermon 2020, arXiv:2006.09011, technique 1). The score
-of Gaussian data is built in (sigma_data) and errors are weighted as those of v, which is what makes an hour on two cores enough.
+of Gaussian data is built in (sigma_data) and errors are weighted as those of v: so that an hour on two cores is enough.
 """
 
 from diffjax.cli.config import TrainConfig

@@ -1,4 +1,4 @@
-"""Every recorded loss of the score-SDE code: continuous and discrete, with and without likelihood weighting, both reductions."""
+"""Every recorded loss of the score-SDE code: continuous and discrete, likelihood weighting, both reductions."""
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,8 @@ def test_losses(golden_file):
     with jax.enable_x64(True):
         seen = 0
         for name, one, t, z in recorded(run | channels_last, meta):
-            values = [one(jnp.asarray(x), np.float64(at), jnp.asarray(noise))[0] for x, at, noise in zip(channels_last["x"], t, images(z))]
+            draws = zip(channels_last["x"], t, images(z))
+            values = [one(jnp.asarray(x), np.float64(at), jnp.asarray(noise))[0] for x, at, noise in draws]
             check(f"{golden_file.stem} {name}", np.mean(values), run[name], 1e-9)
             seen += 1
         assert seen == len(meta["cases"]) > 0
