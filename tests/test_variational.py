@@ -101,3 +101,18 @@ def bound(kernel=KERNEL, table=TABLE, x_0=X_0, **how):
 def test_errors_name_value_and_remedy(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_its_table_is_the_schedules_and_it_compiles_once():
+    schedule = dj.schedules.discrete(dj.schedules.linear_betas(1000))
+    denoise = dj.denoisers.from_x0(lambda params, x, i: params * x, jnp.float32(0.5), schedule)
+    x_0 = jnp.zeros((4, 4, 1)) + 1 / 255
+    other = dj.timetables.respaced(dj.schedules.discrete(dj.schedules.linear_betas(4000)), 20)
+    for table, said in ((other, "schedule"), (20, "for 20 steps timetables.log_snr")):
+        with pytest.raises(ValueError, match=said):
+            variational.bound(jax.random.key(0), denoise, dj.kernels.DDPM(), table, x_0)
+    before = variational._bound._cache_size()
+    for seed, steps in ((0, 20), (1, 20)):
+        table = dj.timetables.respaced(schedule, steps)
+        variational.bound(jax.random.key(seed), denoise, dj.kernels.DDPM(), table, (2 * seed + 1) * x_0)
+    assert variational._bound._cache_size() == before + 1

@@ -19,6 +19,7 @@ formed without the difference, floor and all. The default is the Gaussian's own 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -26,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from ..base import clip, expand, is_concrete, namespace, nearest, numbers, pytree, whole
+from ..base import clip, expand, is_concrete, namespace, nearest, normal, numbers, pytree, whole
+from ..doors import check_table
 from ..method import Method, as_method
 from ..process import kl_gaussian, q_sample
 from ..sample import bind, coefficients
@@ -187,6 +189,7 @@ def check(kernel, table, x_0, decoder, cdf) -> None:
     if decoder == "forward" and not kernel.schedule.variance_preserving:
         who = type(kernel.schedule).__name__
         raise ValueError(f"decoder 'forward' reverses a step that keeps N(0, 1), which {who} does not: use 'density'")
+    check_table(table, kernel.schedule)
     if table.jumps or (is_concrete(table) and table.s[-1] != 0):
         raise ValueError(
             "the bound is a sum over a plain descent to 0: use a table without jumps that ends there, "
@@ -232,16 +235,22 @@ def bound(key, denoise, kernel, table, x_0, *, recorded=None, decoder="discretis
     """
     kernel = bind(as_method(denoise), kernel)
     check(kernel, table, x_0, decoder, cdf)
-    one = _of_row(denoise, kernel, x_0, {"decoder": decoder, "cdf": cdf})
+    planned = jax.tree.map(jnp.asarray, rows(kernel, table, x_0.dtype))
+    return _bound(key, as_method(denoise), kernel, planned, jnp.asarray(x_0), recorded, decoder, cdf)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "cdf"), inline=True)
+def _bound(key, method, kernel, planned, x_0, recorded, decoder, cdf) -> Bound:
+    one = _of_row(method, kernel, x_0, {"decoder": decoder, "cdf": cdf})
 
     def with_noise(inputs):
         row, noise = inputs
         if recorded is None:
-            noise = jax.random.normal(jax.random.fold_in(key, row.i), x_0.shape, x_0.dtype)
+            noise = normal(jax.random.fold_in(key, row.i), x_0.shape, x_0.dtype)
         return one(row, noise)
 
-    terms, x0_error, eps_error = jax.lax.map(with_noise, (rows(kernel, table, x_0.dtype), recorded))
-    prior = prior_term(kernel.schedule, x_0, table.t[0])
+    terms, x0_error, eps_error = jax.lax.map(with_noise, (planned, recorded))
+    prior = prior_term(kernel.schedule, x_0, planned.t[0])
     return Bound(prior + terms.sum(), prior, terms, x0_error, eps_error)
 
 
@@ -270,19 +279,24 @@ def estimate(
     steps, draws = whole("steps", steps, 2), whole("decoder_draws", decoder_draws, 2)
     kernel = bind(as_method(denoise), kernel)
     check(kernel, table, x_0, decoder, cdf)
-    planned, others = rows(kernel, table, x_0.dtype), len(table) - 1
-    one = _of_row(denoise, kernel, x_0, {"decoder": decoder, "cdf": cdf})
+    planned = jax.tree.map(jnp.asarray, rows(kernel, table, x_0.dtype))
+    return _estimate(key, as_method(denoise), kernel, planned, jnp.asarray(x_0), steps, draws, decoder, cdf)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "draws", "decoder", "cdf"), inline=True)
+def _estimate(key, method, kernel, planned, x_0, steps, draws, decoder, cdf) -> Estimate:
+    one, others = _of_row(method, kernel, x_0, {"decoder": decoder, "cdf": cdf}), planned.t.shape[0] - 1
     key_rows, key_noise = jax.random.split(key)
     drawn = jax.random.randint(key_rows, (steps,), 0, max(others, 1))
     chosen = jnp.concatenate([drawn, jnp.full(draws, others)])
 
     def with_noise(inputs):
         i, key = inputs
-        row = jax.tree.map(lambda a: jnp.asarray(a)[i], planned)
-        return one(row, jax.random.normal(key, x_0.shape, x_0.dtype))[0]
+        row = jax.tree.map(lambda a: a[i], planned)
+        return one(row, normal(key, x_0.shape, x_0.dtype))[0]
 
     terms = jax.lax.map(with_noise, (chosen, jax.random.split(key_noise, steps + draws)))
     inner, last = others * terms[:steps], terms[steps:]
     variance = inner.var(ddof=1) / steps + last.var(ddof=1) / draws
-    prior = prior_term(kernel.schedule, x_0, table.t[0])
+    prior = prior_term(kernel.schedule, x_0, planned.t[0])
     return Estimate(prior + last.mean() + inner.mean(), jnp.sqrt(variance), prior, last.mean(), inner.mean())
