@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,24 +46,19 @@ class Stay(K.Predictor):
 
 def law(kernel):
     """Variance of the result for each number of rows, by one program."""
-    tables = [grid(n, max(ROWS)) for n in ROWS]
     denoise = PRIOR.denoiser(VP)
     with jax.enable_x64(True):
-        like = jax.eval_shape(
-            lambda: dj.draws(jax.random.key(0), denoise, tables[0], jnp.zeros(3), kernel=kernel, dtype=jnp.float64)
-        )
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape), (jax.ShapeDtypeStruct((3,), float), like.rows))
+        tables = [grid(n, max(ROWS)) for n in ROWS]
+        start = jnp.zeros(3)
+        rows = jax.eval_shape(lambda: dj.draws(jax.random.key(0), denoise, tables[0], start, kernel=kernel).rows)
+        none, unravel = jax.flatten_util.ravel_pytree((start, jax.tree.map(lambda a: jnp.zeros(a.shape), rows)))
 
-        def end(given, table):
-            x, rows = given
+        def end(draws, table):
+            x, rows = unravel(draws)
             return dj.sample(None, denoise, table, x, kernel=kernel, recorded=dj.Draws(None, rows, None)).x
 
-        factors = quick_jit(jax.jacrev(end))
-        found = []
-        for table in tables:
-            squares = [np.asarray((J**2).reshape(3, -1).sum(1)) for J in jax.tree.leaves(factors(zeros, table))]
-            found.append(sum(squares))
-    return np.array(found)
+        factors = quick_jit(jax.vmap(end, (0, None)))
+        return np.array([(factors(jnp.eye(none.size), table) ** 2).sum(0) for table in tables])
 
 
 def levels(n):
