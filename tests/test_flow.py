@@ -69,21 +69,22 @@ def gaussian_flow(schedule, eps):
 
 
 def test_normal_end_bits_and_one_probe_in_float32():
-    """The model that starts from N(0, 1) has another density than the data, in closed form. Pixels are independent: signs are
-    exact probes, but one alone knows no error."""
+    """A model that starts from N(0, sigma_T^2) has another density than the data, in closed form. Pixels are independent, so
+    that signs are exact probes; but one alone knows no error."""
     schedule = dj.schedules.SubVP()
     walk = dj.timetables.log_snr(schedule, 17)
     with jax.enable_x64(True):
         x, truth = images(GAUSSIAN, schedule, walk.t[-1], 50)
     (mean, deviation), (mean_T, deviation_T) = gaussian_flow(schedule, walk.t[-1])
     x_T = mean_T + deviation_T / deviation * (x - mean)
-    exact = (np.log(deviation_T / deviation) - 0.5 * np.log(2 * np.pi) - 0.5 * x_T**2).sum(1)
+    std = float(schedule.sigma(1.0))
+    exact = (np.log(deviation_T / deviation / std) - 0.5 * np.log(2 * np.pi) - 0.5 * (x_T / std) ** 2).sum(1)
     assert np.abs(exact - truth).max() > 5e-3
     found = batch(GAUSSIAN.denoiser(schedule), walk, jnp.asarray(x, jnp.float32), end="normal", data_range=(-8, 8), probes=1)
     error = np.abs(found.nats - exact)
     assert found.nats.dtype == jnp.float32 and error.max() < 1e-3 and (error <= found.solver_error).mean() >= 0.95
     assert np.isinf(found.error).all() and (found.products == found.calls).all()
-    np.testing.assert_allclose(found.latent, x_T, atol=2e-5)
+    np.testing.assert_allclose(found.latent, x_T, atol=1e-3)  # of 34 steps, not extrapolated
     np.testing.assert_allclose(found.bits, -exact / (D * np.log(2)) - np.log2(16 / 256), atol=1e-4)
 
 
