@@ -16,10 +16,10 @@ from diffjax.likelihood import flow
 D = 8
 RNG = np.random.default_rng(0)
 MODES = dj.priors.mixture(np.ones(25) / 25, RNG.uniform(-1, 1, (25, D)), np.full((25, D), 0.1))
-# one Gaussian, as 25 equal components: the same program
-GAUSSIAN = dj.priors.mixture(
-    np.ones(25) / 25, np.broadcast_to(RNG.uniform(-0.5, 0.5, D), (25, D)), np.geomspace(0.01, 1, D) * np.ones((25, 1))
-)
+GAUSSIAN = dj.priors.gaussian(RNG.uniform(-0.5, 0.5, D), np.geomspace(0.01, 1, D))
+SAME = dj.priors.mixture(
+    np.ones(25) / 25, *(np.repeat(a, 25, 0) for a in (GAUSSIAN.means, GAUSSIAN.eigenvalues))
+)  # in MODES' program
 SCHEDULES = {
     "VE": dj.schedules.VE(),
     "VP": dj.schedules.VP(),
@@ -32,7 +32,7 @@ def images(prior, schedule, eps, n, seed=1):
     """n draws of the marginal at eps, and their exact log-density there."""
     rng = np.random.default_rng(seed)
     a, s = (float(c) for c in dj.process.marginal(schedule, eps))
-    k = rng.integers(25, size=n)
+    k = rng.integers(len(prior.weights), size=n)
     x = a * (prior.centres[k] + np.sqrt(prior.eigenvalues[k]) * rng.standard_normal((n, D))) + s * rng.standard_normal((n, D))
     return x, np.asarray(jax.jit(jax.vmap(lambda x: prior.log_density(x, a, s)))(x))
 
@@ -49,13 +49,16 @@ def test_density_and_its_error(name):
     schedule = SCHEDULES[name]
     walk = dj.timetables.log_snr(schedule, 33)
     with jax.enable_x64(True):
-        for prior in (GAUSSIAN, MODES):
+        for prior in (SAME, MODES):
             x, truth = images(prior, schedule, walk.t[-1], 200)
             found = batch(prior.denoiser(schedule), walk, x)
             error = np.abs(found.nats - truth)
             assert error.max() < 1e-3, error.max()
             assert (error <= found.error).mean() >= 0.95
             assert np.median(found.error) < 0.02 and found.calls[0] == 12 * 32 + 1
+        if name == "VP":
+            alone = jax.jit(lambda x: flow.log_prob(prior.denoiser(schedule), walk, x).nats)(x[7])
+            assert abs(alone - found.nats[7]) < 1e-6
 
 
 def gaussian_flow(schedule, eps):
@@ -66,21 +69,22 @@ def gaussian_flow(schedule, eps):
 
 
 def test_normal_end_bits_and_one_probe_in_float32():
-    """The model that starts from N(0, 1) has another density than the data, in closed form. Pixels are independent: signs are
-    exact probes, but one alone knows no error."""
+    """A model that starts from N(0, sigma_T^2) has another density than the data, in closed form. Pixels are independent, so
+    that signs are exact probes; but one alone knows no error."""
     schedule = dj.schedules.SubVP()
     walk = dj.timetables.log_snr(schedule, 17)
     with jax.enable_x64(True):
         x, truth = images(GAUSSIAN, schedule, walk.t[-1], 50)
     (mean, deviation), (mean_T, deviation_T) = gaussian_flow(schedule, walk.t[-1])
     x_T = mean_T + deviation_T / deviation * (x - mean)
-    exact = (np.log(deviation_T / deviation) - 0.5 * np.log(2 * np.pi) - 0.5 * x_T**2).sum(1)
+    std = float(schedule.sigma(1.0))
+    exact = (np.log(deviation_T / deviation / std) - 0.5 * np.log(2 * np.pi) - 0.5 * (x_T / std) ** 2).sum(1)
     assert np.abs(exact - truth).max() > 5e-3
     found = batch(GAUSSIAN.denoiser(schedule), walk, jnp.asarray(x, jnp.float32), end="normal", data_range=(-8, 8), probes=1)
     error = np.abs(found.nats - exact)
     assert found.nats.dtype == jnp.float32 and error.max() < 1e-3 and (error <= found.solver_error).mean() >= 0.95
     assert np.isinf(found.error).all() and (found.products == found.calls).all()
-    np.testing.assert_allclose(found.latent, x_T, atol=2e-5)
+    np.testing.assert_allclose(found.latent, x_T, atol=1e-3)  # of 34 steps, not extrapolated
     np.testing.assert_allclose(found.bits, -exact / (D * np.log(2)) - np.log2(16 / 256), atol=1e-4)
 
 
@@ -96,16 +100,13 @@ def test_probes():
     assert abs(error.mean()) < 3 * error.std() / np.sqrt(len(x)) and found.products[0] == 8 * found.calls[0]
 
 
-def test_one_image_and_its_gradient():
-    """Alone as in a batch to 1e-6 nats; the gradient is the score."""
+def test_the_gradient_is_the_score():
     schedule = SCHEDULES["VP"]
     walk, denoise = dj.timetables.log_snr(schedule, 33), GAUSSIAN.denoiser(schedule)
     with jax.enable_x64(True):
-        x, _ = images(GAUSSIAN, schedule, walk.t[-1], 3)
-        alone = jax.jit(lambda x: flow.log_prob(denoise, walk, x))(x[1])
-        assert abs(alone.nats - batch(denoise, walk, x).nats[1]) < 1e-6
-        gradient = jax.jit(jax.grad(lambda x: flow.log_prob(denoise, walk, x).nats))(x[1])
-        score = GAUSSIAN.score(x[1], *dj.process.marginal(schedule, walk.t[-1]))
+        x, _ = images(GAUSSIAN, schedule, walk.t[-1], 1)
+        gradient = jax.jit(jax.grad(lambda x: flow.log_prob(denoise, walk, x).nats))(x[0])
+        score = GAUSSIAN.score(x[0], *dj.process.marginal(schedule, walk.t[-1]))
     np.testing.assert_allclose(gradient, score, rtol=1e-3, atol=1e-3)
 
 
@@ -123,23 +124,24 @@ def test_adaptive_density():
 
 def test_latents_round_trip_and_gradient():
     """x_T and back; by the closed form, and so is the derivative through the adaptive steps."""
-    schedule, how = SCHEDULES["cosine"], Adaptive(1e-7, 1e-7)
+    schedule, how = SCHEDULES["EDM"], Adaptive(1e-7, 1e-7, eps=0.01)
     denoise = GAUSSIAN.denoiser(schedule)
-    (mean, deviation), (mean_T, deviation_T) = gaussian_flow(schedule, 1.0)
+    (mean, deviation), (mean_T, deviation_T) = gaussian_flow(schedule, 0.01)
     with jax.enable_x64(True):
-        x, _ = images(GAUSSIAN, schedule, 1.0, 1)
+        x, _ = images(GAUSSIAN, schedule, 0.01, 1)
         found = dj.flow.encode(denoise, x[0], how)
         slope = jax.jit(jax.grad(lambda z: dj.flow.decode(denoise, z, how).x.sum()))(found.x)
-    np.testing.assert_allclose(found.x, mean_T + deviation_T / deviation * (x[0] - mean), atol=1e-5)
+    np.testing.assert_allclose(found.x, mean_T + deviation_T / deviation * (x[0] - mean), rtol=1e-5)
     assert found.round_trip < 1e-6 and found.reached and found.calls == 6 * found.steps + 6
     np.testing.assert_allclose(slope, deviation / deviation_T, rtol=1e-4)
 
 
 def test_slerp_keeps_the_norm():
-    a, b = jnp.asarray([3.0, 0.0]), jnp.asarray([0.0, 3.0])
-    np.testing.assert_allclose(dj.flow.slerp(a, b, 1 / 3), 3 * np.array([np.cos(np.pi / 6), 0.5]), rtol=1e-6)
-    np.testing.assert_allclose(dj.flow.slerp(a, 2 * a, 0.25), 1.25 * a, rtol=1e-6)
-    assert np.isfinite(jax.grad(lambda a: dj.flow.slerp(a, a + 0, 0.5).sum())(a)).all()
+    slerp = jax.jit(dj.flow.slerp)
+    a, b = np.array([3.0, 0.0], np.float32), np.array([0.0, 3.0], np.float32)
+    np.testing.assert_allclose(slerp(a, b, 1 / 3), 3 * np.array([np.cos(np.pi / 6), 0.5]), rtol=1e-6)
+    np.testing.assert_allclose(slerp(a, 2 * a, 0.25), 1.25 * a, rtol=1e-6)
+    assert np.isfinite(jax.jit(jax.grad(lambda a, b: dj.flow.slerp(a, b, 0.5).sum()))(a, a)).all()
 
 
 def test_dequantised_levels():

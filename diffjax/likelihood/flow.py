@@ -44,9 +44,9 @@ class LogProb:
     bits:           the same in bits per dimension of the quantised image, -log2 P / D <= bits; None without ``data_range``
     latent:         x_T, of x's shape
     error:          of nats: the truth is within it for 95 % of images. solver_error + 2 to 13 probe_errors (Student's factor)
-    solver_error:   of the steps, of rounding and of (1). Of fixed steps: the difference that halving every row makes. nats
-                    already contains its fifteenth, which is what is left at order 4, so that the whole covers coarse walks
-                    too; adaptive: the difference that ten times the tolerance makes
+    solver_error:   of the steps, of rounding and of (1). Of fixed steps: the differences that halving every row makes to
+                    the integral and to the density at T. A fifteenth of them is in nats, which is what order 4 leaves;
+                    the whole covers coarse walks too. Adaptive: the difference that ten times the tolerance makes
     probe_error:    standard error over the probes, infinite for one; 0 for the exact divergence
     mismatch:       what (1) adds to nats, 0 for ``end="normal"``
     calls:          network calls; products: products of its Jacobian with a vector

@@ -114,8 +114,9 @@ def fixed(denoise, points, x, vectors, end):
     normal, rough = (_normal(denoise.schedule, level, a, end) for a in (latent, other))
     stretch = x.size * jnp.log(points.r[-1] / points.r[0]).astype(x.dtype)
     change = fine + normal - (coarse + rough)
+    apart = jnp.abs((fine - coarse).mean()) + jnp.abs(normal - rough)  # of either sign: in their sum they may cancel
     reach = x.size * jnp.abs(points.nu[0] - points.nu[-1]) + jnp.abs(normal) + jnp.abs(stretch)
-    error = jnp.abs(change.mean()) + jnp.finfo(x.dtype).eps * reach.astype(x.dtype)
+    error = apart + jnp.finfo(x.dtype).eps * reach.astype(x.dtype)
     rows = (len(points.nu) - 1) // 4
     return fine + normal + change / 15 + stretch, latent, last, error, jnp.asarray(12 * rows), jnp.asarray(True)
 

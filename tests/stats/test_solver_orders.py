@@ -177,3 +177,48 @@ def test_teeth(kernel):
     assert abs(order(kernel, house, (320, 640))[0] - 2) < 0.1
     assert order(published, house, (320, 640))[0] < 1
     assert errors(published, uniform)[0, 0] > 5 * errors(kernel, uniform)[0, 0]
+
+
+def published_unipc(model, x, alpha, sigma, order):
+    """Zhao et al. 2023, algorithms 5 to 8 with B(h) = e^h - 1, through the given levels: their linear systems, solved."""
+    lam, m, base = np.log(alpha / sigma), [], None
+
+    def system(n, p, h):
+        """(r, R, b) of p points before and at level n, and the step's end."""
+        r = np.append([(lam[n - k] - lam[n]) / h for k in range(1, p)], 1.0)
+        phi, factorial, R, b = np.expm1(-h) / -h - 1, 1, [], []
+        for i in range(1, p + 1):
+            R.append(r ** (i - 1))
+            b.append(phi * factorial / np.expm1(-h))
+            factorial *= i + 1
+            phi = phi / -h - 1 / factorial
+        return r, np.array(R), np.array(b)
+
+    def move(n, weights, r, x, last=0.0):
+        h = lam[n + 1] - lam[n]
+        slopes = sum((w * (m[n - k] - m[n]) / r[k - 1] for k, w in enumerate(weights, 1)), last)
+        return sigma[n + 1] / sigma[n] * x - alpha[n + 1] * np.expm1(-h) * (m[n] + slopes)
+
+    for n in range(len(alpha) - 1):
+        m.append(model(x, alpha[n], sigma[n]))
+        if n:
+            p = min(order, n)
+            r, R, b = system(n - 1, p, lam[n] - lam[n - 1])
+            rho = np.array([0.5]) if p == 1 else np.linalg.solve(R, b)
+            x = move(n - 1, rho[:-1], r, base, rho[-1] * (m[n] - m[n - 1]))
+        base, p = x, min(order, n + 1)
+        r, R, b = system(n, p, lam[n + 1] - lam[n])
+        rho = np.array([0.5]) if p == 2 else np.linalg.solve(R[:-1, :-1], b[:-1])
+        x = move(n, rho, r, x)
+    return x
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_is_the_published_one(order):
+    table = dj.timetables.log_snr(SCHEDULES["VP"], 12)[:-1]
+    kernel = K.UniPC(order=order, deep=0.0)
+    planned, nodes, start, _ = case(kernel, SCHEDULES["VP"], (lambda s, n: table, np.inf), 11, 11)
+    with jax.enable_x64(True):
+        expected = published_unipc(lambda x, a, s: np.asarray(MIXTURE.denoise(x, a, s)[0]), start, *nodes[1:], order)
+        got = walk(kernel, planned, nodes, start, MIXTURE)
+    np.testing.assert_allclose(got, expected, rtol=1e-7)
