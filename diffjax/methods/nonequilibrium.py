@@ -2,8 +2,9 @@
 
     p~(x_s | x_t) ~ p(x_s | x_t) r(x_s),      r(x) = N(y; m x, noise_std^2)
 
-at every level, x_T's included. For Gaussian steps N(mu, std^2) the product is Gaussian again, in closed form: the paper's small perturbation,
-mu + std^2 grad log r, to first order in std^2 / noise_std^2. Where y has no noise the known pixels are y (the paper's delta).
+at every level, x_T's included. For Gaussian steps N(mu, std^2) the product is Gaussian again, in closed form: the paper's
+small perturbation, mu + std^2 grad log r, to first order in std^2 / noise_std^2. Where y has no noise the known pixels are y
+(the paper's delta).
 
 As in the paper r is the same at every level, so that y, which is clean, is compared with noisy states. The known pixels agree
 with y, while the network is shown pixels less noisy than its level says: the rest is no draw of the posterior (methods since
