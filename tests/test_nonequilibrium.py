@@ -392,6 +392,14 @@ def test_inpainting_and_denoising_have_the_law_of_their_steps(name):
         assert noise or np.allclose(x[:, 0], y[0], atol=1e-6)
 
 
+def test_the_start_is_a_product_too():
+    measured = dj.Measurement(jnp.full((2, 1, 1), 0.5), dj.operators.Mask(np.array([1.0, 0]).reshape(2, 1, 1)), 3.0)
+    method, row = dj.methods.Nonequilibrium(GAUSSIAN.denoiser(VE), measured), descent(VE).rows()
+    row = jax.tree.map(lambda a: a[0], row)
+    x = method.start(dj.kernels.DDPM(VE), row, jnp.ones((2, 1, 1))).ravel()
+    np.testing.assert_allclose(x, [0.25 + 3 / math.sqrt(2), 3.0], rtol=1e-5)  # N(0, 9) N(0.5, 9): mean 1/4, variance 9/2
+
+
 def test_a_weak_second_distribution_perturbs_the_mean_by_its_gradient():
     """The paper's rule, f_mu + f_Sigma grad log r, is the limit of the exact product."""
     mean, y = (jnp.asarray(a).reshape(2, 1, 1) for a in ([0.3, -0.5], [1.0, 0.5]))

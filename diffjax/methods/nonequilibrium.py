@@ -2,8 +2,9 @@
 
     p~(x_s | x_t) ~ p(x_s | x_t) r(x_s),      r(x) = N(y; m x, noise_std^2)
 
-at every level. For Gaussian steps N(mu, std^2) the product is Gaussian again, in closed form: the paper's small perturbation,
-mu + std^2 grad log r, to first order in std^2 / noise_std^2. Where y has no noise the known pixels are y (the paper's delta).
+at every level, x_T's included. For Gaussian steps N(mu, std^2) the product is Gaussian again, in closed form: the paper's
+small perturbation, mu + std^2 grad log r, to first order in std^2 / noise_std^2. Where y has no noise the known pixels are y
+(the paper's delta).
 
 As in the paper r is the same at every level, so that y, which is clean, is compared with noisy states. The known pixels agree
 with y, while the network is shown pixels less noisy than its level says: the rest is no draw of the posterior (methods since
@@ -56,6 +57,12 @@ class Nonequilibrium(Method):
         precision = jnp.asarray(self.strength, mean.dtype) * std**2 * m
         gain = jnp.where((own == 0) & (m > 0), safe_divide(1.0, m), safe_divide(precision, precision * m + own))
         return mean + gain * (y - m * mean), std * safe_sqrt(1 - gain * m)
+
+    def start(self, kernel, row, noise):
+        """p(x_T) r(x_T) too."""
+        top = super().start(kernel, row, jnp.ones_like(noise))
+        mean, std = self.product(jnp.zeros_like(noise), top)
+        return mean + std * noise
 
     def step(self, kernel, x, state, row, noise):
         mean, std = kernel.transition(self.predict(x, row.t), x, row)
