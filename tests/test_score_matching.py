@@ -107,9 +107,8 @@ def test_the_second_moment_sampler_for_times_of_a_formula():
     np.testing.assert_allclose(importance.mean(), uniform, rtol=0.01)
     flat = loss(times.Uniform().draw(jax.random.key(0), 20_000, schedule)[0])
     assert importance.std() < 0.4 * flat.std()
-    assert (
-        np.asarray(times.Binned(sampler).rows(t, schedule)) == np.floor(np.asarray(t, float) * bins - 1e-4) + 1
-    ).mean() > 0.999
+    rows = np.asarray(times.Binned(sampler).rows(t, schedule))
+    assert (np.abs(rows - 0.5 - np.asarray(t, float) * bins) < 0.501).all()
 
 
 # --- the network ----------------------------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ def test_a_state_dict_that_does_not_fit():
         score_sde.convert(renamed, **hints)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="residual blocks"):
-        score_sde.convert({name: a for name, a in state.items() if not name.startswith("all_modules.9.")}, **hints)
+        score_sde.convert({name: a for name, a in state.items() if not name.startswith("all_modules.8.")}, **hints)
 
 
 # --- what the networks of the score-SDE code are told -----------------------------------------------------------------
@@ -226,7 +225,7 @@ def test_conventions_by_schedule():
 
 
 def test_a_tiny_run_of_the_variance_exploding_prior(tmp_path):
-    """The shipped configuration, made tiny: it trains, goes on, and is a prior that denoises by its score."""
+    """The shipped configuration, made tiny: it trains, and is a prior that denoises by its score."""
     from diffjax import zoo
     from diffjax.cli import train
     from experiments import configs
@@ -234,9 +233,8 @@ def test_a_tiny_run_of_the_variance_exploding_prior(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "a.npz", x=rng.integers(0, 256, (600, 8, 8), np.uint8), y=np.arange(600) % 10)
     words = f"""fashion32_ve --data {tmp_path}/a.npz --size 8 --width 4 --multipliers 1 --blocks 1 --batch 8 --warmup 1
-        --cooldown 1 --eval-images 8 --sample-steps 2 --out {tmp_path}/run --devices 1 --seed 3""".split()
-    for steps in ("2", "3"):
-        assert train.main([*words, "--steps", steps], configs.load()) == 0
+        --cooldown 1 --eval-images 8 --sample-steps 1 --steps 2 --out {tmp_path}/run --devices 1""".split()
+    assert train.main(words, configs.load()) == 0
     prior = zoo.load(tmp_path / "run")
     assert (prior.loss, prior.shape, prior.classes) == ("score", (8, 8, 1), 10)
     assert isinstance(prior.schedule, schedules.VE) and prior.schedule.sigma_max == 45.0

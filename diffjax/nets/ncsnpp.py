@@ -302,7 +302,7 @@ class NCSNpp(nn.Module):
                 sigma = jnp.take(jnp.asarray(table, float_), t.astype(int), axis=0)  # beyond the table: NaN
         act = self.options().act
         e = act(self._labelled(step(act(step(e))), y)) if self.conditional else None
-        x_in, x = x, x.astype(float_)
+        x = x.astype(float_)
         if self.centre:
             x = 2 * x - 1
         if self.sigma_data:
@@ -314,7 +314,7 @@ class NCSNpp(nn.Module):
             h = h / over_image(sigma[..., None], 2)
         if self.sigma_data:
             h = (h * over_image((self.sigma_data / sigma)[..., None], 2) - x) / over_image(spread[..., None], 2)
-        return h.astype(x_in.dtype) if jnp.finfo(x_in.dtype).bits >= 32 else h
+        return h
 
     def _labelled(self, e, y):
         """The embedding with the label added to it."""
@@ -332,11 +332,8 @@ class NCSNpp(nn.Module):
 
     def _body(self, x, e, step):
         """Down, middle and up, with both pyramids."""
-        options, levels, attends = (
-            self.options(),
-            len(self.multipliers),
-            [2**level in self.attention for level in range(len(self.multipliers))],
-        )
+        options, levels = self.options(), len(self.multipliers)
+        attends = [2**level in self.attention for level in range(levels)]
         pyramid, skips = x, [step(x)]
         for level in range(levels):
             for _ in range(self.blocks):
