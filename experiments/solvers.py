@@ -40,7 +40,11 @@ PC = lambda predictor: K.PredictorCorrector(predictor=predictor, corrector=K.Lan
 KERNELS = {  # a new kernel: one line here
     "Euler": K.Euler(),
     "Heun": K.Heun(),
+    "RK4": K.RK4(),
     "2M": K.DPMSolverPP2M(),
+    "3M": K.DPMSolverPP3M(),
+    "UniPC, order 2": K.UniPC(order=2),
+    "UniPC": K.UniPC(),
     "Euler-Maruyama": K.EulerMaruyama(),
     "reverse diffusion": K.ReverseDiffusion(),
     "ancestral (DDPM)": K.DDPM(),
@@ -177,6 +181,7 @@ def main(argv=None) -> int:
         hidden = {}
         for problem in (oracle.load(n) for n in MASKS[: 1 if options.quick else None]):
             prior, measurement, shape = masked(problem)
+            measurement = dj.replace(measurement, noise_std=problem.sigma_y)
             prior, measurement = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (prior, measurement))
             hidden[problem] = prior.denoiser(VP), measurement, shape
         for (name, loop), calls in itertools.product(LOOPS.items() if LOOP in options.kernels else (), budgets):

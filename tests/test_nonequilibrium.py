@@ -90,7 +90,9 @@ def test_its_error_covers_the_truth_and_its_logarithm_lies_below():
     p = np.exp(np.asarray(log_p) - exact)
     z = (p - 1) / (np.asarray(error) * p)
     assert 0.75 < np.sqrt((z**2).mean()) < 1.5 and (abs(z) < 3).mean() > 0.95
-    assert log_p.mean() < exact and (effective > 10).all()
+    assert (effective > 100).all()
+    few = jax.vmap(nonequilibrium.summary)(log_w.reshape(-1, 10))[0] - exact  # whose logarithm is 0.03 too small on average
+    assert few.mean() < -5 * few.std() / len(few) ** 0.5
 
 
 def test_lower_bound_of_a_gaussian_in_closed_form():
