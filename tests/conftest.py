@@ -1,18 +1,25 @@
 """Tests run on the CPU as eight host devices, in float32 unless they ask for float64 themselves."""
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most tests run a program once: machine code that is not optimised is there sooner. What times programs asks for level 3
-for flag, value in {"xla_force_host_platform_device_count": 8, "xla_backend_optimization_level": 0}.items():
+for flag, value in {
+    "xla_force_host_platform_device_count": 8,
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}.items():
     flags = os.environ.get("XLA_FLAGS", "")
     if flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{flag}={value}".strip()
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the programs keep nothing in the home of whoever runs the tests
     os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
+gc.set_threshold(200_000, 20, 50)  # traces make many small objects that stay: looking for garbage among them takes long
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

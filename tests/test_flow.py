@@ -49,7 +49,7 @@ def test_density_and_its_error(name):
     schedule = SCHEDULES[name]
     walk = dj.timetables.log_snr(schedule, 33)
     with jax.enable_x64(True):
-        for prior in (SAME, MODES):
+        for prior in (SAME, MODES) if name in ("VP", "VE") else (MODES,):
             x, truth = images(prior, schedule, walk.t[-1], 200)
             found = batch(prior.denoiser(schedule), walk, x)
             error = np.abs(found.nats - truth)

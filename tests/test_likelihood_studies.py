@@ -19,7 +19,8 @@ def test_the_table_of_a_prior(tmp_path):
     kept = json.loads((tmp_path / "likelihood_tiny.json").read_text())
     assert (tmp_path / "likelihood_tiny.png").is_file() and kept["images"] == 2
     means = {r["estimate"]: r for r in kept["rows"] if r["image"] == "mean of 2"}
-    assert set(means) == {"variational", "lower bound", "annealed"}
+    assert set(means) == {"variational", "lower bound", "annealed", "flow"}
+    assert np.isfinite(means["flow"]["bits"]) and means["flow"]["error"] > 0
     # the same trajectories: the mean weight is never below the mean of its logarithm
     assert means["annealed"]["bits"] <= means["lower bound"]["bits"] and means["annealed"]["effective"] >= 1
     of = kept["steps"]
