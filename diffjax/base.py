@@ -73,6 +73,7 @@ def host(a):
 def safe_sqrt(x):
     """sqrt(max(x, 0)) whose derivative at and below 0 is 0 instead of infinite or NaN."""
     xp = namespace(x)
+    x = xp.asarray(x)  # within a trace, comparing a known JAX array would be traced
     positive = x > 0
     return xp.where(positive, xp.sqrt(xp.where(positive, x, 1.0)), 0.0)
 
@@ -80,6 +81,7 @@ def safe_sqrt(x):
 def safe_divide(a, b):
     """a / b, and 0 (with derivative 0) where b = 0."""
     xp = namespace(a, b)
+    a, b = xp.asarray(a), xp.asarray(b)
     zero = b == 0
     return xp.where(zero, 0.0, a / xp.where(zero, 1.0, b))
 

@@ -37,6 +37,9 @@ class OfficialEta(dj.kernels.DDIM):
     """DiffPIR's noise: a share zeta fresh, and within the rest std eta sigma_s / sigma_t sqrt(beta_t), beta_t the one-step
     beta of the full table whatever the stride (DDIM's own has the stride's)."""
 
+    def __post_init__(self):
+        """Both at once, which DDIM refuses."""
+
     def coefficients(self, table):
         move = super().coefficients(table)
         t = np.asarray(table.t).astype(int)

@@ -259,7 +259,7 @@ def test_tables_that_jump_and_that_do_not_are_stacked():
     assert stacked.jumps and stacked.t.shape == (2, 4)
     denoise = dj.denoisers.from_x0(lambda x, i: 0.5 * x, None, LINEAR)
     run = lambda table: dj.sample(jax.random.key(0), denoise, table, (2, 2, 1), kernel=dj.kernels.DDIM(LINEAR, eta=0.5)).x
-    np.testing.assert_array_equal(run(plain), run(plain.with_jumps()))
+    np.testing.assert_allclose(run(plain), run(plain.with_jumps()), rtol=1e-6)  # two programs
 
 
 def test_start_at():

@@ -35,9 +35,8 @@ def _spread(x, axis, stride):
     """Zeros after each entry along an axis; XLA's CPU compiler has no fast code for `lhs_dilation` either."""
     if stride == 1:
         return x
-    entries = jnp.expand_dims(x, axis + 1)
-    x = jnp.concatenate([entries] + [jnp.zeros_like(entries)] * (stride - 1), axis + 1)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    widths = [(0, stride - 1, stride - 1) if n == axis else (0, 0, 0) for n in range(x.ndim)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
 
 
 def _by_input(ct, x, kernel, *, strides, padding, dilation):
