@@ -137,10 +137,10 @@ def test_frechet_distance_of_diagonal_gaussians():
     s, t, shift = np.array([1.0, 2.0, 0.5, 0.0]), np.array([3.0, 1.0, 0.5, 2.0]), np.array([1.0, 0, 0, -2.0])
     rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))
     # with a variance of 0, as of pixels that are always black, the root of its rounding error, 1e-8, is what is left
-    for s, tolerance in ((s, 1e-6), (s + 1, 1e-9)):
-        expected = np.sum(shift**2) + np.sum((s - t) ** 2)
-        assert frechet_distance(base * s, base * t + shift) == pytest.approx(expected, abs=tolerance)
-        assert frechet_distance(base * s @ rotation, (base * t + shift) @ rotation) == pytest.approx(expected, abs=tolerance)
+    for deviations, tolerance in ((s, 1e-6), (s + 1, 1e-9)):
+        expected = np.sum(shift**2) + np.sum((deviations - t) ** 2)
+        assert frechet_distance(base * deviations, base * t + shift) == pytest.approx(expected, abs=tolerance)
+        assert frechet_distance(base * deviations @ rotation, (base * t + shift) @ rotation) == pytest.approx(expected, abs=tolerance)
 
 
 def test_frechet_distance_when_covariances_do_not_commute():
