@@ -139,8 +139,9 @@ def test_frechet_distance_of_diagonal_gaussians():
     # with a variance of 0, as of pixels that are always black, the root of its rounding error, 1e-8, is what is left
     for deviations, tolerance in ((s, 1e-6), (s + 1, 1e-9)):
         expected = np.sum(shift**2) + np.sum((deviations - t) ** 2)
-        assert frechet_distance(base * deviations, base * t + shift) == pytest.approx(expected, abs=tolerance)
-        assert frechet_distance(base * deviations @ rotation, (base * t + shift) @ rotation) == pytest.approx(expected, abs=tolerance)
+        one, other = base * deviations, base * t + shift
+        assert frechet_distance(one, other) == pytest.approx(expected, abs=tolerance)
+        assert frechet_distance(one @ rotation, other @ rotation) == pytest.approx(expected, abs=tolerance)
 
 
 def test_frechet_distance_when_covariances_do_not_commute():
