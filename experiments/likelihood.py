@@ -98,7 +98,7 @@ def averages(rows):
         of = [r for r in rows if r["estimate"] == name]
         effective = [r["effective"] for r in of if r["effective"] is not None]
         out.append({
-            "image": f"mean of {len(of)}", "estimate": name, "bits": np.mean([r["bits"] for r in of]),
+            "image": "mean", "estimate": name, "bits": np.mean([r["bits"] for r in of]),
             "error": np.sqrt(np.sum([r["error"] ** 2 for r in of])) / len(of),
             "effective": np.mean(effective) if effective else None, "seconds": np.mean([r["seconds"] for r in of]),
         })  # fmt: skip

@@ -18,7 +18,7 @@ def test_the_table_of_a_prior(tmp_path):
     assert likelihood.main(["--quick", "--levels", "5", "--prior", str(folder), "--out", str(tmp_path)]) == 0
     kept = json.loads((tmp_path / "likelihood_tiny.json").read_text())
     assert (tmp_path / "likelihood_tiny.png").is_file() and kept["images"] == 2
-    means = {r["estimate"]: r for r in kept["rows"] if r["image"] == "mean of 2"}
+    means = {r["estimate"]: r for r in kept["rows"] if r["image"] == "mean"}
     assert set(means) == {"variational", "lower bound", "annealed", "flow"}
     assert np.isfinite(means["flow"]["bits"]) and means["flow"]["error"] > 0
     # the same trajectories: the mean weight is never below the mean of its logarithm

@@ -3,11 +3,12 @@
 Which kernel on which grid (``experiments.solvers`` measures all of them against exact posteriors):
 
 * The grid matters more than the kernel: ``timetables.log_snr``. Equal steps of t waste their rows on noise.
-* Few calls, no noise wanted: ``DPMSolverPP2M``; 20 calls are enough where the posterior is known.
+* Few calls, no noise wanted: ``UniPC`` or ``DPMSolverPP2M``; 20 calls are enough where the posterior is known. ``Heun`` and
+  ``RK4`` spend several calls on a row, and have too few rows then.
 * Noise wanted (it forgets earlier errors): ``SDEDPMSolverPP2M``, second order at one call a row, with the dial ``eta``;
   ``Churn`` around ``Heun``. ``DDPM`` and ``DDIM(eta)`` are its first order, and too narrow at few rows.
-* ``EulerMaruyama`` and ``ReverseDiffusion`` are the textbook's: hundreds of rows. ``PredictorCorrector`` spends calls on
-  staying at a level, which pays where the predictor is coarse.
+* ``EulerMaruyama`` and ``ReverseDiffusion`` are the textbook's: hundreds of rows. ``PredictorCorrector`` was never better than
+  its predictor alone with as many calls; it is there for networks whose score is off.
 """
 
 from .base import GaussianKernel, Kernel, check_kernel
