@@ -222,7 +222,8 @@ def run(options) -> int:
             contestant.close()
         if max(differences.values()) > 1e-4:
             raise UserError(f"the peers' networks differ from ours: {differences}")
-    command = "python -m experiments.benchmark peers" + (" --quick" if options.quick else "")
+    asked = " --quick" if options.quick else f" --rounds {options.rounds}"
+    command = f"python -m experiments.benchmark peers{asked}"
     which = "benchmark_peers" + ("_quick" if options.quick or options.only else "")
     print(record.write(which, command, found, peers=packages, rounds=rounds, load=clock.load(), differences=differences))
     return 0

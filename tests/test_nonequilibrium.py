@@ -17,8 +17,7 @@ from gd_closed_form import quick_jit
 import diffjax as dj
 from diffjax.likelihood import binomial, nonequilibrium, variational
 
-TABLED = dj.schedules.discrete(dj.schedules.linear_betas(100))
-VE = dj.schedules.VE(0.3, 3.0)
+TABLED, VE = dj.schedules.discrete(dj.schedules.linear_betas(100)), dj.schedules.VE(0.3, 3.0)
 SCHEDULES = {"vp": dj.schedules.VP(0.1, 6.0), "ve": VE, "subvp": dj.schedules.SubVP(0.1, 6.0)}
 MEAN, VARIANCE = np.array([0.3, -0.2]), np.array([0.5, 0.05])
 GAUSSIAN = dj.priors.gaussian(MEAN, VARIANCE)
@@ -91,7 +90,7 @@ def test_its_error_covers_the_truth_and_its_logarithm_lies_below():
     z = (p - 1) / (np.asarray(error) * p)
     assert 0.75 < np.sqrt((z**2).mean()) < 1.5 and (abs(z) < 3).mean() > 0.95
     assert (effective > 100).all()
-    few = jax.vmap(nonequilibrium.summary)(log_w.reshape(-1, 10))[0] - exact  # whose logarithm is 0.03 too small on average
+    few = jax.vmap(nonequilibrium.summary)(log_w.reshape(-1, 10))[0] - exact  # 0.03 too small on average
     assert few.mean() < -5 * few.std() / len(few) ** 0.5
 
 
