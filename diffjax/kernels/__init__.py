@@ -7,8 +7,8 @@ Which kernel on which grid (``experiments.solvers`` measures all of them against
   ``RK4`` spend several calls on a row, and have too few rows then.
 * Noise wanted (it forgets earlier errors): ``SDEDPMSolverPP2M``, second order at one call a row, with the dial ``eta``;
   ``Churn`` around ``Heun``. ``DDPM`` and ``DDIM(eta)`` are its first order, and too narrow at few rows.
-* ``EulerMaruyama`` and ``ReverseDiffusion`` are the textbook's: hundreds of rows. ``PredictorCorrector`` was never better than
-  its predictor alone with as many calls; it is there for networks whose score is off.
+* ``EulerMaruyama`` and ``ReverseDiffusion`` are the textbook's: hundreds of rows. With the exact score ``PredictorCorrector``
+  is seldom better than its predictor alone with as many calls: a row more is worth more.
 """
 
 from .base import GaussianKernel, Kernel, check_kernel

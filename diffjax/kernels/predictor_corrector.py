@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import process
-from ..base import expand, in_range, pytree, replace, safe_divide, safe_sqrt, static, whole
+from ..base import expand, in_range, normal, pytree, replace, safe_divide, safe_sqrt, static, whole
 from .base import Kernel, Plan, check_kernel, stay_if_no_move
 from .ddpm import DDPM
 
@@ -141,7 +141,7 @@ class PredictorCorrector(Kernel):
 
     def draw(self, key, x):
         key_corrector, key_predictor = jax.random.split(key)
-        z = jax.random.normal(key_corrector, (self.corrector.steps, *x.shape), x.dtype)
+        z = normal(key_corrector, (self.corrector.steps, *x.shape), x.dtype)
         return {"corrector": z, "predictor": self.predictor.draw(key_predictor, x)}
 
     def step(self, predict, x, state, row, noise, first=None, edit=None):

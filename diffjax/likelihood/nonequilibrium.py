@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import process
-from ..base import expand, in_range, namespace, pytree, static, whole
+from ..base import expand, in_range, namespace, normal, pytree, static, whole
 from ..denoisers import from_previous
 from ..denoisers.adapters import _by_value
 from ..method import as_method
@@ -50,7 +50,7 @@ def forward(key, schedule, table, x_0):
 
     def climb(x, inputs):
         a, std, i = inputs
-        z = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, FORWARD), i), x.shape, x.dtype)
+        z = normal(jax.random.fold_in(jax.random.fold_in(key, FORWARD), i), x.shape, x.dtype)
         x = a * x + std * z
         return x, x
 
@@ -69,7 +69,7 @@ def reverse(key, denoise, kernel, table, shape_or_x, dtype=None):
         key, key_start = jax.random.split(key)
         method = as_method(denoise)
         bound_kernel = bind(method, kernel)
-        noise = jax.random.normal(key_start, tuple(shape_or_x), jnp.float32 if dtype is None else dtype)
+        noise = normal(key_start, tuple(shape_or_x), jnp.float32 if dtype is None else dtype)
         shape_or_x = method.start(bound_kernel, jax.tree.map(lambda a: a[0], table.rows()), noise)
     states = sample(key, denoise, table, shape_or_x, kernel=kernel, trace=_state).trace
     return jnp.concatenate([shape_or_x[None], states])
@@ -125,7 +125,7 @@ def log_factors(key, denoise, kernel, table, x_0, *, decoder="discretised", cdf=
     kernel = bind(method, kernel)
     variational.check(kernel, table, x_0, decoder, cdf)
     schedule, planned = kernel.schedule, variational.rows(kernel, table, x_0.dtype)
-    noise = lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, WEIGHTS), i), x_0.shape, x_0.dtype)
+    noise = lambda i: normal(jax.random.fold_in(jax.random.fold_in(key, WEIGHTS), i), x_0.shape, x_0.dtype)
 
     def step(x_t, row):
         z, p = noise(row.i + 1), method.predict(x_t, row.t)
