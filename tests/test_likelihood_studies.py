@@ -9,7 +9,7 @@ import pytest
 import tiny_prior
 
 from diffjax.cli.errors import UserError
-from experiments import likelihood, nonequilibrium
+from experiments import likelihood, nonequilibrium, orders
 from experiments.tools import curves
 
 
@@ -69,3 +69,12 @@ def test_curves_are_drawn_where_the_numbers_are(tmp_path):
     pixels = np.asarray(Image.open(tmp_path / "clouds.png").convert("RGB"))
     at = np.argwhere((pixels[:120] == curves.COLOURS[0]).all(-1)).mean(0)
     assert at[0] < 26 + 50 and at[1] > pixels.shape[1] - 58  # the upper right quarter
+
+
+def test_the_orders_of_solvers(tmp_path):
+    assert orders.main(["--quick", "--out", str(tmp_path)]) == 0
+    kept = json.loads((tmp_path / "orders.json").read_text())
+    theory, found = kept["rows"]
+    assert (tmp_path / "orders.png").is_file() and set(found) == {"schedule", "DDIM", "2M", "RK4"}
+    for solver in set(found) - {"schedule"}:
+        assert abs(found[solver] / theory[solver] - 1) < 0.1 and len(kept["errors"]["cosine"][solver]) == len(orders.ROWS)
