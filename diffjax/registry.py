@@ -75,7 +75,7 @@ class Entry:
     published: (denoise, measurement, steps=None, *, table=None, **settings) -> ``Setup``, as in its paper
     about:     one line
     steps:     the house's number of levels
-    grid:      (schedule, steps) -> table, the house's walk; None: the paper's
+    grid:      (schedule, steps) -> table, the house's walk; None, or where it returns None: the paper's
     house:     settings in place of the paper's; a dict of values: one for each kind of measurement
     exact:     whether ``published`` are values of a paper (else ours, where the paper has none for images)
     clip:      whether ``denoise`` comes with x0 clamped to [-1, 1] (False: the method does it, or its paper does not)
@@ -201,16 +201,27 @@ def _jumping(schedule, steps):
     return timetables.repaint(schedule, jump=5, times=5, grid=timetables.log_snr(schedule, steps), shorten=True)
 
 
-def _copaint(name, about, steps):
+def _counted(schedule, steps):
+    """The paper's walk, which counts a table's entries; a formula has none: even in log-SNR."""
+    return None if schedule.discrete else timetables.log_snr(schedule, steps)
+
+
+def _travelling(schedule, steps):
+    """The same, every stretch of ten levels walked twice."""
+    grid = _counted(schedule, steps)
+    return grid and timetables.travel(grid, before_jump=True, shorten=True)
+
+
+def _copaint(name, about, steps, grid=_counted):
     of = functools.partial(copaint.published, variant=name)
-    return Entry(name, CoPaint, of, about, steps, None, COPAINT, clip=False, long=True)
+    return Entry(name, CoPaint, of, about, steps, grid, COPAINT, clip=False, long=True)
 
 
 _ENTRIES: tuple[Any, ...] = (
     Entry("repaint", RePaint, repaint.published, "pastes the known pixels at each level, walks back and forth", 60, _jumping),
     _copaint("copaint-fast", "fits x_t to the known pixels before each step, 1 gradient step each", 100),
     _copaint("copaint", "2 gradient steps at each of 250 levels", 250),
-    _copaint("copaint-tt", "CoPaint with time travel: every stretch of 10 walked twice", 250),
+    _copaint("copaint-tt", "CoPaint with time travel: every stretch of 10 walked twice", 250, _travelling),
     Entry("score-sde", Replacement, replacement.published, "puts in a noisy copy of what was measured"),
     Entry("blended", Blended, blended.published, "merges known pixels at each level, DDIM", clip=False),
     Entry("resampling", Resampling, resampling.published, "Blended with 5 particles, of which the best survive", 50,
@@ -227,9 +238,9 @@ _ENTRIES: tuple[Any, ...] = (
     Entry("ddrm", DDRM, ddrm.published, "fills in the spectrum, 20 calls", 20, house={"eta": DDRM_ETA}, clip=False),
     Entry("ddnm", DDNM, ddnm.published, "replaces the range, keeps the null space; no noise", clip=False),
     Entry("ddnm+", DDNMPlus, ddnm.published_plus, "DDNM for noisy measurements", clip=False),
-    Entry("diffpir-20", DiffPIR, diffpir.published, "a proximal data step at each level, 20 calls", 20, None, DIFFPIR,
+    Entry("diffpir-20", DiffPIR, diffpir.published, "a proximal data step at each level, 20 calls", 20, _counted, DIFFPIR,
           paper_steps=20),
-    Entry("diffpir", DiffPIR, diffpir.published, "DiffPIR, 100 calls", 100, None, DIFFPIR, paper_steps=100),
+    Entry("diffpir", DiffPIR, diffpir.published, "DiffPIR, 100 calls", 100, _counted, DIFFPIR, paper_steps=100),
     Entry("red-diff", REDDiff, red_diff.published, "Adam on one image", clip=False),
     Entry("dpir", DPIR, dpir.published, "8 denoisings at falling levels", 8, None, {"lam": 0.1}),
     Entry("optimise-start", optimised_start.Walk, optimised_start.published, "30 steps of Adam on x_T through 5 levels", 5,

@@ -139,3 +139,15 @@ def test_facts_are_of_the_vocabulary():
     for row in registry.rows():
         assert row["paper"] and row["link"] and row["noise"] in dj.method.NOISE, row
         assert row["gives"] in ("posterior", "picture", "estimate") and row["calls"].rstrip("+").isdigit(), row
+
+
+@pytest.mark.parametrize("schedule", [dj.schedules.VE(), dj.schedules.VP(), dj.schedules.EDM(80), dj.schedules.RectifiedFlow()])
+def test_every_method_has_a_walk_on_formulas(schedule):
+    """A paper's own walk may count entries of a table: with the house's settings such methods walk evenly in log-SNR."""
+    image = np.zeros((8, 8, 1), np.float32)
+    denoise = dj.denoisers.from_x0(lambda x, t: x, None, schedule)
+    for name, entry in registry.METHODS.items():
+        measured = dj.Measurement(image, dj.operators.Mask(image + 1), 0.1 if entry.method.noise == "needed" else 0.0)
+        method, kernel, table = entry.build(denoise, measured)
+        walk = dj.plan(method, table, image.shape, kernel=kernel)
+        assert len(table) >= entry.steps and table.s[-1] == 0 and walk is not None, name
