@@ -141,7 +141,9 @@ def test_facts_are_of_the_vocabulary():
         assert row["gives"] in ("posterior", "picture", "estimate") and row["calls"].rstrip("+").isdigit(), row
 
 
-@pytest.mark.parametrize("schedule", [dj.schedules.VE(), dj.schedules.VP(), dj.schedules.EDM(80), dj.schedules.RectifiedFlow()])
+@pytest.mark.parametrize(
+    "schedule", [dj.schedules.VE(), dj.schedules.VP(), dj.schedules.EDM(80), dj.schedules.RectifiedFlow()]
+)
 def test_every_method_has_a_walk_on_formulas(schedule):
     """A paper's own walk may count entries of a table: with the house's settings such methods walk evenly in log-SNR."""
     image = np.zeros((8, 8, 1), np.float32)

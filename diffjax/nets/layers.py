@@ -9,6 +9,7 @@ Sources: Dhariwal and Nichol 2021, arXiv:2105.05233 (ADM); Ho, Jain and Abbeel 2
 He 2018, arXiv:1803.08494 (group normalisation).
 """
 
+import functools
 import math
 from typing import Any
 
@@ -115,6 +116,19 @@ def check_groups(groups, channels):
         raise ValueError(f"groups={groups} does not divide a layer of {channels} channels: use groups={valid}")
 
 
+def _each(a, channels):
+    """(..., groups) -> (..., channels): a group's number for each of its channels.
+
+    By a product with zeros and ones: a repetition would be computed again at every pixel, and XLA's CPU compiler would not
+    vectorise what is done there.
+    """
+    groups = a.shape[-1]
+    if groups == channels:
+        return a
+    belongs = jnp.arange(channels) // (channels // groups) == jnp.arange(groups)[:, None]
+    return jnp.matmul(a, belongs.astype(a.dtype), precision="highest")
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of each image over its pixels and the channels of a group; result in at least float32.
 
@@ -134,7 +148,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", zeros, (channels,))
         x, pixels = wide(x), axes(self.spatial)
         grouped = (*x.shape[: -1 - self.spatial], self.groups, channels // self.groups)
-        each = lambda a: jnp.repeat(a, channels // self.groups, axis=-1)  # a group's number for each of its channels
+        each = functools.partial(_each, channels=channels)
 
         centre = over_image(each(x.mean(pixels).reshape(grouped).mean(-1)), self.spatial)
         variance = jnp.square(x - centre).mean(pixels).reshape(grouped).mean(-1)
