@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 
+from diffjax import zoo
 from experiments import photograph
-from experiments.examples import learn_zeta, masks_in_one_batch, own_operator, sweep
+from experiments.examples import interpolate, learn_zeta, masks_in_one_batch, own_operator, sweep
 
 
 def test_own_operator():
@@ -28,6 +29,17 @@ def test_masks_in_one_batch():
 def test_learn_zeta():
     losses = learn_zeta.main(images=1, steps=4, updates=4)
     assert losses[-1] < 0.97 * losses[0]
+
+
+def test_interpolate(tmp_path):
+    """The ends of the walk are the images, as far as the solver says; the latents on the way keep their length."""
+    strips, errors, arcs = interpolate.main(points=2, rtol=5e-2, out=tmp_path / "strip.png", pairs=((0, 4),))
+    images = zoo.bundled.images("fashion")[0][[0, 4]]
+    apart = np.sqrt(np.mean((strips[0, [0, -1]] - images) ** 2, axis=(1, 2, 3)))
+    np.testing.assert_allclose(apart, errors[0], rtol=0.5)
+    assert apart.max() < 0.4 < np.sqrt(np.mean((images[0] - images[1]) ** 2))
+    lengths = np.linalg.norm(arcs[0].reshape(2, -1), axis=1)
+    assert abs(lengths / 32 - 1).max() < 0.3 and (tmp_path / "strip.png").is_file()
 
 
 def test_photograph(tmp_path):

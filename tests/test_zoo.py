@@ -214,6 +214,7 @@ def test_a_run_is_a_prior_and_is_exported(run, tmp_path, capsys):
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(exported.params)):
         np.testing.assert_allclose(a, b, rtol=2**-10, atol=1e-7)
     card = exported.card
+    assert card["config"]["out"] == f"runs/{card['config']['name']}", "where the run lay says nothing to others"
     again, _ = train.parse(shlex.split(card["training"]["command"])[2:])
     assert again == dataclasses.replace(debug, steps=90, lr=0.5, out="runs/debug")
     assert (card["training"]["images_seen"], card["training"]["seconds"], card["training"]["checkpoint"]) == (640, 8.0, 40)

@@ -76,7 +76,7 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
     for word, classes in (("fashion", zoo.bundled.FASHION_CLASSES), ("fruits", zoo.bundled.FRUITS_CLASSES)):
         if word in str(config.data).lower():
             card |= DATA[word] | {"class_names": list(classes)[: config.classes]}
-    card["config"] = dataclasses.asdict(config)
+    card["config"] = dataclasses.asdict(config) | {"out": f"runs/{config.name}"}  # not where it lay on this machine
     card["training"] = {
         "command": configuration.command(config),
         "checkpoint": step,
