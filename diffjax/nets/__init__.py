@@ -2,11 +2,13 @@
 
 from .autoencoder import AutoencoderKL, AutoencoderVQ
 from .ddpm import DDPMUNet
+from .discriminator import PatchDiscriminator
 from .dncnn import DnCNN
 from .encoder import Encoder
 from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
 from .unet import SuperRes, UNet, init
+from .vgg import VGGDistance
 
 __all__ = [
     "AutoencoderKL",
@@ -16,8 +18,10 @@ __all__ = [
     "Encoder",
     "MultiScaleNet",
     "NCSNpp",
+    "PatchDiscriminator",
     "RadialNet",
     "SuperRes",
     "UNet",
+    "VGGDistance",
     "init",
 ]
