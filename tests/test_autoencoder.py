@@ -371,7 +371,7 @@ def test_the_adaptive_weight_is_clamped_and_constant():
 
 
 def test_running_statistics_after_one_pass():
-    """0.9 of the old and 0.1 of the batch's, its variance with n - 1; training normalises by the batch, evaluation by these."""
+    """0.9 of the old and 0.1 of the batch's, its variance with n - 1; training normalises by the batch."""
     net, x = BatchNorm(), 2 * normal(3, 4, 5, 2) + 1
     old = {"mean": jnp.array([0.5, -1.0]), "var": jnp.array([2.0, 3.0])}
     params = {"params": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}
