@@ -36,6 +36,14 @@ def test_linear_decode_is_the_matrix_on_each_block():
             np.testing.assert_allclose(x[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].ravel(), block, rtol=1e-5, atol=1e-5)
 
 
+def test_it_says_whether_decode_is_linear():
+    D, affine = linear()
+    plain = autoencoder.linear(D, f=2)
+    assert plain.linear and not affine.linear and not replace(plain, shift=0.5).linear
+    z, w = normal(2, 2, 2), normal(2, 2, 2)
+    np.testing.assert_allclose(plain.decode(2 * z - w), 2 * plain.decode(z) - plain.decode(w), atol=1e-4)
+
+
 def test_encode_inverts_decode_and_is_the_least_squares_latent():
     D, ae = linear(shift=(0.3, -1.0), scale=(2.0, 0.25))
     z = normal(2, 4, 4, 2)
