@@ -58,9 +58,11 @@ PUBLISHED = {
 class Parts(NamedTuple):
     """A Lightning file in parts: {official name: array} without the prefixes.
 
-    weights says whether `unet` holds the averaged ("ema") or the trained ("raw") ones. scale_factor is None where the file has
-    none: 1, unless the configuration says otherwise (0.18215 for txt2img-1p4B). condition_is_first_stage: the condition is
-    encoded by the first stage itself (inpainting), and its second copy is left out. logvar (T,): learned; None where it was not.
+    weights           whether `unet` holds the averaged ("ema") or the trained ("raw") ones
+    scale_factor      None where the file has none: 1, unless the configuration says otherwise (0.18215 for txt2img-1p4B)
+    condition_is_first_stage
+                      the condition is encoded by the first stage itself (inpainting); its second copy is left out
+    logvar            (T,) where it was learned
     """
 
     unet: dict
@@ -109,9 +111,8 @@ def split(state, weights=None):
             raise ValueError(f"{CONDITION}* repeats the first stage with other numbers: {strict.some(differ)}")
     scale = float(np.asarray(rest["scale_factor"])) if "scale_factor" in rest else None
     schedule = {name: rest[name] for name in SCHEDULE if name in rest}
-    return Parts(
-        unet, first, {} if again else reader, schedule, "ema" if averaged else "raw", scale, again, rest.get("logvar")
-    )
+    kept, which = {} if again else reader, "ema" if averaged else "raw"
+    return Parts(unet, first, kept, schedule, which, scale, again, rest.get("logvar"))
 
 
 def _averages(trained, averages):
@@ -158,7 +159,7 @@ def config_from_state(state, **hints):
     if not given:
         name = published(LatentUNet(**found))
         if name is None:
-            raise ValueError("a state dict does not show its number of heads, and none of the published networks is like this: "
+            raise ValueError("a state dict does not show its number of heads, and no published network is like this one: "
                              "give heads=... or head_channels=...")  # fmt: skip
         found.pop("heads")
         fields = from_flags(**PUBLISHED[name])
@@ -185,8 +186,8 @@ def _transformers(state, hints):
     context = strict.vote(state, *((name, 1) for name in told))
     if [shape(name) for name in told] == [shape(name) for name in own]:  # to the pixels again, or tokens just as wide
         if len({shape(name) for name in own}) == 1 and "context" not in hints:
-            raise ValueError(f"this state dict does not show whether its transformers are told tokens: give context={context}, or "
-                             "context=None for pixels alone")  # fmt: skip
+            raise ValueError("this state dict does not show whether its transformers are told tokens: "
+                             f"give context={context}, or context=None for pixels alone")  # fmt: skip
         context = None
     return {"depth": max(each, key=each.count), "context": context}
 
@@ -246,9 +247,8 @@ def conditioner(state, dtype=np.float32, **hints):
     elif "transformer.token_emb.weight" in state:
         net = TextTransformer(**_text_fields(state) | hints)
         given, entries = jnp.zeros((1,), jnp.int32), text_table(net.layers)
-        state = {
-            name: array for name, array in state.items() if not name.startswith("transformer.to_logits.")
-        }  # for its training
+        unused = "transformer.to_logits."  # words from the tokens again, for its own training
+        state = {name: array for name, array in state.items() if not name.startswith(unused)}
     elif "channel_mapper.weight" in state:
         if "stages" not in hints:
             raise ValueError("a rescaler's arrays do not show how often it halves the image: give stages=...")
@@ -257,8 +257,8 @@ def conditioner(state, dtype=np.float32, **hints):
         net = SpatialRescaler(**read | hints)
         given, entries = jnp.zeros((64, 64, before)), module(["mapper"], "channel_mapper", "dense2")
     else:
-        known = "a class embedder (embedding.weight), a text encoder (transformer.token_emb.weight) or a rescaler (channel_mapper.*)"
-        raise ValueError(f"this condition is read by neither {known}: its arrays are {strict.some(list(state), 3) or 'none'}")
+        known = "class embedder (embedding.weight), text encoder (transformer.token_emb.weight) or rescaler (channel_mapper.*)"
+        raise ValueError(f"this is no {known}: its arrays are {strict.some(list(state), 3) or 'none'}")
     return net, strict.to_params(state, entries, strict.shapes(net, given), net, dtype)
 
 

@@ -9,5 +9,6 @@ from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
 from .unet import SuperRes, UNet, init
 
-__all__ = ["ClassEmbedder", "ConditionUNet", "Conditioned", "DDPMUNet", "DnCNN", "Encoder", "LatentUNet", "MultiScaleNet",
-           "NCSNpp", "RadialNet", "SpatialRescaler", "SuperRes", "TextTransformer", "TokenEncoder", "UNet", "init"]  # fmt: skip
+__all__ = ["ClassEmbedder", "ConditionUNet", "Conditioned", "DDPMUNet", "DnCNN", "Encoder", "LatentUNet",
+           "MultiScaleNet", "NCSNpp", "RadialNet", "SpatialRescaler", "SuperRes", "TextTransformer", "TokenEncoder",
+           "UNet", "init"]  # fmt: skip

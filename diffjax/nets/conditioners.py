@@ -216,8 +216,8 @@ class TokenEncoder(nn.Module):
 class Conditioned(nn.Module):
     """A network and what reads its condition as one: `apply(params, x, t, cond, train=False)`; parameters `net`, `reader`.
 
-    net: a `LatentUNet` or `ConditionUNet`; reader: one of the modules of this file. cond: a dict with what the reader reads and
-    whatever else the network takes. Raises ValueError for a condition of another kind.
+    net: a `LatentUNet` or `ConditionUNet`; reader: one of the modules of this file. cond: a dict with what the reader reads
+    and whatever else the network takes. Raises ValueError for a condition of another kind.
     """
 
     net: nn.Module
