@@ -37,7 +37,6 @@ def test_published_networks(name):
     assert round(sum(np.prod(shape) for shape in shapes.values()) / 1e6, 1) == MILLIONS[name]
     assert (net.concat, net.context) == (CONCAT.get(name, 0), CONTEXT.get(name))
     assert LatentUNet(**latent.config_from_state(state)) == net
-    assert {a.shape for a in state.values()} and "input_blocks.0.0.weight" in state
 
 
 def test_published_names_that_share_a_network():
@@ -48,8 +47,8 @@ SMALL = dict(out_channels=3, width=4, groups=2, multipliers=(1, 2), blocks=1)
 
 
 @pytest.mark.parametrize("fields", [
-    dict(attention=(1, 2), depth=2, context=5, heads=2, concat=1),
-    dict(attention=(2,), depth=1, heads=2),  # transformers that are told nothing
+    dict(attention=(2,), depth=1, context=5, heads=2, concat=1),
+    dict(attention=(1, 2), depth=1, heads=2),  # transformers that are told nothing
     dict(attention=(2,), head_channels=2, classes=5, ids=7, conv_resample=False),
     dict(attention=(1,), heads=2, scale_shift=True, resblock_updown=True, concat=4),
 ])  # fmt: skip
@@ -60,7 +59,7 @@ def test_configuration_is_read_back(fields):
         state |= {"out.2.weight": np.zeros((3, 4, 3, 3)), "out.2.bias": np.zeros(3)}
     hints = {name: fields[name] for name in ("heads", "head_channels") if name in fields}
     assert LatentUNet(**latent.config_from_state(state, groups=2, **hints)) == net
-    with pytest.raises(ValueError, match="give heads=... or head_channels=..."):
+    with pytest.raises(ValueError, match="give heads="):
         latent.config_from_state(state, groups=2)
 
 
@@ -115,7 +114,7 @@ def test_a_second_copy_of_the_first_stage_is_left_out(whole):
     parts = latent.split(again)
     assert parts.condition_is_first_stage and not parts.conditioner and list(parts.first_stage)
     again["cond_stage_model.encoder.conv_in.weight"] = 2 * again["cond_stage_model.encoder.conv_in.weight"]
-    with pytest.raises(ValueError, match="repeats the first stage with other numbers: encoder.conv_in.weight"):
+    with pytest.raises(ValueError, match=r"repeats the first stage with other numbers: encoder\.conv_in\.weight"):
         latent.split(again)
 
 
@@ -219,7 +218,7 @@ def test_a_folder_of_diffusers(tmp_path, golden_dir):
     (unet / "config.json").write_text(
         json.dumps(config | {"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.42"})
     )
-    with pytest.raises(ValueError, match="has no weights: one of diffusion_pytorch_model.safetensors"):
+    with pytest.raises(ValueError, match="has no weights: one of diffusion_pytorch_model"):
         diffusers_unet.read(tmp_path)
     weights = file.with_suffix(".safetensors").read_bytes()
     (unet / "diffusion_pytorch_model.safetensors").write_bytes(weights)
@@ -242,5 +241,5 @@ def test_a_folder_of_diffusers(tmp_path, golden_dir):
         with pytest.raises(ValueError, match=message) as error:
             diffusers_unet.read(unet)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="has no config.json"):
+    with pytest.raises(ValueError, match="has no config"):
         diffusers_unet.read(tmp_path / "nowhere")
