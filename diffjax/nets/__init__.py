@@ -1,10 +1,12 @@
-"""Flax linen networks. They know nothing of diffusion: x, a time and perhaps a label in, an array out."""
+"""Flax linen networks. They know nothing of diffusion: x, a time and perhaps a label or another condition in, an array out."""
 
 from .autoencoder import AutoencoderKL, AutoencoderVQ
+from .conditioners import ClassEmbedder, Conditioned, SpatialRescaler, TextTransformer, TokenEncoder
 from .ddpm import DDPMUNet
 from .discriminator import PatchDiscriminator
 from .dncnn import DnCNN
 from .encoder import Encoder
+from .latent_unet import ConditionUNet, LatentUNet
 from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
 from .unet import SuperRes, UNet, init
@@ -13,14 +15,21 @@ from .vgg import VGGDistance
 __all__ = [
     "AutoencoderKL",
     "AutoencoderVQ",
+    "ClassEmbedder",
+    "ConditionUNet",
+    "Conditioned",
     "DDPMUNet",
     "DnCNN",
     "Encoder",
+    "LatentUNet",
     "MultiScaleNet",
     "NCSNpp",
     "PatchDiscriminator",
     "RadialNet",
+    "SpatialRescaler",
     "SuperRes",
+    "TextTransformer",
+    "TokenEncoder",
     "UNet",
     "VGGDistance",
     "init",
