@@ -29,8 +29,8 @@ def some(names, most: int = 8, width: int = 80) -> str:
 
 
 def read_json(file):
-    """What a JSON file holds. ValueError, one line that names it, whatever is wrong: missing, not UTF-8, not JSON, nested deeper
-    than Python goes, numbers of many digits."""
+    """What a JSON file holds. ValueError, one line that names it, whatever is wrong: missing, not UTF-8, not JSON, nested
+    deeper than Python goes, numbers of many digits."""
     file = Path(file)
     try:
         found = os.stat(file)

@@ -53,8 +53,8 @@ def from_config(config):
     for name, value in config.items():
         known = name.startswith("_") or name in (*ONLY, *DEFAULTS, *BESIDES)
         if not known and value is not None and value is not False:
-            raise ValueError(f"{printable(name, 40)}={printable(value, 40)!r} is no setting of a UNet2DModel that is known here: it may "
-                             "mean another network; leave it out if it does not")  # fmt: skip
+            raise ValueError(f"{printable(name, 40)}={printable(value, 40)!r} is no setting of a UNet2DModel that is known "
+                             "here: it may mean another network; leave it out if it does not")  # fmt: skip
     c = DEFAULTS | config
     _check_numbers(c)
     for name, valid in (("down_block_types", DOWN), ("up_block_types", UP)):

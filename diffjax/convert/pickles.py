@@ -1,10 +1,10 @@
 """A pickle as data: an interpreter of the opcodes that a checkpoint needs, which calls nothing and builds nothing else.
 
 Out come dicts, lists, tuples, sets, numbers, strings, bytes, :class:`Tensor` and, for whatever else the file names, a
-:class:`Foreign`: its name and nothing more. No object of Python or numpy is ever handed to an opcode: those that call (REDUCE,
-NEWOBJ, INST, OBJ) look the name up here, those that write (BUILD, SETITEM, APPEND ...) do so in dicts, lists and sets that this
-file made, or nowhere. Time and memory follow from the length of the file: numbers in it (lengths, indices, counts) reserve
-nothing. Tensors are records; ``files`` makes arrays of them.
+:class:`Foreign`: its name and nothing more. No object of Python or numpy is ever handed to an opcode. Those that call (REDUCE,
+NEWOBJ, INST, OBJ) look the name up here; those that write (BUILD, SETITEM, APPEND ...) do so in dicts, lists and sets that
+this file made, or nowhere. Time and memory follow from the length of the file: numbers in it (lengths, indices, counts)
+reserve nothing. Tensors are records; ``files`` makes arrays of them.
 
 Source: the opcodes as ``pickletools`` of the standard library describes them.
 """
@@ -54,9 +54,11 @@ class Tensor(NamedTuple):
 
 # Named by checkpoints for what surrounds the weights. They stay names; whatever else is named is refused, so that a hostile
 # file is called one
-HARMLESS = ("argparse.", "pathlib.", "numpy.", "collections.", "omegaconf.", "easydict.", "ml_collections.", "datetime.",
-            "typing.", "enum.", "lightning_fabric.", "pytorch_lightning.", "lightning.", "_codecs.encode", "copyreg._reconstructor",
-            "types.SimpleNamespace", "torch.device", "torch.optim.", "torch.dtype", "torch.FloatTensor")  # fmt: skip
+HARMLESS = (
+    "argparse.", "pathlib.", "numpy.", "collections.", "omegaconf.", "easydict.", "ml_collections.", "datetime.",
+    "typing.", "enum.", "lightning_fabric.", "pytorch_lightning.", "lightning.", "_codecs.encode",
+    "copyreg._reconstructor", "types.SimpleNamespace", "torch.device", "torch.optim.", "torch.dtype", "torch.FloatTensor",
+)  # fmt: skip
 BUILTINS = ("set", "frozenset", "complex", "bytearray", "slice", "range", "object", "int", "float", "str", "bool", "bytes",
             "list", "dict", "tuple", "type", "long", "unicode", "basestring", "xrange")  # fmt: skip
 WHOLE = ("torch.nn.", "torch.jit.", "torch.fx.", "__main__.", "diffusers.", "torchvision.", "torch_utils.", "models.")

@@ -130,8 +130,8 @@ def check_size(net, state) -> None:
                          "configuration or the file is damaged")  # fmt: skip
     widths = (net.width, *(m * net.width for m in net.multipliers), net.out_channels)
     if not all(0 < w <= MOST_WIDTH for w in widths):
-        raise ValueError(f"a layer of {printable(max(widths), 20)} channels is beyond any network: the configuration or the file "
-                         "is damaged")  # fmt: skip
+        raise ValueError(f"a layer of {printable(max(widths), 20)} channels is beyond any network: the configuration or the "
+                         "file is damaged")  # fmt: skip
 
 
 def describe(net):
@@ -158,8 +158,8 @@ def check_types(state) -> None:
     bad = {name: a.dtype for name, a in state.items() if not jnp.issubdtype(a.dtype, jnp.floating)}
     if bad:
         first = next(iter(bad))
-        raise ValueError(f"{printable(first, 80)} holds numbers of type {bad[first]}, not floating ones: it is a quantised network "
-                         f"or none ({len(bad)} such arrays): give one with float32, float16 or bfloat16")  # fmt: skip
+        raise ValueError(f"{printable(first, 80)} holds numbers of type {bad[first]}, not floating ones: it is a quantised "
+                         f"network or none ({len(bad)} such arrays): give one with float32, float16 or bfloat16")  # fmt: skip
 
 
 def to_params(state, table, shape_of, net, dtype=np.float32):

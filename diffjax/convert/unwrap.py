@@ -8,13 +8,17 @@ from .pickles import Foreign, Refused, Tensor
 # entries that hold a state dict; averaged weights, which are the ones to sample with, come first
 AVERAGED = ("params_ema", "ema", "ema_state_dict", "ema_model", "model_ema", "state_dict_ema", "net_ema", "ema_params",
             "ema_weights", "averaged", "G_ema", "generator_ema", "unet_ema", "ema_unet")  # fmt: skip
-PLAIN = ("state_dict", "model", "model_state_dict", "model_state", "params", "net", "network", "unet", "denoiser", "denoise_fn",
-         "model_dict", "net_state_dict", "unet_state_dict", "generator", "weights", "module", "diffusion", "G", "netG",
-         "online_model", "teacher", "student")  # fmt: skip
+PLAIN = (
+    "state_dict", "model", "model_state_dict", "model_state", "params", "net", "network", "unet", "denoiser",
+    "denoise_fn", "model_dict", "net_state_dict", "unet_state_dict", "generator", "weights", "module", "diffusion", "G",
+    "netG", "online_model", "teacher", "student",
+)  # fmt: skip
 WITHIN = ("shadow", "shadow_params", "state_dict", "module", "model", "params")  # of an entry, where the dict lies deeper
 # before every name, by wrappers of the network; averaged ones first
-PREFIXES = ("ema_model.", "model_ema.", "ema.", "params_ema.", "module.", "_orig_mod.", "model.", "net.", "network.", "unet.",
-            "state_dict.", "params.", "denoiser.", "diffusion.", "online_model.", "_forward_module.", "generator.")  # fmt: skip
+PREFIXES = (
+    "ema_model.", "model_ema.", "ema.", "params_ema.", "module.", "_orig_mod.", "model.", "net.", "network.", "unet.",
+    "state_dict.", "params.", "denoiser.", "diffusion.", "online_model.", "_forward_module.", "generator.",
+)  # fmt: skip
 NOT_TO_STRIP = ("model.diffusion_model.", "model.map_layer0.", "model.map_noise.")  # families of their own
 
 
@@ -118,5 +122,6 @@ def _lacks(loaded) -> str:
         foreign = [printable(v.name, 80) for v in loaded.values() if isinstance(v, Foreign)]
         if foreign:
             return f"refused: {foreign[0]} is not part of a dict of tensors"
-        return f"expected a dict of arrays, found {some(map(str, list(loaded)[:200]), 5, 40) or 'an empty one'}: save model.state_dict()"
+        found = some(map(str, list(loaded)[:200]), 5, 40) or "an empty one"
+        return f"expected a dict of arrays, found {found}: save model.state_dict()"
     return f"expected a dict of arrays, found {type(loaded).__name__}: save model.state_dict()"

@@ -9,12 +9,12 @@ from .schedulers import BETAS, LOSSES
 
 # theirs: ours, with the same meaning
 SAME = {
-    "image_size": "size", "sample_size": "size", "resolution": "size", "num_heads": "heads", "num_head_channels": "head_channels",
-    "diffusion_steps": "T", "num_train_timesteps": "T", "num_timesteps": "T", "timesteps": "T", "num_channels": "width",
-    "model_channels": "width", "num_res_blocks": "blocks", "layers_per_block": "blocks", "num_heads_upsample": "heads_upsample",
-    "use_scale_shift_norm": "scale_shift", "num_classes": "classes", "num_class_embeds": "classes", "norm_num_groups": "groups",
-    "attention_head_dim": "head_channels", "norm_eps": "epsilon", "freq_shift": "frequency_shift", "beta_start": "beta_min",
-    "beta_end": "beta_max",
+    "image_size": "size", "sample_size": "size", "resolution": "size", "num_heads": "heads", "num_head_channels":
+    "head_channels", "diffusion_steps": "T", "num_train_timesteps": "T", "num_timesteps": "T", "timesteps": "T",
+    "num_channels": "width", "model_channels": "width", "num_res_blocks": "blocks", "layers_per_block": "blocks",
+    "num_heads_upsample": "heads_upsample", "use_scale_shift_norm": "scale_shift", "num_classes": "classes",
+    "num_class_embeds": "classes", "norm_num_groups": "groups", "attention_head_dim": "head_channels", "norm_eps":
+    "epsilon", "freq_shift": "frequency_shift", "beta_start": "beta_min", "beta_end": "beta_max",
 }  # fmt: skip
 # what changes neither the network nor its process, or is read off the weights
 BESIDES = ("use_fp16", "use_checkpoint", "in_channels", "learn_sigma", "class_cond", "timestep_respacing", "use_ddim", "dims",
@@ -30,8 +30,8 @@ def ours(given: Mapping) -> dict:
 
     def put(name, value, theirs):
         if name in found and found[name] != value:
-            raise ValueError(f"{theirs}={printable(value, 40)!r} and {name}={printable(found[name], 40)!r} are the same setting: "
-                             "give one")  # fmt: skip
+            raise ValueError(f"{theirs}={printable(value, 40)!r} and {name}={printable(found[name], 40)!r} are the same "
+                             "setting: give one")  # fmt: skip
         found[name] = value
 
     for theirs, value in given.items():

@@ -5,9 +5,11 @@ Reading is strict: weights that do not fit the card's network exactly are refuse
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -250,8 +252,8 @@ def from_config(config: Mapping, params, *, card: Mapping | None = None, name=""
         or not all(isinstance(n, str) for n in names)
         or (len(names) not in (0, config["classes"]))
     ):
-        raise ValueError(f"class_names {printable(names, 60)} of prior {safe_name(name)}: the card needs one text for each of its "
-                         f"{config['classes']} classes, or none")  # fmt: skip
+        raise ValueError(f"class_names {printable(names, 60)} of prior {safe_name(name)}: the card needs one text for each of "
+                         f"its {config['classes']} classes, or none")  # fmt: skip
     null = np.int32(config["classes"]) if config["classes"] else None
     return Prior(params, network.build_schedule(config), safe_name(name), network.Network.of(config),
                  (config["size"], config["size"], config["channels"]), config["loss"], int(config["classes"]),
@@ -321,6 +323,22 @@ def _described(config, file, make):
         raise ValueError(f"{file} describes no network of ours: {printable(error)}") from error
 
 
+def _readable(store, which):
+    """The averages of a step; where the best or last cannot be read, of the newest one that can, which is said."""
+    from ..training.checkpoints import Damaged
+
+    try:
+        return store.read("ema", which)
+    except Damaged as error:
+        bad = {"best": store.best() or store.last(), "last": store.last()}.get(which)
+        for step in sorted(set(store.steps()) - {bad}, reverse=True) if bad is not None else ():
+            with contextlib.suppress(Damaged):
+                found = store.read("ema", step)
+                warnings.warn(f"{error}: step {step} is used", Assumed, stacklevel=5)
+                return found
+        raise
+
+
 def read_run(folder, which="best", player="net"):
     """(averaged parameters, step) of a training run's checkpoint: "best", "last" or a step. Neither the network nor its
     optimiser is needed. player: of a run with several networks. Raises ValueError."""
@@ -328,8 +346,10 @@ def read_run(folder, which="best", player="net"):
 
     with checkpoints.Checkpoints(Path(folder) / "checkpoints", read_only=True) as store:
         if store.last() is None:
-            raise ValueError(f"run {folder} has no checkpoint yet: wait for its first, or train longer")
-        averages, step = store.read("ema", which)
+            damaged = sorted(p.name for p in store.folder.iterdir() if p.name.isdecimal())
+            why = f"no whole checkpoint, {some(damaged)} is damaged" if damaged else "no checkpoint yet"
+            raise ValueError(f"run {folder} has {why}: wait for its next, or train longer")
+        averages, step = _readable(store, which)
     if player not in averages:
         raise ValueError(f"run {folder} has no averaged weights of {player!r}: {nearest(player, averages)}")
     return averages[player], step

@@ -6,7 +6,7 @@
 
 Networks are those of ``diffjax.convert``: ADM, improved-diffusion, DDPM and diffusers' `UNet2DModel`. What a file does
 not say is taken from the published model it looks like, is written into the card ("assumed") and can be given: in
-``config``, or in a JSON file beside the checkpoint (mine.json for mine.pt); the parent codes' names of settings are understood.
+``config``, or in a JSON file beside the checkpoint (mine.json for mine.pt); the parent codes' names are understood.
 What was chosen (averaged weights, a variant) or cut off (a prefix of all names) is said in the same place.
 
 Published values: the READMEs of openai/guided-diffusion and openai/improved-diffusion; Ho et al. 2020.
@@ -207,8 +207,8 @@ def _read(file, given, notes):
         with open(file, "rb") as stream:
             got = hashlib.file_digest(stream, "sha256").hexdigest()
         if got != str(wanted).lower():
-            raise ValueError(f"{file} has the sha256 {got}, not {printable(wanted, 80)}: it is damaged or another file, fetch it "
-                             "again")  # fmt: skip
+            raise ValueError(f"{file} has the sha256 {got}, not {printable(wanted, 80)}: it is damaged or another file, "
+                             "fetch it again")  # fmt: skip
     state = files.read(file, notes)
     with _border(file):
         state = ddpm.modern(state)
@@ -256,7 +256,8 @@ def _checked(given, network):
     for key in given:
         if key not in valid:
             near = difflib.get_close_matches(printable(key, 40), (*valid, *parents.KNOWN), n=1, cutoff=0.0)[0]
-            raise ValueError(f"{printable(key, 40)}={printable(given[key], 40)!r} is no setting of a checkpoint: did you mean {near}? "
+            said = f"{printable(key, 40)}={printable(given[key], 40)}"
+            raise ValueError(f"{said} is no setting of a checkpoint: did you mean {near}? "
                              f"({', '.join(valid)})")  # fmt: skip
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     if "dtype" in given:

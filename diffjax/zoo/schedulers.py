@@ -19,10 +19,13 @@ LOSSES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 MOST_T = 100_000  # levels of a table: 4000 is the most that was published
 
 # processes on a table of betas, whose network is told the index of the level
-TABLES = """DDPMScheduler DDIMScheduler DDPMParallelScheduler DDIMParallelScheduler DDIMInverseScheduler PNDMScheduler RePaintScheduler
-DPMSolverMultistepScheduler DPMSolverSinglestepScheduler DPMSolverMultistepInverseScheduler DPMSolverSDEScheduler
-DEISMultistepScheduler UniPCMultistepScheduler EulerDiscreteScheduler EulerAncestralDiscreteScheduler HeunDiscreteScheduler
-KDPM2DiscreteScheduler KDPM2AncestralDiscreteScheduler LMSDiscreteScheduler SASolverScheduler""".split()
+TABLES = """
+DDPMScheduler DDIMScheduler DDPMParallelScheduler DDIMParallelScheduler DDIMInverseScheduler PNDMScheduler
+RePaintScheduler DPMSolverMultistepScheduler DPMSolverSinglestepScheduler DPMSolverMultistepInverseScheduler
+DPMSolverSDEScheduler DEISMultistepScheduler UniPCMultistepScheduler EulerDiscreteScheduler
+EulerAncestralDiscreteScheduler HeunDiscreteScheduler KDPM2DiscreteScheduler KDPM2AncestralDiscreteScheduler
+LMSDiscreteScheduler SASolverScheduler
+""".split()
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 REFUSED = {
     "CMStochasticIterativeScheduler": "a consistency model, which goes to the image in one step",
