@@ -1,8 +1,8 @@
 """Checkpoints: all that is known of Orbax is in this file.
 
-A step holds *items*, pytrees by name, each of which can be read alone. It is written into a temporary folder and renamed when
-complete: a save killed halfway is never picked up. The last ``keep`` steps are kept, and the one whose metric is best. With the
-metric lies a checksum of each item: bytes that changed later are found when they are read.
+A step holds *items*, pytrees by name, each of which can be read alone. It is written into a temporary folder and renamed
+when complete: a save killed halfway is never picked up. The last ``keep`` steps are kept, and the one whose metric is best.
+With the metric lies a checksum of each item: bytes that changed later are found when they are read.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Checkpoints:
         self.close()
 
     def save(self, step: int, items: Mapping[str, Any], value: float):
-        """Save ``items``, pytrees of arrays by name (``state.to_items``), under ``step``; value: of the metric. Raises SaveError,
-        in one line: a full disk, a folder that may not be written any more."""
+        """Save ``items``, pytrees of arrays by name (``state.to_items``), under ``step``; value: of the metric. Raises
+        SaveError, in one line: a full disk, a folder that may not be written any more."""
         metrics = {
             self.metric: float(value),
             **{f"crc32 {name}": crc for name, tree in items.items() if (crc := checksum(tree))},
