@@ -9,6 +9,7 @@ same seed makes the same files.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -64,8 +65,8 @@ def pickled(state) -> bytes:
     out = [b"\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01("]
     for key, (name, a) in enumerate(state.items()):
         strides = [s // a.itemsize for s in np.ascontiguousarray(a).strides]
-        out += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n((", _text("storage"), b"ctorch\nHalfStorage\n", _text(str(key)),
-                _text("cpu"), _whole(a.size), b"tQK\x00(", *map(_whole, a.shape), b"t(", *map(_whole, strides),
+        out += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n((", _text("storage"), b"ctorch\nHalfStorage\n",
+                _text(str(key)), _text("cpu"), _whole(a.size), b"tQK\x00(", *map(_whole, a.shape), b"t(", *map(_whole, strides),
                 b"t\x89ccollections\nOrderedDict\n)RtR"]  # fmt: skip
     return b"".join([*out, b"u."])
 
@@ -168,16 +169,16 @@ def altered(value, rng):
                 break
             at = at[key]
         if not isinstance(at, dict | list) or not at:
-            return VALUES[int(rng.integers(len(VALUES)))]
+            return copy.deepcopy(VALUES[int(rng.integers(len(VALUES)))])
         kind = rng.integers(6)
         if kind == 0:
             del at[key]
         elif kind == 1 and isinstance(at, dict):
-            at[f"x{rng.integers(9)}"] = VALUES[int(rng.integers(len(VALUES)))]
+            at[f"x{rng.integers(9)}"] = copy.deepcopy(VALUES[int(rng.integers(len(VALUES)))])
         elif kind == 2 and isinstance(at[key], int | float) and not isinstance(at[key], bool):
             at[key] = at[key] * int(rng.choice([-1, 2, 3, 1000])) + int(rng.integers(3))
         else:
-            at[key] = VALUES[int(rng.integers(len(VALUES)))]
+            at[key] = copy.deepcopy(VALUES[int(rng.integers(len(VALUES)))])
     return value
 
 
@@ -264,8 +265,8 @@ def one_json(folder: Path, rng):
     from diffjax.convert import ddpm
     from diffjax.zoo import network, parents, schedulers
 
-    given = {"image_size": 16, "num_heads": 2, "diffusion_steps": 100, "noise_schedule": "cosine", "attention_resolutions": "8,4",
-             "channel_mult": "1,2", "rescale_timesteps": True}  # fmt: skip
+    given = {"image_size": 16, "num_heads": 2, "diffusion_steps": 100, "noise_schedule": "cosine",
+             "attention_resolutions": "8,4", "channel_mult": "1,2", "rescale_timesteps": True}  # fmt: skip
     card = json.loads((Path(configuration.__file__).parents[1] / "zoo" / "fashion32" / "card.json").read_text())["config"]
     readers = {"scheduler": (SCHEDULER, lambda c: schedulers.schedule({"T": 9, "schedule": "linear", **schedulers.read(c)})),
                "unet": (UNET, ddpm.from_config), "settings": (given, parents.ours), "card": (card, network.build_schedule),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..wording import printable
-from .schedulers import BETAS, LOSSES
+from .schedulers import BETAS, LOSSES, whole
 
 # theirs: ours, with the same meaning
 SAME = {
@@ -48,11 +48,12 @@ def ours(given: Mapping) -> dict:
         elif theirs == "channel_mult" and value:
             put("multipliers", _numbers(theirs, value), theirs)
     if given.get("rescale_timesteps"):
-        put("time_scale", 1000 / found.get("T", 1000), "rescale_timesteps")
+        put("time_scale", 1000 / whole("T", found.get("T", 1000)), "rescale_timesteps")
     if sides := given.get("attention_resolutions"):
         if "size" not in found:
             raise ValueError(f"attention_resolutions={printable(sides, 40)!r} are sides in pixels: give image_size too")
-        put("attention", tuple(sorted(int(found["size"] // side) for side in _numbers("attention_resolutions", sides))),
+        size = whole("size", found["size"])
+        put("attention", tuple(sorted(int(size // side) for side in _numbers("attention_resolutions", sides))),
             "attention_resolutions")  # fmt: skip
     return found
 

@@ -81,7 +81,8 @@ def load(source, config: Mapping | None = None) -> Prior:
     if str(source).startswith("hf:"):
         source, facts = hub.fetch(str(source))
     file, given, unet, scheduler = locate(Path(source), config, notes)
-    given = parents.ours(given)
+    with _border(file):
+        given = parents.ours(given)
     state = _read(file, given, notes)
     family = family_of(state, file)
     given = _checked(given, DDPMUNet if family is ddpm else UNet)
@@ -181,7 +182,8 @@ def load_classifier(source, config: Mapping | None = None) -> Classifier:
     """
     notes: list = []
     file, given, _, _ = locate(Path(source), config, notes)
-    given = parents.ours(given)
+    with _border(file):
+        given = parents.ours(given)
     state = _read(file, given, notes)
     if family_of(state, file) is not adm:
         raise ValueError(f"{file} is no classifier of guided-diffusion: it is a UNet2DModel")

@@ -57,6 +57,7 @@ def read(config: Mapping) -> dict:
     Raises ValueError for a process that is another one, a key that is not known, and numbers that no process has.
     """
     kind = config.get("_class_name", "DDPMScheduler")
+    kind = kind if isinstance(kind, str) else "class without a name"
     if kind in REFUSED:
         raise ValueError(f"its scheduler is a {kind}, that is {REFUSED[kind]}: not supported here")
     if kind not in (*TABLES, *FLOWS):
