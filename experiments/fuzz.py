@@ -66,8 +66,8 @@ def pickled(state) -> bytes:
     for key, (name, a) in enumerate(state.items()):
         strides = [s // a.itemsize for s in np.ascontiguousarray(a).strides]
         out += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n((", _text("storage"), b"ctorch\nHalfStorage\n",
-                _text(str(key)), _text("cpu"), _whole(a.size), b"tQK\x00(", *map(_whole, a.shape), b"t(", *map(_whole, strides),
-                b"t\x89ccollections\nOrderedDict\n)RtR"]  # fmt: skip
+                _text(str(key)), _text("cpu"), _whole(a.size), b"tQK\x00(", *map(_whole, a.shape), b"t(",
+                *map(_whole, strides), b"t\x89ccollections\nOrderedDict\n)RtR"]  # fmt: skip
     return b"".join([*out, b"u."])
 
 

@@ -89,8 +89,8 @@ class Run:
         file = self.folder / "config.json"
         kept = (self.folder / "checkpoints").is_dir() and any((self.folder / "checkpoints").iterdir())
         if kept and not file.is_file():
-            raise ValueError(f"{self.folder} holds checkpoints and no config.json, which says of what run: put it back, or use "
-                             "another --out")  # fmt: skip
+            raise ValueError(f"{self.folder} holds checkpoints and no config.json, which says of what run: put it back, or "
+                             "use another --out")  # fmt: skip
         if kept:
             old = read_config(file)
             for name in (f.name for f in dataclasses.fields(TrainConfig) if f.name not in CHANGEABLE):

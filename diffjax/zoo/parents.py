@@ -63,7 +63,7 @@ def _numbers(name, value) -> tuple:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     try:
         found = tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = ()
     if not found or not all(0 < n < 1e6 for n in found):
         raise ValueError(f"{name}={printable(value, 40)!r}: give numbers like 1,2,4")
