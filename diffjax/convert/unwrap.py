@@ -52,7 +52,7 @@ def _find(value, is_array, notes, depth, under=""):
         except Refused:
             continue
         if inner is not None:
-            if name not in ("state_dict", *WITHIN) or len(entries) > 1:
+            if not under and (name != "state_dict" or len(entries) > 1):
                 notes.append(f'took "{name}"' + (f" of {some(entries, 6, 30)}" if len(entries) > 1 else ""))
             return inner
     return _without_others(value, arrays, notes) if arrays else None

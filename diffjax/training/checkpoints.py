@@ -108,7 +108,10 @@ class Checkpoints:
         for item in items:
             if not (item / "_METADATA").is_file() or not any(p.is_file() for p in (item / "d").rglob("*")):
                 return item.name
-        return "" if items and self._metrics(step) else "metrics" if items else "its items"
+        metrics = self._metrics(step)
+        summed = [name.removeprefix("crc32 ") for name in metrics if name.startswith("crc32 ")]
+        missing = [name for name in summed if not (place / name).is_dir()]
+        return missing[0] if missing else "" if items and metrics else "metrics" if items else "its items"
 
     def _metrics(self, step) -> dict:
         try:
@@ -145,7 +148,8 @@ class Checkpoints:
         names = (int(p.name) for p in self.folder.iterdir() if p.name.isdecimal() and p.is_dir())
         for step in sorted(names, reverse=True) if self.folder.is_dir() else ():
             try:
-                if what := self.lacks(step):
+                gone = [name for name in items if not (self.folder / str(step) / name).is_dir()]
+                if what := self.lacks(step) or (gone and gone[0]):
                     raise Damaged(f"checkpoint {self.folder}/{step} is damaged: {what} is missing or cannot be read")
                 return self.restore(items, step), step
             except Damaged as error:

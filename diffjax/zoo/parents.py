@@ -30,7 +30,7 @@ def ours(given: Mapping) -> dict:
 
     def put(name, value, theirs):
         if name in found and found[name] != value:
-            raise ValueError(f"{theirs}={printable(value, 40)!r} and {name}={printable(found[name], 40)!r} are the same "
+            raise ValueError(f"{theirs}={printable(value, 40)} and {name}={printable(found[name], 40)} are the same "
                              "setting: give one")  # fmt: skip
         found[name] = value
 
@@ -51,7 +51,7 @@ def ours(given: Mapping) -> dict:
         put("time_scale", 1000 / whole("T", found.get("T", 1000)), "rescale_timesteps")
     if sides := given.get("attention_resolutions"):
         if "size" not in found:
-            raise ValueError(f"attention_resolutions={printable(sides, 40)!r} are sides in pixels: give image_size too")
+            raise ValueError(f"attention_resolutions={printable(sides, 40)} are sides in pixels: give image_size too")
         size = whole("size", found["size"])
         put("attention", tuple(sorted(int(size // side) for side in _numbers("attention_resolutions", sides))),
             "attention_resolutions")  # fmt: skip
@@ -66,5 +66,5 @@ def _numbers(name, value) -> tuple:
     except (TypeError, ValueError, OverflowError):
         found = ()
     if not found or not all(0 < n < 1e6 for n in found):
-        raise ValueError(f"{name}={printable(value, 40)!r}: give numbers like 1,2,4")
+        raise ValueError(f"{name}={printable(value, 40)}: give numbers like 1,2,4")
     return tuple(int(n) if n.is_integer() else n for n in found)

@@ -68,8 +68,8 @@ def read(config: Mapping) -> dict:
         if key.startswith("_") or key in known or (key in PLAIN and value == PLAIN[key]) or value is None or value is False:
             continue
         if key == "use_flow_sigmas" or (key == "prediction_type" and kind in FLOWS):
-            raise ValueError(f"the scheduler's {key}={printable(value, 40)!r} mixes two processes: it is not supported")
-        raise ValueError(f"the scheduler's {printable(key, 40)}={printable(value, 40)!r} is not known: it may mean another "
+            raise ValueError(f"the scheduler's {key}={printable(value, 40)} mixes two processes: it is not supported")
+        raise ValueError(f"the scheduler's {printable(key, 40)}={printable(value, 40)} is not known: it may mean another "
                          "process; leave it out if it does not")  # fmt: skip
     T = whole("the scheduler's num_train_timesteps", config.get("num_train_timesteps", 1000))
     if kind in FLOWS:  # x_t = (1 - t) x_0 + t eps; the network is told T t and predicts eps - x_0
@@ -80,7 +80,7 @@ def read(config: Mapping) -> dict:
 def _table(config, T) -> dict:
     c = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02} | {k: v for k, v in config.items() if v is not None}
     if c["beta_schedule"] not in list(BETAS) or c.get("trained_betas") is not None or c.get("rescale_betas_zero_snr"):
-        raise ValueError(f"the scheduler's beta_schedule={printable(c['beta_schedule'], 40)!r} is not supported: only "
+        raise ValueError(f"the scheduler's beta_schedule={printable(c['beta_schedule'], 40)} is not supported: only "
                          f"{', '.join(BETAS)}, with neither trained_betas nor rescale_betas_zero_snr")  # fmt: skip
     told = {"schedule": BETAS[c["beta_schedule"]], "T": T}
     if told["schedule"] != "cosine":
@@ -88,7 +88,7 @@ def _table(config, T) -> dict:
                  (("beta_min", "beta_start"), ("beta_max", "beta_end"))}  # fmt: skip
     target = config.get("prediction_type", "epsilon")
     if target not in list(LOSSES):
-        raise ValueError(f"the scheduler's prediction_type={printable(target, 40)!r}: {nearest(str(target)[:40], LOSSES)}")
+        raise ValueError(f"the scheduler's prediction_type={printable(target, 40)}: {nearest(str(target)[:40], LOSSES)}")
     if c.get("predict_epsilon") is False:  # files of 2022: the network predicts the image
         if config.get("prediction_type") not in (None, "sample"):
             raise ValueError(f"the scheduler says predict_epsilon=False and prediction_type={target!r}: leave one out")
@@ -108,7 +108,7 @@ def schedule(settings: Mapping):
         return schedules.discrete(schedules.cosine_betas(T))
     if name == "flow":
         return schedules.RectifiedFlow()
-    raise ValueError(f"schedule={printable(name, 40)!r} is unknown: {nearest(str(name)[:40], (*BETAS.values(), 'flow'))}")
+    raise ValueError(f"schedule={printable(name, 40)} is unknown: {nearest(str(name)[:40], (*BETAS.values(), 'flow'))}")
 
 
 def whole(what: str, value, least: int = 1, most: int = MOST_T) -> int:
