@@ -126,7 +126,8 @@ def test_a_folder_that_cannot_be_written_is_said_first(tmp_path):
 
 
 @pytest.mark.parametrize("change, wanted", [
-    (lambda c: None, "cannot be read"), (lambda c: [c], "no JSON object"), (lambda c: c | {"later": 1}, "unknown fields later"),
+    (lambda c: None, "cannot be read"), (lambda c: [c], "no JSON object"),
+    (lambda c: c | {"later": 1}, "unknown fields later"),
     (lambda c: {k: v for k, v in c.items() if k != "name"}, "lacks name"), (lambda c: c | {"width": "8"}, "width '8' is not"),
 ])  # fmt: skip
 def test_the_configuration_of_a_run_is_read_in_one_place(change, wanted, tmp_path):
