@@ -87,11 +87,11 @@ class Run:
         except OSError as error:
             raise ValueError(f"output folder {self.folder} cannot be written ({error}): use --out") from None
         file = self.folder / "config.json"
-        kept = (self.folder / "checkpoints").is_dir() and any((self.folder / "checkpoints").iterdir())
-        if kept and not file.is_file():
+        place = self.folder / "checkpoints"
+        if place.is_dir() and any(place.iterdir()) and not file.is_file():
             raise ValueError(f"{self.folder} holds checkpoints and no config.json, which says of what run: put it back, or "
                              "use another --out")  # fmt: skip
-        if kept:
+        if place.is_dir() and file.is_file():
             old = read_config(file)
             for name in (f.name for f in dataclasses.fields(TrainConfig) if f.name not in CHANGEABLE):
                 before, now = getattr(old, name), getattr(self.config, name)
