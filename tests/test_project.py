@@ -17,7 +17,7 @@ PACKAGE = ROOT / "diffjax"
 
 # A module may import what stands on its own floor or below. Everything under a folder shares the folder's floor.
 FLOORS = [
-    {"__version__", "base"},
+    {"__version__", "base", "wording"},
     {"method"},
     {"schedules", "process", "metrics", "parallel", "autoencoder"},
     {"timetables", "denoisers", "priors"},

@@ -6,12 +6,12 @@ No jax here: the command line is read before jax starts, because the number of h
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UserError, one_line
+from ..wording import printable, read_json, some
+from .errors import UserError
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,17 @@ def from_dict(values: dict, where) -> TrainConfig:
     unknown = [name for name in values if name not in fields]
     missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
     if unknown or missing:
-        what = [f"has unknown fields {', '.join(unknown)}"] * bool(unknown) + [f"lacks {', '.join(missing)}"] * bool(missing)
-        raise UserError(f"{where} is no configuration: it {' and '.join(what)}")
+        what = [f"has unknown fields {some(unknown, width=40)}"] * bool(unknown) + [f"lacks {', '.join(missing)}"] * bool(
+            missing
+        )
+        raise UserError(f"{where} is no configuration: it {' and '.join(what)}, as of another version")
+    for name, value in values.items():
+        kind = fields[name].type
+        wanted = (
+            (list, tuple) if kind.startswith("tuple") else {"int": int, "float": (int, float), "bool": bool, "str": str}[kind]
+        )
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+            raise UserError(f"{where} is no configuration: its {name} {printable(value, 40)!r} is not of type {kind}")
     return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -96,9 +105,9 @@ def read(file) -> TrainConfig:
     """The configuration of a JSON file: as a run keeps it (config.json), or in a prior's card. Raises UserError."""
     file = Path(file)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"configuration {file} cannot be read ({one_line(error)}): give a JSON file") from None
+        values = read_json(file)
+    except ValueError as error:
+        raise UserError(f"configuration {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"configuration {file} holds no JSON object: give one with the fields of a configuration")
     return from_dict(values["config"] if file.name == "card.json" and "config" in values else values, file)

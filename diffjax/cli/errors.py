@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
+from ..wording import printable
+
 
 class UserError(ValueError):
     """Something the person who ran the program can put right, in one line: value, remedy, nearest choice."""
@@ -45,8 +47,8 @@ def library_errors(prefix: str = "") -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text with line breaks folded, so that it stays one line whatever was in it."""
-    return " ".join(str(error).split())
+    """The error's text as one line that a terminal may show, whatever was in it."""
+    return printable(error, 1500)
 
 
 @contextlib.contextmanager

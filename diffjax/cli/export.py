@@ -42,7 +42,7 @@ def cost(folder: Path, step: int) -> dict:
     """What the log of a run says up to ``step``: images seen, seconds, and the held-out losses there."""
     result = {"images_seen": None, "seconds": None}
     try:
-        lines = (folder / "log.jsonl").read_text().splitlines()
+        lines = (folder / "log.jsonl").read_text(errors="replace").splitlines()
     except OSError:
         return result
     for line in lines:
@@ -50,13 +50,13 @@ def cost(folder: Path, step: int) -> dict:
             record = json.loads(line)
         except json.JSONDecodeError:  # a kill cut the last line
             continue
-        if record.get("step", step + 1) > step:
+        if not isinstance(record, dict) or not isinstance(at := record.get("step"), int) or at > step:
             continue
-        result["seconds"] = record["seconds"]
-        if record["kind"] == "train":
-            result["images_seen"] = record["images"]
-        if record["kind"] == "held_out":
-            result["held_out_loss"] = record["mean"]
+        result["seconds"] = record.get("seconds")
+        if record.get("kind") == "train":
+            result["images_seen"] = record.get("images")
+        if record.get("kind") == "held_out":
+            result["held_out_loss"] = record.get("mean")
     return result
 
 
@@ -70,8 +70,8 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
     if not (Path(run) / "config.json").is_file():
         raise UserError(f"{run} is not the folder of a training run: it has no config.json")
     config = training_run.read_config(Path(run) / "config.json")
+    folder = _new(target, zoo)
     params, step = zoo.prior.read_run(Path(run), which)
-    folder = Path(target)
     card = {"name": folder.name}
     for word, classes in (("fashion", zoo.bundled.FASHION_CLASSES), ("fruits", zoo.bundled.FRUITS_CLASSES)):
         if word in str(config.data).lower():
@@ -94,6 +94,27 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
         zoo.save(folder, params, card)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): give another folder") from None
+    return folder
+
+
+def _new(target: str, zoo) -> Path:
+    """The folder to write into: new, empty, or of an earlier export of ours. Raises UserError for others."""
+    folder = Path(target)
+    if not target.strip() or folder.resolve() == Path().resolve():
+        raise UserError(f"target {target!r} is no folder of its own: give a name for the prior")
+    if folder.resolve().parent == Path(zoo.__file__).resolve().parent:
+        raise UserError(f"target {target} is within the package: give a folder of your own")
+    try:
+        there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"target {target} is a file: give a folder")
+        ours = "commands" in zoo.prior.read_json(folder / "card.json") if "card.json" in there else not there
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"target {target} cannot be looked at ({errors.one_line(error)}): give another folder") from None
+    if not ours:
+        raise UserError(f"target {target} has other files in it, which are kept: give a new or empty folder")
     return folder
 
 

@@ -87,7 +87,11 @@ class Run:
         except OSError as error:
             raise ValueError(f"output folder {self.folder} cannot be written ({error}): use --out") from None
         file = self.folder / "config.json"
-        if file.is_file() and (self.folder / "checkpoints").is_dir():
+        place = self.folder / "checkpoints"
+        if place.is_dir() and any(place.iterdir()) and not file.is_file():
+            raise ValueError(f"{self.folder} holds checkpoints and no config.json, which says of what run: put it back, or "
+                             "use another --out")  # fmt: skip
+        if place.is_dir() and file.is_file():
             old = read_config(file)
             for name in (f.name for f in dataclasses.fields(TrainConfig) if f.name not in CHANGEABLE):
                 before, now = getattr(old, name), getattr(self.config, name)
@@ -104,15 +108,16 @@ class Run:
         try:
             with checkpoints.Checkpoints(self.folder / "checkpoints", c.keep) as store:
                 return self._train(c, store, stop)
+        except checkpoints.SaveError as error:
+            self.say(f"\nerror: {error}: make room or rights, the same command goes on from the step before")
+            return 1
         finally:
             for name, handler in handlers.items():
                 signal.signal(name, handler)
 
     def _train(self, c, store, stop) -> int:
-        begin = store.last() or 0
-        now = self.start() if not begin else state.from_items(
-            store.restore(checkpoints.abstract(state.to_items(self.shapes), self.whole))
-        )  # fmt: skip
+        kept, begin = store.resume(checkpoints.abstract(state.to_items(self.shapes), self.whole), self.say)
+        now = self.start() if kept is None else state.from_items(kept)
         if begin >= c.steps:
             self.say(f"{self.folder} already has {begin} steps: give --steps above that to go on")
             return 0

@@ -113,8 +113,8 @@ def _entries(state, prefix):
     found = {}
     for name in state:
         parts = name.split(".")
-        if parts[0] == prefix and len(parts) > 3 and parts[1].isdigit():
-            found.setdefault(int(parts[1]), {}).setdefault(parts[2], set()).add(".".join(parts[3:]))
+        if parts[0] == prefix and len(parts) > 3 and parts[1].isdecimal():
+            found.setdefault(strict.number(parts[1], state), {}).setdefault(parts[2], set()).add(".".join(parts[3:]))
     return found
 
 
@@ -241,6 +241,7 @@ def inputs(net, state):
 
 def params_from_state(net, state, dtype=np.float32):
     """Parameters of `net` from an official state dict; a ValueError lists everything that does not fit."""
+    strict.check_size(net, state)
     return strict.to_params(state, table(net), strict.shapes(net, *inputs(net, state)), net, dtype)
 
 

@@ -10,6 +10,7 @@ Source: Ho, Jain and Abbeel 2020, arXiv:2006.11239; field names of diffusers 0.4
 import numpy as np
 
 from ..nets import DDPMUNet
+from ..wording import printable
 from . import strict
 from .adm import multiplier
 from .ddpm_names import modern
@@ -32,18 +33,34 @@ DEFAULTS = {"down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3], "bloc
             "out_channels": 3, "dropout": 0.0, "center_input_sample": False, "add_attention": True,
             "resnet_time_scale_shift": "default", "num_class_embeds": None, "downsample_type": "conv",
             "upsample_type": "conv"}  # fmt: skip
+# what else it knows: of the size of its images, and arguments whose only other value is refused above
+BESIDES = ("sample_size", "in_channels", "num_train_timesteps", "mid_block_scale_factor", "dropout")
+WHOLE = {
+    "in_channels": 1024,
+    "out_channels": 1024,
+    "layers_per_block": 100,
+    "attention_head_dim": 2**16,
+    "norm_num_groups": 2**16,
+    "num_class_embeds": 10**6,
+}  # and the largest that is believed
 
 
 def from_config(config):
     """Our fields from the arguments of `UNet2DModel` (its config.json); ValueError for what we have not."""
     for name, valid in ONLY.items():
-        if name in config and config[name] not in valid:
-            raise ValueError(f"{name}={config[name]!r} is not supported: only {' or '.join(map(repr, valid))}")
+        if name in config and not any(config[name] == v for v in valid):
+            raise ValueError(f"{name}={printable(config[name], 60)!r} is not supported: only {' or '.join(map(repr, valid))}")
+    for name, value in config.items():
+        known = name.startswith("_") or name in (*ONLY, *DEFAULTS, *BESIDES)
+        if not known and value is not None and value is not False:
+            raise ValueError(f"{printable(name, 40)}={printable(value, 40)!r} is no setting of a UNet2DModel that is known "
+                             "here: it may mean another network; leave it out if it does not")  # fmt: skip
     c = DEFAULTS | config
+    _check_numbers(c)
     for name, valid in (("down_block_types", DOWN), ("up_block_types", UP)):
         for kind in c[name]:
-            if kind not in valid:
-                raise ValueError(f"{name} has {kind}, which is not supported: only {', '.join(valid)}")
+            if kind not in list(valid):
+                raise ValueError(f"{name} has {printable(kind, 60)}, which is not supported: only {', '.join(valid)}")
     down = [_level(DOWN[kind], c["downsample_type"]) for kind in c["down_block_types"]]
     up = [_level(UP[kind], c["upsample_type"]) for kind in reversed(c["up_block_types"])]
     scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
@@ -58,6 +75,22 @@ def from_config(config):
         "sin_first": not c["flip_sin_to_cos"], "frequency_shift": c["freq_shift"], "dropout": c["dropout"],
         "classes": c["num_class_embeds"], "down_padding": (((c["downsample_padding"], 1),) * 2),
     }  # fmt: skip
+
+
+def _check_numbers(c):
+    for name, most in WHOLE.items():
+        value = c.get(name)
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise ValueError(f"{name}={printable(value, 40)} is out of range: it is a whole number from 1 to {most}")
+    for name in ("freq_shift", "norm_eps", "dropout"):
+        if isinstance(c[name], bool) or not isinstance(c[name], int | float) or not 0 <= c[name] < 1e3:
+            raise ValueError(f"{name}={printable(c[name], 40)} is out of range: it is a small number >= 0")
+    widths, lists = c["block_out_channels"], [c[n] for n in ("block_out_channels", "down_block_types", "up_block_types")]
+    if not all(isinstance(given, list | tuple) for given in lists) or len({len(given) for given in lists}) != 1:
+        raise ValueError("block_out_channels, down_block_types and up_block_types are not lists of one length")
+    if not 1 <= len(widths) <= strict.MOST_LEVELS or not all(type(w) is int and 0 < w <= strict.MOST_WIDTH for w in widths):
+        raise ValueError(f"block_out_channels={printable(widths, 60)}: wanted 1 to {strict.MOST_LEVELS} whole numbers up to "
+                         f"{strict.MOST_WIDTH}")  # fmt: skip
 
 
 def _level(kind, resample):  # only a level with attention heeds the choice
@@ -81,7 +114,7 @@ def config_from_state(state, **hints):
 
     def number(prefix):
         rest = [name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)]
-        return 1 + max((int(n) for n in rest if n.isdigit()), default=-1)
+        return 1 + max((strict.number(n, state) for n in rest if n.isdecimal()), default=-1)
 
     def has(prefix):
         return any(name.startswith(prefix) for name in state)
@@ -170,6 +203,7 @@ def params_from_state(net, state, dtype=np.float32, channels=None):
     A ValueError lists everything that does not fit.
     """
     state = modern(state)
+    strict.check_size(net, state)
     channels = channels or strict.vote(state, ("conv_in.weight", 1)) or 3
     shapes = strict.shapes(net, *strict.image_inputs(net, 2 ** (len(net.multipliers) - 1), channels))
     return strict.to_params(state, table(net), shapes, net, dtype)

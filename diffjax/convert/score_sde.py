@@ -21,6 +21,7 @@ import flax
 import numpy as np
 
 from ..nets import NCSNpp
+from ..wording import printable
 from . import files, strict
 from .strict import Entry, module, norm
 
@@ -102,8 +103,8 @@ def _modules(state):
     below = {}
     for name, array in state.items():
         top, *rest = name.split(".")
-        if top == "all_modules" and len(rest) > 1 and rest[0].isdigit():
-            below.setdefault(int(rest[0]), {})[".".join(rest[1:])] = array.shape
+        if top == "all_modules" and len(rest) > 1 and rest[0].isdecimal():
+            below.setdefault(strict.number(rest[0], state), {})[".".join(rest[1:])] = array.shape
     return [(_kind(below.get(n, {})), below.get(n, {})) for n in range(max(below, default=-1) + 1)]
 
 
@@ -209,8 +210,8 @@ def read(path, averaged=True):
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
         return tree["params_ema"] if averaged else tree["optimizer"]["target"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no checkpoint of the score-SDE code ({' '.join(str(error).split())})") from error
+    except Exception as error:  # msgpack's kinds, and whatever a damaged file leads to
+        raise ValueError(f"{path}: no checkpoint of the score-SDE code ({printable(error, 200)})") from error
 
 
 def from_torch(loaded, averaged=True):
@@ -274,6 +275,7 @@ def from_flax(tree, net):
 
 def params_from_state(net, state, dtype=np.float32):
     """Parameters of `net` from a torch state dict; a ValueError lists everything that does not fit."""
+    strict.check_size(net, state)
     conv_in = next(n for n, part in enumerate(net.parts()) if part.name == "conv_in")
     channels = strict.vote(state, (f"all_modules.{conv_in}.weight", 1)) or net.out_channels
     size = 2 ** (len(net.multipliers) - 1)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..wording import printable, some
+
 
 class Entry(NamedTuple):
     """One array of ours: its path in the parameters, the names it is joined from (along the last axis), the layout."""
@@ -93,7 +95,7 @@ def mismatches(state, wanted):
     missing = [name for name in wanted if name not in state]
     left_over = [name for name in state if name not in wanted]
     wrong = [
-        f"{name} {tuple(state[name].shape)} (wanted {shape})"
+        f"{printable(name, 80)} {tuple(state[name].shape)} (wanted {shape})"
         for name, shape in wanted.items()
         if name in state and tuple(state[name].shape) != shape
     ]
@@ -109,9 +111,27 @@ def vote(state, *where):
     return max(sizes, key=sizes.count, default=None)
 
 
-def some(names, most=8):
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+MOST_LEVELS, MOST_WIDTH = 16, 2**16  # of a network: 7 and 1024 were published
+
+
+def number(text: str, state) -> int:
+    """A number in the name of an array. ValueError for one that so few arrays cannot have: what is counted up to it would
+    not end."""
+    if len(text) > 9 or int(text) > 2 * len(state) + 64:
+        raise ValueError(f"an array is named as block {text[:20]}, of a file of {len(state)} arrays: it is damaged")
+    return int(text)
+
+
+def check_size(net, state) -> None:
+    """ValueError for a network beyond what these arrays can be of, before it is built: that takes time for every block."""
+    levels, blocks = len(net.multipliers), net.blocks
+    if type(blocks) is not int or not 1 <= blocks or not 1 <= levels <= MOST_LEVELS or levels * blocks > len(state):
+        raise ValueError(f"{levels} levels of {printable(blocks, 20)} blocks are no network of {len(state)} arrays: the "
+                         "configuration or the file is damaged")  # fmt: skip
+    widths = (net.width, *(m * net.width for m in net.multipliers), net.out_channels)
+    if not all(0 < w <= MOST_WIDTH for w in widths):
+        raise ValueError(f"a layer of {printable(max(widths), 20)} channels is beyond any network: the configuration or the "
+                         "file is damaged")  # fmt: skip
 
 
 def describe(net):
@@ -133,10 +153,20 @@ def check(state, wanted, net):
         raise ValueError(f"the state dict does not fit {describe(net)}: {'; '.join(found)}")
 
 
+def check_types(state) -> None:
+    """ValueError for arrays of whole numbers, truth values and complex ones: they say how weights are coded, or are none."""
+    bad = {name: a.dtype for name, a in state.items() if not jnp.issubdtype(a.dtype, jnp.floating)}
+    if bad:
+        first = next(iter(bad))
+        raise ValueError(f"{printable(first, 80)} holds numbers of type {bad[first]}, not floating ones: it is a quantised "
+                         f"network or none ({len(bad)} such arrays): give one with float32, float16 or bfloat16")  # fmt: skip
+
+
 def to_params(state, table, shape_of, net, dtype=np.float32):
     """Our parameters, a FrozenDict {"params": ...} of `dtype`, from a state dict that fits exactly."""
     table = used(table, shape_of)
     check(state, expected(table, shape_of), net)
+    check_types(state)
     flat = {}
     for entry in table:
         parts = [ours(entry.layout, np.asarray(state[name])) for name in entry.names]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..wording import printable
+
 SMALL = ("config.json", "unet/config.json", "model_index.json", "scheduler_config.json", "scheduler/scheduler_config.json",
          "README.md")  # fmt: skip
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -60,7 +62,32 @@ def _places(name):
 
 def _licence(readme: Path) -> str | None:
     """The licence in the block between --- lines that a repository's README begins with."""
-    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    head = re.match(r"---\n(.*?)\n---", text, re.S)
-    found = re.search(r"^license:\s*(\S+)", head.group(1), re.M) if head else None
-    return found.group(1) if found else None
+    text = readme.read_text(encoding="utf-8-sig", errors="replace") if readme.is_file() else ""
+    head = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---", text[:100_000], re.S)
+    lines = head.group(1).splitlines() if head else []
+    names = [_clean(name) for name in _listed(lines, "license")]
+    if names == ["other"]:  # with a name or an address of its own
+        own = [_clean(text) for key in ("license_name", "license_link") for text in _listed(lines, key)]
+        return " ".join(["other:", *own]) if any(own) else "other"
+    return " and ".join(name for name in names if name) or None
+
+
+def _listed(lines, key):
+    """The values of ``key: value``, ``key: [a, b]``, or of the lines "- value" after ``key:``."""
+    at = next((n for n, line in enumerate(lines) if re.match(rf"{key}[ \t]*:", line)), None)
+    if at is None:
+        return []
+    value = lines[at].split(":", 1)[1].split(" #")[0].strip()
+    if value:
+        return value.strip("[]").split(",")
+    found = []
+    for line in lines[at + 1 :]:
+        item = re.match(r"[ \t]*-[ \t]+(.*)", line)
+        if not item:
+            break
+        found.append(item.group(1))
+    return found
+
+
+def _clean(text):
+    return printable(text.strip().strip("\"'"), 120)

@@ -10,12 +10,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import schedules
+from .. import schedules, wording
 from ..base import nearest
+from ..wording import printable, some
 
 BETAS = {"cosine": schedules.cosine_betas, "linear": schedules.linear_betas, "scaled_linear": schedules.scaled_linear_betas}
 FORMULAS = {"vp": schedules.VP, "subvp": schedules.SubVP, "flow": schedules.RectifiedFlow}  # without numbers of their own
@@ -23,6 +25,10 @@ NETWORK = "width multipliers blocks attention heads groups patch scale_shift res
 NCSNPP = "width multipliers blocks attention patch dropout embedding fourier_scale progressive_input progressive".split()
 NEEDED = ("size", "channels", "classes", "loss", "schedule", "T", *NETWORK)
 NETWORKS = ("unet", "ncsnpp")
+LOSSES = ("v", "x0", "eps", "score", "velocity", "hybrid")
+# whole numbers of a configuration: from, to. More is no network of ours, and building it would not end
+WHOLE = {"size": (1, 8192), "channels": (1, 1024), "classes": (0, 10**6), "T": (1, 100_000), "width": (1, 2**16),
+         "blocks": (1, 100), "heads": (1, 2**16), "groups": (1, 2**16), "patch": (1, 256)}  # fmt: skip
 
 
 def build(config: Mapping):
@@ -37,10 +43,41 @@ def build_schedule(config: Mapping):
         raise ValueError(f"the configuration lacks {', '.join(missing)}: it is not one of a training run")
     name, valid = config["schedule"], [*BETAS, *FORMULAS, "ve"]
     if name not in valid:
-        raise ValueError(f"schedule {name!r} is unknown: {nearest(name, valid)}")
+        raise ValueError(f"schedule {printable(name, 40)!r} is unknown: {nearest(str(name)[:40], valid)}")
+    check_numbers(config)
     if name == "ve":
         return schedules.VE(config["sigma_min"], config["sigma_max"])
     return FORMULAS[name]() if name in FORMULAS else schedules.discrete(BETAS[name](config["T"]))
+
+
+def check_numbers(config: Mapping) -> None:
+    """The one door for what a card or a run's configuration says: kinds of values and their ranges. Raises ValueError."""
+    for name, (least, most) in WHOLE.items():
+        value = config[name]
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"{name} {printable(value, 40)} is out of range: use a whole number from {least} to {most}")
+    if config["loss"] not in LOSSES:
+        raise ValueError(f"loss {printable(config['loss'], 40)!r} is unknown: {nearest(str(config['loss'])[:40], LOSSES)}")
+    for name, most in (("multipliers", 64), ("attention", 2**15)):
+        values = config[name]
+        plain = isinstance(values, list | tuple) and all(type(v) in (int, float) and 0 < v <= most for v in values)
+        if not plain or len(values) > 16 or (name == "multipliers" and not values):
+            raise ValueError(f"{name} {printable(values, 40)}: use up to 16 numbers above 0, for example 1,2,4")
+    if type(config["dropout"]) not in (int, float) or not 0 <= config["dropout"] < 1:
+        raise ValueError(f"dropout {printable(config['dropout'], 40)} is out of range: use 0 or more, below 1")
+
+
+def safe_name(name) -> str:
+    """A name from a file as the name of a file: letters, digits and ``. + @ - _``, never a path."""
+    return re.sub(r"[^\w.+@-]+", "-", str(name)[:200]).strip(".-")[:80] or "prior"
+
+
+def read_json(file) -> dict:
+    """The object in a JSON file; ValueError, one line, if there is none."""
+    value = wording.read_json(file)
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds no JSON object: copy it again")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +180,19 @@ def check(config: Mapping, shapes: Mapping[str, tuple], weights: str | Path) -> 
     net, _ = build(config)
     try:
         wanted = strict.shapes(net, *strict.image_inputs(net, config["size"], config["channels"]))
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"the configuration beside {weights} is of a network that cannot be built: {error}") from None
+    except Exception as error:  # flax and jax have kinds of their own
+        raise ValueError(
+            f"the configuration beside {weights} is of a network that cannot be built: {printable(error)}"
+        ) from error
     wanted = {".".join(path): shape for path, shape in wanted.items()}
     missing = [name for name in wanted if name not in shapes]
     left_over = [name for name in shapes if name not in wanted]
-    wrong = [f"{n} {tuple(shapes[n])} (wanted {wanted[n]})" for n in wanted if n in shapes and tuple(shapes[n]) != wanted[n]]
-    found = [f"{label}: {', '.join(some[:8])}{f' and {len(some) - 8} more' if len(some) > 8 else ''}" for label, some in
-             (("missing", missing), ("left over", left_over), ("of another shape", wrong)) if some]  # fmt: skip
+    wrong = [
+        f"{printable(n, 80)} {tuple(shapes[n])} (wanted {wanted[n]})"
+        for n in wanted
+        if n in shapes and tuple(shapes[n]) != wanted[n]
+    ]
+    found = [f"{label}: {some(names, width=160)}" for label, names in
+             (("missing", missing), ("left over", left_over), ("of another shape", wrong)) if names]  # fmt: skip
     if found:
         raise ValueError(f"weights {weights} are of another architecture than {strict.describe(net)}: {'; '.join(found)}")

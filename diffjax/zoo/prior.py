@@ -5,9 +5,11 @@ Reading is strict: weights that do not fit the card's network exactly are refuse
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ import numpy as np
 
 from .. import denoisers
 from ..base import is_concrete, nearest
+from ..wording import printable, some
 from . import network
-from .network import build
+from .network import build, read_json, safe_name
 
 __all__ = ["Assumed", "Prior", "build", "from_config", "load", "names", "read_json", "read_run", "save", "sign",
            "write_card"]  # fmt: skip
@@ -204,6 +207,8 @@ def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
     if (folder / CARD).is_file():
         card = read_json(folder / CARD)
         config = card.get("config", {})
+        if not isinstance(config, dict):
+            raise ValueError(f"{folder / CARD} holds no configuration: its entry config is no JSON object")
         _described(config, folder / CARD, network.build_schedule)
         leaves = read_arrays(folder / WEIGHTS)
         shapes = {key: a.shape for key, a in leaves.items()}
@@ -211,8 +216,12 @@ def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
             _described(config, folder / CARD, build)
             network.check(config, shapes, folder / WEIGHTS)
         if bad := [key for key, a in leaves.items() if not np.isfinite(a).all()]:
-            raise ValueError(f"weights {folder / WEIGHTS} are not finite in {', '.join(bad[:8])}: the file is damaged, "
+            raise ValueError(f"weights {folder / WEIGHTS} are not finite in {some(bad)}: the file is damaged, "
                              "copy it again")  # fmt: skip
+        if bad := [key for key, a in leaves.items() if not jnp.issubdtype(a.dtype, jnp.floating)]:
+            raise ValueError(
+                f"weights {folder / WEIGHTS} hold no floating numbers in {some(bad)}: the file is of something else"
+            )
         leaves = jax.device_put({key: a.astype(np.float32) for key, a in leaves.items()})
         params = {"params": network.nested(leaves)}
     elif (folder / "config.json").is_file():
@@ -224,21 +233,31 @@ def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
         if signed != network.signature(config, shapes):
             _described(config, folder / "config.json", build)
             network.check(config, shapes, folder)
+        if bad := [key for key, a in network.flat(params["params"]).items() if not np.isfinite(a).all()]:
+            raise ValueError(f"checkpoint {step} of {folder} is not finite in {some(bad)}: it is damaged, or the run diverged")
         card = {"name": config.get("name", folder.name), "config": config, "training": {"checkpoint": step}}
     else:
         raise ValueError(
             f"folder {folder} holds no prior: it has neither {CARD} with {WEIGHTS} nor a training run's config.json"
         )
-    return from_config(config, params, card=card, name=str(card.get("name", folder.name)))
+    return from_config(config, params, card=card, name=card.get("name") or folder.name)
 
 
 def from_config(config: Mapping, params, *, card: Mapping | None = None, name="") -> Prior:
     """The prior of a training configuration and its trained parameters. Raises ValueError as :func:`build` does."""
     card = {} if card is None else card
+    names = card.get("class_names") or ()
+    if (
+        not isinstance(names, list | tuple)
+        or not all(isinstance(n, str) for n in names)
+        or (len(names) not in (0, config["classes"]))
+    ):
+        raise ValueError(f"class_names {printable(names, 60)} of prior {safe_name(name)}: the card needs one text for each of "
+                         f"its {config['classes']} classes, or none")  # fmt: skip
     null = np.int32(config["classes"]) if config["classes"] else None
-    return Prior(params, network.build_schedule(config), name, network.Network.of(config),
+    return Prior(params, network.build_schedule(config), safe_name(name), network.Network.of(config),
                  (config["size"], config["size"], config["channels"]), config["loss"], int(config["classes"]),
-                 tuple(card.get("class_names", ())), json.dumps(card), null=null)  # fmt: skip
+                 tuple(names), json.dumps(card), null=null)  # fmt: skip
 
 
 def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> None:
@@ -285,35 +304,39 @@ def write_card(folder: str | os.PathLike, card: Mapping) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_json(file) -> dict:
-    """The object in a JSON file; ValueError, one line, if there is none."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}): copy it again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no JSON object: copy it again")
-    return value
-
-
 def read_arrays(file) -> dict[str, np.ndarray]:
     """{name: array} of a safetensors file; ValueError, one line, if it is missing or damaged."""
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         return load_file(file)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:
         raise ValueError(
-            f"weights {file} cannot be read ({str(error).strip()}): the file is missing or damaged, copy it again"
+            f"weights {file} cannot be read ({printable(error, 200)}): the file is missing or damaged, copy it again"
         ) from None
 
 
 def _described(config, file, make):
     try:
         make(config)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} describes no network of ours: {error}") from None
+    except Exception as error:  # values of any kind
+        raise ValueError(f"{file} describes no network of ours: {printable(error)}") from error
+
+
+def _readable(store, which):
+    """The averages of a step; where the best or last cannot be read, of the newest one that can, which is said."""
+    from ..training.checkpoints import Damaged
+
+    try:
+        return store.read("ema", which)
+    except Damaged as error:
+        bad = {"best": store.best() or store.last(), "last": store.last()}.get(which)
+        for step in sorted(set(store.steps()) - {bad}, reverse=True) if bad is not None else ():
+            with contextlib.suppress(Damaged):
+                found = store.read("ema", step)
+                warnings.warn(f"{error}: step {step} is used", Assumed, stacklevel=5)
+                return found
+        raise
 
 
 def read_run(folder, which="best", player="net"):
@@ -323,8 +346,10 @@ def read_run(folder, which="best", player="net"):
 
     with checkpoints.Checkpoints(Path(folder) / "checkpoints", read_only=True) as store:
         if store.last() is None:
-            raise ValueError(f"run {folder} has no checkpoint yet: wait for its first, or train longer")
-        averages, step = store.read("ema", which)
+            damaged = sorted(p.name for p in store.folder.iterdir() if p.name.isdecimal())
+            why = f"no whole checkpoint, {some(damaged)} is damaged" if damaged else "no checkpoint yet"
+            raise ValueError(f"run {folder} has {why}: wait for its next, or train longer")
+        averages, step = _readable(store, which)
     if player not in averages:
         raise ValueError(f"run {folder} has no averaged weights of {player!r}: {nearest(player, averages)}")
     return averages[player], step

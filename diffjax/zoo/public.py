@@ -6,13 +6,15 @@
 
 Networks are those of ``diffjax.convert``: ADM, improved-diffusion, DDPM and diffusers' `UNet2DModel`. What a file does
 not say is taken from the published model it looks like, is written into the card ("assumed") and can be given: in
-``config``, or in a JSON file beside the checkpoint (mine.json for mine.pt).
+``config``, or in a JSON file beside the checkpoint (mine.json for mine.pt); the parent codes' names are understood.
+What was chosen (averaged weights, a variant) or cut off (a prefix of all names) is said in the same place.
 
 Published values: the READMEs of openai/guided-diffusion and openai/improved-diffusion; Ho et al. 2020.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -27,18 +29,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import denoisers, schedules
+from .. import denoisers
 from ..base import nearest, pytree, static, time_dtype
 from ..convert import adm, ddpm, files, strict
 from ..nets import DDPMUNet, Encoder, UNet
-from . import hub
-from .prior import Assumed, Prior, read_json
+from ..wording import printable, some
+from . import hub, parents, schedulers
+from .network import safe_name
+from .places import is_public, locate
+from .prior import Assumed, Prior
 
 # settings of `config` that are no fields of the network
 SETTINGS = ("name", "size", "schedule", "T", "beta_min", "beta_max", "loss", "time_scale", "sha256")
-SUFFIXES = (".safetensors", ".npz", *files.TORCH)
-BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names: ours
-LOSSES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+LOSSES = ("eps", "hybrid", "v", "x0", "velocity")
+__all__ = ["Classifier", "is_public", "load", "load_classifier"]
 
 _WIDE = {"multipliers": (1, 1, 2, 2, 4, 4), "resblock_updown": True}
 _PLAIN = {"width": 128, "blocks": 3, "resblock_updown": False}
@@ -56,18 +60,10 @@ PUBLISHED = (
     ("improved-diffusion LSUN", {"width": 128, "multipliers": (1, 1, 2, 2, 4, 4), "resblock_updown": False},
      {"size": 256, "heads": 1}),
 )  # fmt: skip
+IMPROVED = "improved-diffusion's defaults"
 USUAL = {"schedule": "linear", "T": 1000}
 OTHERS = {"all_modules.": "score-SDE", "model.diffusion_model.": "latent diffusion", "denoise_fn.": "SR3 or a port of DDPM",
-          "model.map_layer0.": "EDM", "unet.": "a pipeline of several networks"}  # fmt: skip
-
-
-def is_public(path: Path) -> bool:
-    """Whether a path is a checkpoint's file, or a folder with a `UNet2DModel`."""
-    if path.is_file():
-        return path.suffix in SUFFIXES
-    if (path / "unet").is_dir() or (path / "model_index.json").is_file():
-        return True
-    return (path / "config.json").is_file() and "_class_name" in read_json(path / "config.json")
+          "model.map_layer0.": "EDM", "map_layer0.": "EDM", "unet.": "a pipeline of several networks"}  # fmt: skip
 
 
 def load(source, config: Mapping | None = None) -> Prior:
@@ -81,15 +77,17 @@ def load(source, config: Mapping | None = None) -> Prior:
              file, checked), and fields of the network (heads, head_channels, qkv_order, groups, dtype ...)
     What had to be assumed is a warning, in one line. Raises ValueError, one line, for whatever does not fit.
     """
-    facts = {}
+    facts, notes = {}, []
     if str(source).startswith("hf:"):
         source, facts = hub.fetch(str(source))
-    file, given, unet, scheduler = _locate(Path(source), config)
-    state = _read(file, given)
+    file, given, unet, scheduler = locate(Path(source), config, notes)
+    with _border(file):
+        given = parents.ours(given)
+    state = _read(file, given, notes)
     family = family_of(state, file)
     given = _checked(given, DDPMUNet if family is ddpm else UNet)
     hints = {k: v for k, v in given.items() if k not in SETTINGS}
-    try:
+    with _border(file):
         if family is adm:
             network, fields, usual, whose = _adm(state, hints)
             if network is not UNet:
@@ -97,30 +95,41 @@ def load(source, config: Mapping | None = None) -> Prior:
                 raise ValueError(f"this is {what}, and another file as the prior")
         else:
             network, (fields, usual, whose) = DDPMUNet, _ddpm(state, unet, hints)
-        told = _scheduler(scheduler) if scheduler else {}
-        assumed = {k: v for k, v in (USUAL | usual).items() if k not in {**given, **told}}
-        settings = USUAL | usual | told | {k: v for k, v in given.items() if k in SETTINGS}
+        told = schedulers.read(scheduler) if scheduler else {}
+        usual = USUAL | usual | _implied_by_T(given, usual, whose)
+        assumed = {k: v for k, v in usual.items() if k not in {**given, **told}}
+        settings = usual | told | {k: v for k, v in given.items() if k in SETTINGS}
         net = network(**fields)
         channels = (unet or {}).get("in_channels") or _channels(state)
+        schedule = schedulers.schedule(settings)
         params = family.params_from_state(net, state, *([] if family is adm else [np.float32, channels]))
-        loss = _loss(net.out_channels, channels, settings.get("loss"))
-        schedule = _schedule(settings)
+        loss = _loss(net.out_channels, channels, settings.get("loss"), settings["schedule"])
         settings["size"] = settings.get("size") or (unet or {}).get("sample_size") or _size(net, assumed)
         _check_size(settings["size"], net)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{file}: {error}") from error
-    name = str(settings.get("name") or facts.get("name") or (file.parent.name if unet else file.stem))
-    line = ""
+        time = _time(settings)
+    name = safe_name(settings.get("name") or facts.get("name") or (file.parent.name if unet else file.stem))
+    lines = [f"{file.name}: {'; '.join(notes)}"] if notes else []
     if assumed:
-        line = f"{file.name} does not say {', '.join(f'{k}={v}' for k, v in assumed.items())}: assumed as in {whose}"
-        warnings.warn(f"{line}; say otherwise with config={assumed}", Assumed, stacklevel=3)
+        lines.append(f"{file.name} does not say {', '.join(f'{k}={v}' for k, v in assumed.items())}: assumed as in {whose}")
+    for line, how in zip(lines, [""] * len(notes[:1]) + [f"; say otherwise with config={assumed}"]):
+        warnings.warn(f"{printable(line, 1000)}{how}", Assumed, stacklevel=3)
     shown = {"size": settings["size"], "channels": channels, "classes": net.classes or 0, "loss": loss,
              "schedule": settings["schedule"], "T": schedule.T, "network": strict.describe(net)}  # fmt: skip
     card = {"name": name, "source": str(file), **{k: v for k, v in facts.items() if k != "name"}, "config": shown,
-            "assumed": line}  # fmt: skip
+            "assumed": printable("; ".join(lines), 1500)}  # fmt: skip
     shape = (settings["size"], settings["size"], channels)
     params = flax.core.unfreeze(params)
-    return Prior(params, schedule, name, net, shape, loss, net.classes or 0, (), json.dumps(card), _time(settings))
+    return Prior(params, schedule, name, net, shape, loss, net.classes or 0, (), json.dumps(card), time)
+
+
+@contextlib.contextmanager
+def _border(file):
+    """What comes of foreign names, shapes and numbers ends in one line that names the file."""
+    try:
+        yield
+    except Exception as error:
+        what = "" if isinstance(error, ValueError) else f"nothing can be made of it, {type(error).__name__}: "
+        raise ValueError(f"{file}: {what}{printable(error, 1500)}") from error
 
 
 # --- classifiers ----------------------------------------------------------------------------------------------------
@@ -171,74 +180,51 @@ def load_classifier(source, config: Mapping | None = None) -> Classifier:
 
     config: as of :func:`load`; heads have 64 channels as in the released ones unless it says otherwise. Raises ValueError.
     """
-    file, given, _, _ = _locate(Path(source), config)
-    state = _read(file, given)
+    notes: list = []
+    file, given, _, _ = locate(Path(source), config, notes)
+    with _border(file):
+        given = parents.ours(given)
+    state = _read(file, given, notes)
     if family_of(state, file) is not adm:
         raise ValueError(f"{file} is no classifier of guided-diffusion: it is a UNet2DModel")
     given = _checked(given, Encoder)
-    try:
+    with _border(file):
         network, fields, *_ = _adm(state, {k: v for k, v in given.items() if k not in SETTINGS})
         if network is not Encoder:
             raise ValueError("this is no classifier but a network that makes images: give it as the prior")
         net = network(**fields)
         params = adm.params_from_state(net, state)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{file}: {error}") from error
     size = adm.inputs(net, state)[0].shape[0] if net.pool == "attention" else None
-    return Classifier(flax.core.unfreeze(params), file.stem, net, size, net.out_channels, _time(given))
+    if notes:
+        warnings.warn(f"{file.name}: {printable('; '.join(notes), 1000)}", Assumed, stacklevel=3)
+    return Classifier(flax.core.unfreeze(params), safe_name(file.stem), net, size, net.out_channels, _time(given))
 
 
-# --- where it is, and reading ---------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
-def _locate(path, config):
-    """(file of weights, what is given of the configuration, UNet2DModel's and the scheduler's configuration or None)."""
-    given = dict(config or {})
-    if path.is_file() and path.name in hub.WEIGHTS and (path.parent / "config.json").is_file():
-        return path, given, _unet(path.parent / "config.json"), _first(path.parent, path.parent.parent)
-    if path.is_file():
-        beside = path.with_suffix(".json")
-        return path, (read_json(beside) if beside.is_file() else {}) | given, None, None
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such file or folder")
-    latent = read_json(path / "model_index.json").keys() & {"vae", "vqvae"} if (path / "model_index.json").is_file() else ()
-    if latent:
-        raise ValueError(f"{path} works in the latent space of its {min(latent)}: only networks of pixels are supported")
-    folder = path / "unet" if (path / "unet").is_dir() else path
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"folder {folder} has no config.json of a UNet2DModel: give the file of weights itself")
-    file = next((folder / name for name in hub.WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
-        raise ValueError(f"folder {folder} has no weights: it needs {' or '.join(hub.WEIGHTS)}")
-    return file, given, _unet(folder / "config.json"), _first(path, folder)
-
-
-def _first(*folders):
-    places = [folder / name for folder in folders for name in ("scheduler/scheduler_config.json", "scheduler_config.json")]
-    found = next((place for place in places if place.is_file()), None)
-    return read_json(found) if found else None
-
-
-def _unet(file):
-    config = read_json(file)
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(f"{file} describes a {config['_class_name']}: only UNet2DModel is supported")
-    return config
-
-
-def _read(file, given):
+def _read(file, given, notes):
     wanted = given.pop("sha256", None) or hub.recorded_sha256(file)
-    if wanted:
+    if wanted and file.is_file():
         with open(file, "rb") as stream:
             got = hashlib.file_digest(stream, "sha256").hexdigest()
         if got != str(wanted).lower():
-            raise ValueError(f"{file} has the sha256 {got}, not {wanted}: it is damaged or another file, fetch it again")
-    state = ddpm.modern(files.read(file))
+            raise ValueError(f"{file} has the sha256 {got}, not {printable(wanted, 80)}: it is damaged or another file, "
+                             "fetch it again")  # fmt: skip
+    state = files.read(file, notes)
+    with _border(file):
+        state = ddpm.modern(state)
     if not state:
         raise ValueError(f"{file}: there are no arrays in it")
-    if bad := [name for name, a in state.items() if a.dtype.kind not in "iub" and not np.isfinite(a).all()]:
-        raise ValueError(f"{file} is not finite in {', '.join(bad[:8])}: it is damaged, fetch it again")
+    if narrow := [name for name, a in state.items() if a.dtype.name.startswith("float8")]:
+        notes.append(f"{len(narrow)} arrays have {state[narrow[0]].dtype.name} numbers of one digit, and no scale is known")
+    if bad := [n for n, a in state.items() if jnp.issubdtype(a.dtype, jnp.floating) and not _finite(a)]:
+        raise ValueError(f"{file} is not finite in {some(bad)}: it is damaged, fetch it again")
     return state
+
+
+def _finite(a):
+    return np.isfinite(a.astype(np.float32) if a.dtype.name.startswith("float8") else a).all()
 
 
 def family_of(state, file):
@@ -253,17 +239,28 @@ def family_of(state, file):
         return best
     guess = next((f" ({what})" for prefix, what in OTHERS.items() if any(n.startswith(prefix) for n in state)), "")
     guess = " (a network that is told a text)" if any(".transformer_blocks." in n for n in state) else guess
-    raise ValueError(f"{file} is of another family{guess}, its arrays are {', '.join(list(state)[:3])} ...: supported are "
+    raise ValueError(f"{file} is of another family{guess}, its arrays are {some(list(state)[:3])} ...: supported are "
                      "ADM and improved-diffusion (input_blocks.*) and UNet2DModel (down_blocks.*)")  # fmt: skip
+
+
+def _implied_by_T(given, usual, whose) -> dict:
+    """improved-diffusion tells the network 1000 / T times the index unless told otherwise."""
+    T = given.get("T", 1000)
+    if whose != IMPROVED or isinstance(T, bool) or not isinstance(T, int) or T in (0, 1000) or "time_scale" in usual:
+        return {}
+    return {"time_scale": 1000 / T}
 
 
 def _checked(given, network):
     """The given configuration with lists as tuples and types by name; ValueError for what does not exist."""
-    valid = [*SETTINGS, *(f for f in network.__dataclass_fields__ if f not in ("parent", "null_label", "remat", "patch"))]
+    own = [f for f in network.__dataclass_fields__ if f not in ("parent", "name", "null_label", "remat", "patch")]
+    valid = [*SETTINGS, *own]
     for key in given:
         if key not in valid:
-            near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{key}={given[key]!r} is no setting of a checkpoint: did you mean {near}? ({', '.join(valid)})")
+            near = difflib.get_close_matches(printable(key, 40), (*valid, *parents.KNOWN), n=1, cutoff=0.0)[0]
+            said = f"{printable(key, 40)}={printable(given[key], 40)}"
+            raise ValueError(f"{said} is no setting of a checkpoint: did you mean {near}? "
+                             f"({', '.join(valid)})")  # fmt: skip
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     if "dtype" in given:
         if given["dtype"] not in ("float32", "bfloat16", "float16"):
@@ -276,7 +273,10 @@ def _checked(given, network):
 
 
 def _time(settings):
-    factor = float(settings.get("time_scale", 1))
+    factor = settings.get("time_scale", 1)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e6:
+        raise ValueError(f"time_scale={printable(factor, 40)!r} is out of range: give a number above 0, for example 0.25")
+    factor = float(factor)
     return denoisers.IndexTime() if factor == 1 else denoisers.Scaled(factor)
 
 
@@ -289,7 +289,7 @@ def _adm(state, hints):
     if not usual.keys() & {"heads", "head_channels"}:
         usual = usual | {"heads": 4}
     if network is UNet and whose.startswith("ADM's") and not fields["resblock_updown"]:
-        whose, usual = "improved-diffusion's defaults", {"heads": 4}
+        whose, usual = IMPROVED, {"heads": 4}
     if fields["resblock_updown"]:
         usual = {"qkv_order": "legacy"} | usual
     if hints.keys() & {"heads", "head_channels"}:
@@ -307,40 +307,17 @@ def _ddpm(state, unet, hints):
     return ddpm.config_from_state(state, **hints), usual, "DDPM (Ho et al. 2020); its config.json would say"
 
 
-def _scheduler(config):
-    """Our settings from a scheduler_config.json; ValueError for a process that is another one."""
-    c = {"beta_schedule": "linear", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
-         "prediction_type": "epsilon"} | config  # fmt: skip
-    if c["beta_schedule"] not in BETAS or c.get("trained_betas") is not None or c.get("rescale_betas_zero_snr"):
-        raise ValueError(f"the scheduler's beta_schedule={c['beta_schedule']!r} is not supported: only {', '.join(BETAS)}, "
-                         "with neither trained_betas nor rescale_betas_zero_snr")  # fmt: skip
-    if c["prediction_type"] not in LOSSES:
-        raise ValueError(f"the scheduler's prediction_type={c['prediction_type']!r}: {nearest(c['prediction_type'], LOSSES)}")
-    told = {"schedule": BETAS[c["beta_schedule"]], "T": c["num_train_timesteps"]}
-    if told["schedule"] != "cosine":
-        told |= {"beta_min": c["beta_start"], "beta_max": c["beta_end"]}
-    return told if c["prediction_type"] == "epsilon" else told | {"loss": LOSSES[c["prediction_type"]]}
-
-
-def _schedule(settings):
-    name, T = settings["schedule"], settings["T"]
-    limits = {k: settings[k] for k in ("beta_min", "beta_max") if k in settings}
-    if name == "linear":  # limits are those of diffusers' configurations, which do not scale with T
-        return schedules.discrete(schedules.linear_betas(T, **limits, rescale=not limits))
-    if name == "scaled_linear":
-        return schedules.discrete(schedules.scaled_linear_betas(T, **limits))
-    if name == "cosine":
-        return schedules.discrete(schedules.cosine_betas(T))
-    raise ValueError(f"schedule={name!r} is unknown: {nearest(name, BETAS.values())}")
-
-
 def _channels(state):
     return strict.vote(state, ("input_blocks.0.0.weight", 1), ("conv_in.weight", 1)) or 3
 
 
-def _loss(out, channels, given):
-    if given and given not in ("eps", "hybrid", "v", "x0"):
-        raise ValueError(f"loss={given!r} is unknown: {nearest(given, ('eps', 'hybrid', 'v', 'x0'))}")
+def _loss(out, channels, given, schedule="linear"):
+    if given and given not in list(LOSSES):
+        raise ValueError(f"loss={printable(given, 40)!r} is unknown: {nearest(str(given)[:40], LOSSES)}")
+    if (given == "velocity") != (schedule == "flow"):
+        raise ValueError(
+            f"loss={given!r} does not fit schedule={schedule!r}: a flow's network predicts the velocity, others do not"
+        )
     if out not in (channels, 2 * channels):
         raise ValueError(f"it makes {out} channels from {channels}: wanted {channels}, or {2 * channels} (a learned variance)")
     read = "hybrid" if out == 2 * channels else "eps"
@@ -361,6 +338,8 @@ def _size(net, assumed):
 def _check_size(size, net):
     multiple = net.patch * 2 ** (len(net.multipliers) - 1)
     if not isinstance(size, int) or size < multiple or size % multiple:
-        raise ValueError(f"size={size!r} is not a multiple of {multiple}, which {len(net.multipliers)} levels need")
+        raise ValueError(
+            f"size={printable(size, 40)} is not a multiple of {multiple}, which {len(net.multipliers)} levels need"
+        )
     if math.prod((size, size)) > 2**26:
         raise ValueError(f"size={size} is beyond any of these networks: give the side of the images in pixels")

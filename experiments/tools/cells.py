@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from diffjax.wording import read_json
+
 from . import provenance
 from .study import UserError
 
@@ -32,7 +34,9 @@ class Cells:
         """The cell NAME, kept or made; None where it is not there and nothing is to be computed. asked(): {"code", "settings"}
         as they are now. Raises UserError for a stale one that may not be computed."""
         file = Path(self.folder) / f"{name}.json"
-        cell = json.loads(file.read_text()) if file.is_file() and not self.fresh else None
+        if not file.resolve().is_relative_to(Path(self.folder).resolve()):  # parts of names come from other files
+            raise UserError(f"cell {name} would lie outside {self.folder}: give its problem or prior another name")
+        cell = read(file) if file.is_file() and not self.fresh else None
         if cell is None and self.tables:
             return None
         asked = asked()
@@ -57,6 +61,16 @@ class Cells:
         """What a record says of its cells: the seconds they took, and which are stale."""
         seconds = round(sum(cell.get("seconds", 0) for cell in cells), 1)
         return {"seconds": seconds} | ({"stale": sorted(self.stale)} if self.stale else {})
+
+
+def read(file: Path) -> dict | None:
+    """A kept cell; None, said, for one that cannot be read (a full disk, a kill): it is computed again."""
+    try:
+        cell = read_json(file)
+    except ValueError as error:
+        print(f"{error}: computed again", file=sys.stderr, flush=True)
+        return None
+    return cell if isinstance(cell, dict) and isinstance(cell.get("made", {}), dict) else None
 
 
 def stale(cell: dict, asked: dict) -> str:
