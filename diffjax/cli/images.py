@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import pictures
+from . import outputs
 from .errors import UserError, library_errors, needs, one_line, unknown
 
 _PADDED = {(28, 32)}  # (side, size) that a prior trained with fit="pad" pads, as MNIST and its kin are
@@ -249,7 +251,14 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     Image = pillow()
     pixels = to_uint8(image)
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    save_page(Image.fromarray(pixels), path)
+
+
+def save_page(page, path: str | os.PathLike) -> None:
+    """Write a Pillow image as PNG, whole or not at all. Raises UserError if the file cannot be written."""
+    data = io.BytesIO()  # a disk that fills up would fail inside Pillow, which then has errors of its own
+    page.save(data, format="PNG")
     try:
-        Image.fromarray(pixels).save(path, format="PNG")
+        outputs.write_bytes(Path(path), data.getvalue())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or one_line(error)})") from None

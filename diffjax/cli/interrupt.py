@@ -78,10 +78,12 @@ def guard() -> Iterator[Stop]:
 
 
 def _watch(stop, out):
+    seen = 0
     while data := os.read(out, 1):
         if data[0] in WORDS and not stop.ended.is_set():
-            stop.signal = stop.signal or data[0]
-            if not stop.ended.wait(stop.patience):
+            stop.signal, seen = stop.signal or data[0], seen + 1
+            patience = stop.patience if seen == 1 else SECONDS  # whoever asks twice means it
+            if patience is not None and not stop.ended.wait(patience):
                 _end(stop)
 
 
