@@ -60,7 +60,7 @@ def inpaint(prior, entry: Entry, ys, masks, **options) -> Restored:
 
 def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, cfg=1.0, samples=1, steps=None, seed=0,
             batch=16, devices=None, names=None, numbers=None, progress=None, announce=lambda: None, classifier=None,
-            classifier_scale=1.0, sweep=None, programs=None) -> Restored:  # fmt: skip
+            classifier_scale=1.0, sweep=None, programs=None, finished=None) -> Restored:  # fmt: skip
     """Restore images from measurements with one method.
 
     prior:   a ``zoo.Prior``; entry: a method of ``registry.METHODS``
@@ -80,19 +80,23 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
     sweep:   {hyper-parameter of the method's entry: values}, as many of each: every image is restored with each setting, by
              one program, from the same noise. Values: numbers, or pytrees of one structure (timetables of one length)
     programs: ``Programs`` to look the compiled program up in, and to leave it in
+    finished: called with (n, x (samples, H, W, C), calls (samples,), table) as soon as image n is done. The results are then
+             not kept, and ``x`` is None. Not with ``sweep``
     Raises ValueError for what the library refuses, before anything is compiled, and for a result that is not finite.
     """
+    if finished is not None and sweep:
+        raise ValueError("finished= is told of whole images, which sweep= has many of: leave one out")
     job = check(prior, entry, ys, operators, noise_std, labels, cfg, steps, names, classifier, classifier_scale, sweep)
     announce()
     order = index(job, samples, seed, batch, devices, numbers)
     start = time.perf_counter()
     program = compiled(job, order, Programs() if programs is None else programs)
     ready = time.perf_counter()
-    x, calls = run(job, order, program, progress)
+    x, calls = run(job, order, program, progress, finished)
     end = time.perf_counter()
 
     settings = (-1,) if sweep else ()
-    x = x.reshape(*settings, len(job.ys), samples, *prior.shape)
+    x = None if x is None else x.reshape(*settings, len(job.ys), samples, *prior.shape)
     each = calls.reshape(-1, len(job.ys), samples)
     means = [int(c) if c == int(c) else float(c) for c in each.mean((1, 2)).round(1)]
     each, means = (each, means) if sweep else (each[0], means[0])
@@ -298,11 +302,13 @@ def compiled(job: Job, order: Order, programs: Programs) -> Program:
     return programs[signature]
 
 
-def run(job: Job, order: Order, program: Program, progress=None):
-    """-> (x, network calls) of each restoration, in the order of ``order``. Raises ValueError for what is not finite."""
+def run(job: Job, order: Order, program: Program, progress=None, finished=None):
+    """-> (x, network calls) of each restoration, in the order of ``order``; x is None where ``finished`` is told of each
+    image. Raises ValueError for what is not finite."""
+    samples = order.total // len(job.ys)
     rows = 1 if job.entry.whole is not None else len(job.table)
     whole = NamedSharding(order.mesh, PartitionSpec())
-    piece, results, counts = rows if progress is None else 1, [], []
+    piece, results, counts, told = rows if progress is None else 1, [], [], 0
     for chunk in range(order.chunks):
         given, state, first = order.arguments(chunk), program.state, 0
         finite, calls = np.ones((order.batch, rows), bool), np.zeros(order.batch, int)
@@ -319,10 +325,14 @@ def run(job: Job, order: Order, program: Program, progress=None):
                 progress(chunk * rows + first, order.chunks * rows)
                 seconds = max(time.perf_counter() - start, 1e-6)
                 piece = int(np.clip(piece * PIECE / seconds, 1, 4 * piece))
-        results.append(np.asarray(x))
+        _check_finite(np.asarray(x), finite, job.table, names)
+        results += list(np.asarray(x))
         counts.append(calls)
-        _check_finite(results[-1], finite, job.table, names)
-    return np.concatenate(results)[: order.total], np.concatenate(counts)[: order.total]
+        while finished is not None and len(results) >= samples and told < len(job.ys):
+            each = np.concatenate(counts)[told * samples :][:samples]
+            finished(told, np.stack(results[:samples]), each, job.table)
+            told, results = told + 1, results[samples:]
+    return None if finished is not None else np.stack(results[: order.total]), np.concatenate(counts)[: order.total]
 
 
 def _check_finite(x, finite, table, names):

@@ -100,7 +100,7 @@ BAD = {
     "text file": (lambda d: put(d, "a.txt", b"x") / "a.txt", "neither a folder nor"),
     "broken npz": (lambda d: put(d, "a.npz", b"x") / "a.npz", "cannot be read as .npz"),
     "empty folder": (lambda d: (d / "e").mkdir() or d / "e", "no pictures"),
-    "broken png": (lambda d: (d / "p").mkdir() or put(d / "p", "a.png", b"x"), "cannot be read as a picture"),
+    "broken png": (lambda d: (d / "p").mkdir() or put(d / "p", "a.png", b"x"), "is not an image that can be read"),
 }
 
 

@@ -47,7 +47,7 @@ def test_a_rectangle_is_cropped_in_the_middle_then_resized_with_antialiasing(tmp
 
 
 def test_28_is_padded_to_32_in_the_middle(tmp_path):
-    image, done = images.fit(images.decode(_save(tmp_path / "x.png", _ramp(28, 28))), 32, 1)
+    image, done = images.fit(images.decode(_save(tmp_path / "x.png", _ramp(28, 28))), 32, 1, pad=True)
     assert "padded" in done
     assert np.array_equal(images.to_uint8(image)[2:30, 2:30, 0], _ramp(28, 28))
     image[2:30, 2:30] = -1

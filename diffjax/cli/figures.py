@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .images import pillow, to_uint8
+from .images import pillow, save_page, to_uint8
 
 Column = tuple[str, Sequence[np.ndarray]]
 _CELL, _GAP, _TEXT = 128, 6, 15  # cells are enlarged to at least _CELL pixels; all in pixels
@@ -111,7 +111,7 @@ def grid(columns: Sequence[Column], path: str | os.PathLike, rows: Sequence[str]
         for k, text in enumerate(side):
             y = top + r * (height + _GAP) + height / 2 + (k - len(side) / 2) * line
             draw.text((_GAP, y), text, fill=INK, font=font)
-    page.save(path, format="PNG")
+    save_page(page, path)
 
 
 def sample_grid(images: Sequence[np.ndarray], path: str | os.PathLike, columns: int | None = None) -> None:
@@ -134,4 +134,4 @@ def sample_grid(images: Sequence[np.ndarray], path: str | os.PathLike, columns: 
     for n, image in enumerate(images):
         r, c = divmod(n, columns)
         page.paste(_cell(image, height, width), (gap + c * (width + gap), gap + r * (height + gap)))
-    page.save(path, format="PNG")
+    save_page(page, path)

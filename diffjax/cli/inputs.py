@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import zoo
+from .. import pictures, zoo
 from ..operators import masks
 from . import errors, images, tasks
 from .errors import UserError
@@ -23,32 +23,49 @@ def is_file(name) -> bool:
     return os.sep in name or Path(name).suffix != "" or (name not in masks.MASKS and Path(name).exists())
 
 
-def load(o, shape) -> images.Pictures:
+def say(note):
+    print(f"note: {pictures.one_line(note, 500)}")
+
+
+def pads(prior) -> bool:
+    """Whether the prior was trained on small grey images padded with black, as Fashion-MNIST's."""
+    return prior.card.get("config", {}).get("fit") == "pad" and prior.shape[-1] == 1
+
+
+def load(o, prior, shape=None) -> images.Pictures:
     """The images of --images, fitted to the prior's shape."""
+    shape = prior.shape if shape is None else shape
     if Path(o.images).suffix == ".npy" and Path(o.images).is_file():
         return load_array(o.images, shape, o.limit)
     limit = o.limit or (4 if is_bundled(o.images) else None)
-    return images.load(o.images, size=shape[0], channels=shape[-1], limit=limit)
+    return images.load(o.images, size=shape[0], channels=shape[-1], limit=limit, pad=pads(prior))
 
 
-def measured(o, shape):
+def measured(o, prior):
     """(pictures, what is measured of each, operators) of --task; with --degraded the pictures are what is measured."""
     task = masks.ALIASES.get(o.task, o.task)
+    shape = prior.shape
     if not o.degraded:
-        pictures = load(o, shape)
-        return pictures, *tasks.measure(task, np.stack(pictures.images), 2 * o.noise, o.seed)
-    A = tasks.operators(task, shape[:2], 1)[0]
+        found = load(o, prior)
+        ys, operators = tasks.measure(task, np.stack(found.images), 2 * o.noise, o.seed, o.border)
+        return found, ys, operators
+    A = tasks.operators(task, shape[:2], 1, border=o.border)[0]
     with errors.library_errors(f"--task {task}: "):
-        pictures = load(o, A(np.zeros(shape, np.float32)).shape)
-    ys = np.stack([tasks.hide(A, y) for y in pictures.images])
-    return pictures, ys, [A] * len(pictures)
+        wanted = A(np.zeros(shape, np.float32)).shape
+    found = load(o, prior, wanted)
+    for name, (h, w) in zip(found.stems, found.sizes):
+        if min(h, w) != wanted[0]:
+            raise UserError(f"{name} is {w}x{h}, and with --degraded what was measured is not resized: crop it to "
+                            f"{wanted[1]}x{wanted[0]}, which prior {prior.name} restores to {shape[1]}x{shape[0]}")  # fmt: skip
+    ys = np.stack([tasks.hide(A, y) for y in found.images])
+    return found, ys, [A] * len(found)
 
 
 def load_array(path, shape, limit=None) -> images.Pictures:
     """Images (N, H, W, C), (H, W, C) or (H, W) of an .npy file, which must have the prior's shape and be in [-1, 1]."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy: OSError, ValueError, EOFError, TokenError, MemoryError of a head that asks too much
         raise UserError(f"images {path} cannot be read ({errors.one_line(error)}): give an .npy file of numbers") from None
     if array.dtype.kind not in "fiu" or array.dtype == np.uint8:
         raise UserError(f"images {path} are {array.dtype}: give floating numbers in [-1, 1] (bytes / 127.5 - 1)")
@@ -61,13 +78,29 @@ def load_array(path, shape, limit=None) -> images.Pictures:
     if not (np.abs(array) <= 1.001).all():  # also false for what is not a number
         low, high = np.min(array), np.max(array)
         raise UserError(f"images {path} span [{low:g}, {high:g}]: give finite numbers in [-1, 1] (bytes / 127.5 - 1)")
-    return images.Pictures(list(array), [f"{Path(path).stem}-{n:02d}" for n in range(len(array))], [None] * len(array), [])
+    notes = []
+    if array.min() >= 0:
+        notes.append(f"the values of {Path(path).name} lie in [{array.min():g}, {array.max():g}] and are taken as [-1, 1]: "
+                     "if [0, 1] was meant, give 2 x - 1")  # fmt: skip
+    return images.Pictures(list(array), [f"{Path(path).stem}-{n:02d}" for n in range(len(array))], [None] * len(array), notes)
 
 
-def mask_of(o, shape, number):
-    """The mask of image ``number``: drawn masks differ from image to image, by seed + number."""
+def mask_of(o, prior, number, found):
+    """The mask of image ``number``: drawn masks differ from image to image, by seed + number; of a folder of masks it is the
+    one with the picture's name. Notes are added to ``found``'s."""
+    shape = prior.shape[:2]
     if is_file(o.mask):
-        return images.mask(o.mask, shape, o.invert_mask)
+        path = Path(o.mask)
+        if os.path.isdir(path):
+            stem = found.stems[number] if found.stems else found.names[number]
+            ends = ("", "_mask", "-mask")
+            fits = sorted(p for p in path.iterdir() if pictures.is_picture(p) and p.stem in [stem + end for end in ends])
+            if len(fits) != 1:
+                what = f"{len(fits)} masks" if fits else "no mask"
+                raise UserError(f"folder {path} has {what} called {stem} (or {stem}_mask): give each picture one")
+            path = fits[0]
+        own = found.sizes[number] if found.sizes else None
+        return images.mask(path, shape, o.invert_mask, own=own, pad=pads(prior), notes=found.notes)
     with errors.library_errors():
         mask = masks.make(o.mask, shape, o.seed + number)
     return 1 - mask if o.invert_mask else mask
@@ -82,24 +115,24 @@ def networks(o):
         if classifier is not None:
             classifier.check(prior)
     if prior.card.get("assumed"):
-        print(f"note: {prior.card['assumed']}")
+        say(prior.card["assumed"])
     return prior, classifier
 
 
-def labels_of(o, prior, pictures):
+def labels_of(o, prior, found):
     if o.label is None:
         return None
     if o.label == "random":
         if not prior.classes:
             prior_label(prior, o.label)  # says that there are no labels
-        return [int(np.random.default_rng([o.seed, n]).integers(prior.classes)) for n in range(len(pictures))]
+        return [int(np.random.default_rng([o.seed, n]).integers(prior.classes)) for n in range(len(found))]
     if o.label == "true":
-        if None in pictures.labels:
+        if None in found.labels:
             raise UserError("--label true needs images with labels, as the bundled ones: give a class name or number")
-        fruits = pictures.names[0].startswith("fruits")
+        fruits = found.names[0].startswith("fruits")
         of_set = zoo.bundled.FRUITS_CLASSES if fruits else zoo.bundled.FASHION_CLASSES
-        return [prior_label(prior, of_set[n]) for n in pictures.labels]
-    return [prior_label(prior, o.label)] * len(pictures)
+        return [prior_label(prior, of_set[n]) for n in found.labels]
+    return [prior_label(prior, o.label)] * len(found)
 
 
 def prior_label(prior, label):

@@ -7,21 +7,22 @@ import json
 import numpy as np
 
 from .. import registry
-from . import figures, images, tables
+from . import figures, images, outputs, tables
 
-_SHOWN = 4  # restorations per row of the grid
-_ROWS = 16  # images in the grid
+SHOWN = 4  # restorations per row of the grid
+ROWS = 16  # images in the grid
 
 
-def measure(o, prior, pictures, held, labels, done) -> dict:
-    """The content of metrics.json. Scores are means over the restorations of an image, then over images."""
+def scorer(o, prior):
+    """-> f(x (samples, H, W, C), truth, mask, name, label) -> what metrics.json says of one image. Scores are means over its
+    restorations; there are none where the pictures are not the truth."""
     import jax
     import jax.numpy as jnp
 
     from .. import metrics, zoo
 
-    weights = zoo.lpips_weights()
-    small = min(prior.shape[:2]) < metrics.LPIPS_MIN_SIZE
+    weights = None if o.degraded else zoo.lpips_weights()
+    kinds = ("psnr", "ssim", "lpips", "psnr_hole")
 
     def scores(x, truth, mask):
         found = {
@@ -29,37 +30,41 @@ def measure(o, prior, pictures, held, labels, done) -> dict:
             "psnr_hole": metrics.psnr_hole(x, truth, mask),
             "lpips": metrics.lpips(x, truth, weights),
         }
-        return found | ({"ssim": metrics.ssim(x, truth)} if min(prior.shape[:2]) >= 11 else {})
+        return found | ({"ssim": metrics.ssim(x, truth)} if min(x.shape[:2]) >= 11 else {})
 
-    shown = np.concatenate([done.x, done.x.mean(1, keepdims=True)], axis=1)  # the mean as one more "sample"
-    shown = np.clip(shown, -1, 1)
     score = jax.jit(jax.vmap(scores, (0, None, None)))
-    found = [  # no scores where the pictures are not the truth
-        {} if o.degraded else jax.tree.map(np.asarray, score(x, jnp.asarray(truth), jnp.asarray(mask)))
-        for x, truth, mask in zip(shown, pictures.images, held)
-    ]
-    kinds = ("psnr", "ssim", "lpips", "psnr_hole")
 
-    def entry(n):
-        values = {k: found[n].get(k, np.full(o.samples + 1, np.nan)) for k in kinds}
-        result = {"name": pictures.names[n], **{k: _number(v[:-1].mean()) for k, v in values.items()}}
+    def entry(x, truth, mask, name, label):
+        shown = np.clip(np.concatenate([x, x.mean(0, keepdims=True)]), -1, 1)  # the mean as one more "sample"
+        found = {} if o.degraded else jax.tree.map(np.asarray, score(shown, jnp.asarray(truth), jnp.asarray(mask)))
+        values = {k: found.get(k, np.full(o.samples + 1, np.nan)) for k in kinds}
+        result = {"name": name, **{k: _number(v[:-1].mean()) for k, v in values.items()}}
         if o.samples > 1:
             result |= {"psnr_of_mean": _number(values["psnr"][-1]), "psnr_hole_of_mean": _number(values["psnr_hole"][-1]),
-                       "spread_hole": _number(done.x[n].std(0)[held[n] < 0.5].mean())}  # fmt: skip
+                       "spread_hole": _number(x.std(0)[mask < 0.5].mean())}  # fmt: skip
             result["samples"] = [{k: _number(v[s]) for k, v in values.items()} for s in range(o.samples)]
-        if labels is not None:
-            result["label"] = prior.class_names[labels[n]] if prior.class_names else int(labels[n])
-        return result | {"known": round(float(np.mean(held[n])), 4)}
+        if label is not None:
+            result["label"] = prior.class_names[label] if prior.class_names else int(label)
+        return result | {"known": round(float(np.mean(mask)), 4)}
 
-    per_image = [entry(n) for n in range(len(pictures))]
-    overall = {k: _mean([e[k] for e in per_image]) for k in kinds}
+    return entry
+
+
+def summary(o, prior, done, per_image, seconds, machine) -> dict:
+    """The content of metrics.json. done: of each image {"calls", "rows"}; seconds: (to compile, to run); machine: (batch,
+    devices), or (None, None) where an earlier run had done all."""
+    from .. import metrics
+
+    overall = {k: _mean([e[k] for e in per_image]) for k in ("psnr", "ssim", "lpips", "psnr_hole")}
+    small = min(prior.shape[:2]) < metrics.LPIPS_MIN_SIZE
     note = "lpips@64: images below 64 pixels are enlarged by pixel repetition" if small else "at the images' own size"
+    calls = round(float(np.mean([d["calls"] for d in done])), 1)
     return {
         "method": o.method, "task": o.task or f"inpainting: {o.mask}{' inverted' * o.invert_mask}", "prior": prior.name,
-        "kernel_steps": len(done.table), "network_calls": done.network_calls,
-        "seconds_compile": round(done.seconds_compile, 2), "seconds_run": round(done.seconds_run, 2), **overall,
+        "kernel_steps": done[0]["rows"], "network_calls": int(calls) if calls == int(calls) else calls,
+        "seconds_compile": round(seconds[0], 2), "seconds_run": round(seconds[1], 2), **overall,
         "lpips_note": note, "samples": o.samples, "steps": o.steps or registry.METHODS[o.method].steps, "seed": o.seed,
-        "label": o.label, "cfg": o.cfg, "batch": done.batch, "devices": done.devices, "images": per_image,
+        "label": o.label, "cfg": o.cfg, "batch": machine[0], "devices": machine[1], "images": per_image,
     }  # fmt: skip
 
 
@@ -82,23 +87,41 @@ def table(report) -> str:
     return tables.render(lines if len(lines) <= 33 else lines[-1:])
 
 
+def files(names, samples) -> list[str]:
+    """What :func:`write_image` and :func:`write` make of images of these names."""
+    ends = [f"-{n}" for n in range(samples)] + ["-mean"] if samples > 1 else [""]
+    return [f"images/{name}{end}.png" for name in names for end in ends] + ["grid.png", "metrics.json"]
+
+
+def write_image(folder, name, restored):
+    """The restorations (samples, H, W, C) of one image, and their mean."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for s, image in enumerate(restored):
+        images.save_png(folder / "images" / f"{name}{f'-{s}' if len(restored) > 1 else ''}.png", image)
+    if len(restored) > 1:
+        images.save_png(folder / "images" / f"{name}-mean.png", restored.mean(0))
+
+
+def read_image(folder, name, samples):
+    """What :func:`write_image` wrote, to 8 bits."""
+    ends = [f"-{n}" for n in range(samples)] if samples > 1 else [""]
+    return np.stack([images.decode(folder / "images" / f"{name}{end}.png") / np.float32(127.5) - 1 for end in ends])
+
+
 def write(folder, pictures, held, x, report, seen=None):
-    """grid.png, images/*.png and metrics.json into ``folder``; seen: what was measured, where it is not what a mask leaves."""
-    samples = x.shape[1]
-    (folder / "images").mkdir()
-    for name, restored in zip(pictures.names, x):
-        for s, image in enumerate(restored):
-            images.save_png(folder / "images" / f"{name}{f'-{s}' if samples > 1 else ''}.png", image)
-        if samples > 1:
-            images.save_png(folder / "images" / f"{name}-mean.png", restored.mean(0))
-    n = min(len(pictures), _ROWS)
+    """grid.png and metrics.json into ``folder``; x: the restorations of the first images; seen: what was measured, where it is
+    not what a mask leaves."""
+    n = len(x)
+    samples = x[0].shape[0]
     behind = lambda: [np.where(mask[..., None] > 0.5, truth, 0) for truth, mask in zip(pictures.images[:n], held)]
-    degraded = behind() if seen is None else list(np.clip(seen[:n], -1, 1))
+    degraded = behind() if seen is None else [np.clip(y, -1, 1) for y in seen[:n]]
     columns = [("degraded", degraded)]
-    columns += [(f"restored {s + 1}" if samples > 1 else "restored", list(x[:n, s])) for s in range(min(samples, _SHOWN))]
+    columns += [
+        (f"restored {s + 1}" if samples > 1 else "restored", [some[s] for some in x]) for s in range(min(samples, SHOWN))
+    ]
     if samples > 1:
-        columns += [(f"mean of {samples}", list(x[:n].mean(1))), figures.spread(list(x[:n].std(1)))]
+        columns += [(f"mean of {samples}", [some.mean(0) for some in x]), figures.spread([some.std(0) for some in x])]
     if not report.get("degraded"):
         columns.append(("truth", pictures.images[:n]))
     figures.grid(columns, folder / "grid.png", pictures.names[:n])
-    (folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    outputs.write_bytes(folder / "metrics.json", (json.dumps(report, indent=1) + "\n").encode())

@@ -15,14 +15,15 @@ with --degraded they are what was measured, there is no truth, and no score but 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
+import sys
 from pathlib import Path
 
-from . import errors, options, outputs
+from . import errors, interrupt, options, outputs
 from .errors import UserError
 
-EXAMPLES = """examples:
+EXAMPLES = (
+    """examples:
   diffjax restore                                          four bundled images, right half hidden
   diffjax list                                             what there is: methods, masks, priors, images
   diffjax restore --mask wide --seed 3               LaMa's thick strokes; another seed, other strokes
@@ -35,7 +36,12 @@ EXAMPLES = """examples:
   diffjax restore --prior hf:google/ddpm-celebahq-256 --images face.jpg    a public one
 
 Images of another size are cropped to a square and resized to the prior's, and it is said. The same seed gives the same
-picture whatever --batch and the number of devices. Errors are one line, exit code 2, and leave no half-written output."""
+picture whatever --batch and the number of devices. Results are written image by image into FOLDER/unfinished and moved to
+their places at the end; an earlier output is replaced only then, and files of yours in the folder stay.
+
+"""
+    + interrupt.EXIT_CODES
+)
 
 
 def parser() -> options.Parser:
@@ -59,6 +65,11 @@ def parser() -> options.Parser:
         "--noise", metavar="STD", type=float, help="with --task: standard deviation for images in [0, 1] (default: 0.05)"
     )
     what.add_argument("--degraded", action="store_true", help="with --task: the images are blurred or small already")
+    what.add_argument(
+        "--border",
+        choices=("wrap", "reflect", "zero"),
+        help="with --task deblur or motion: what lies beyond the border (default: wrap, with --degraded reflect, as of photographs)",
+    )
     what.add_argument("--invert-mask", action="store_true", help="swap known and hidden")
     how.add_argument(
         "--prior",
@@ -105,16 +116,18 @@ def parser() -> options.Parser:
         "--batch", metavar="N", type=options.whole(1), default=16, help="restorations computed at a time (default: 16)"
     )
     where.add_argument("--out", metavar="FOLDER", default="restored", help="made or replaced as a whole (default: restored)")
+    where.add_argument("--resume", action="store_true", help="do what a stopped run of the same command has not done yet")
     p.add_machine()
     p.add_argument("--list", action="store_true", help="say what each method, mask and prior can do, and stop")
     return p
 
 
 def main(argv=None) -> int:
-    return errors.run(lambda: _main(argv))
+    with interrupt.guard() as stop:
+        return errors.run(lambda: _main(argv, stop))
 
 
-def _main(argv) -> int:
+def _main(argv, stop) -> int:
     o = parser().parse(argv)
     options.start(o)
     if o.list:
@@ -123,22 +136,26 @@ def _main(argv) -> int:
         print(listing())
         return 0
     out = outputs.check_writable(o.out)
+    if o.resume and outputs.owned(out) and not (out / outputs.UNFINISHED).exists():
+        print(f"{out} is complete, nothing is left to do: without --resume it is made anew")
+        return 0
     _settle(o)
 
-    from . import report
+    from . import report, restoring
 
-    done = [restore(copy_with(o, prior=name)) for name in priors_of(o)]
-    with outputs.output_folder(out) as folder:
-        for pictures, held, found, content, seen in done:
-            into = folder / outputs.file_name(content["prior"])
-            into.mkdir()
-            report.write(into, pictures, held, found.x, content, seen)
-    for _, _, found, content, _ in done:
+    try:
+        with outputs.Output(out, o.resume) as output:
+            stop.cleanup = output.abandon
+            done = [restoring.restore(copy_with(o, prior=name), output, stop) for name in priors_of(o)]
+    except outputs.Stopped as error:
+        print(f"error: {errors.one_line(error)}", file=sys.stderr)
+        return 1
+    for content in done:
         grid = out / outputs.file_name(content["prior"]) / "grid.png"
         if len(done) > 1:
             print(f"\nprior {content['prior']}")
         print(report.table(content))
-        print(f"compiled in {found.seconds_compile:.1f} s, ran in {found.seconds_run:.1f} s: {grid}")
+        print(f"compiled in {content['seconds_compile']:.1f} s, ran in {content['seconds_run']:.1f} s: {grid}")
     return 0
 
 
@@ -149,7 +166,8 @@ def _settle(o):
     from . import images, inputs, tasks
 
     if o.task is None:
-        for given, name in ((o.noise is not None, "--noise"), (o.degraded, "--degraded")):
+        given_with = ((o.noise is not None, "--noise"), (o.degraded, "--degraded"), (o.border is not None, "--border"))
+        for given, name in given_with:
             if given:
                 raise UserError(f"{name} goes with --task: {', '.join(tasks.TASKS)}")
         o.mask, o.method = o.mask or "half", o.method or "repaint"
@@ -188,6 +206,11 @@ def _settle_task(o, task, known):
     if o.noise > 1:
         raise UserError(f"--noise {o.noise:g} is more than the whole range of images in [0, 1]. Is it out of 255? "
                         f"Then give --noise {o.noise / 255:.4g}")  # fmt: skip
+    if o.border is not None and task not in ("deblur", "motion"):
+        raise UserError(f"--border {o.border} is about blurs, and --task {o.task} is none: leave it out")
+    if o.degraded and task == "deblur" and o.border is None:
+        o.border = "reflect"
+        print("note: beyond the border the picture is taken as mirrored: --border wrap or zero for others")
     o.mask, o.method = "", o.method or "diffpir"
 
 
@@ -205,72 +228,3 @@ def priors_of(o) -> list[str]:
 
 def copy_with(o, **changes):
     return argparse.Namespace(**{**vars(o), **changes})
-
-
-def restore(o):
-    """-> (pictures, masks, batch.Restored, content of metrics.json, measurements of a task) of one prior."""
-    import numpy as np
-
-    from .. import batch, registry
-    from . import inputs, progress, report, tasks
-
-    prior, classifier = inputs.networks(o)
-    height, width, channels = prior.shape
-    pictures, ys, operators = (inputs.load(o, prior.shape), None, None) if o.task is None else inputs.measured(o, prior.shape)
-    for note in pictures.notes:
-        print(f"note: {note}")
-    # with a task nothing is known for sure: all of the image is filled in
-    of = lambda n: inputs.mask_of(o, (height, width), n) if o.task is None else np.zeros((height, width), np.float32)
-    held = [of(n) for n in range(len(pictures))]
-    labels = inputs.labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
-    entry = registry.METHODS[o.method]
-    what = f"task {o.task}" if o.task else f"mask {o.mask}{' inverted' * o.invert_mask}"
-    work = (
-        f"images: {len(pictures)} of {height}x{width}x{channels}, restorations of each: {o.samples}; {what}, "
-        f"prior {prior.name}, {o.method}: compiling"
-    )
-    settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
-    settings |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
-    settings |= {"labels": labels, "names": pictures.names, "announce": lambda: print(work, flush=True)}
-    with progress.watch("restoring") as report_rows:
-        settings["progress"] = report_rows
-        if o.task is None:
-            done = batch.inpaint(prior, entry, np.stack(pictures.images), np.stack(held), **settings)
-        else:
-            about_noise(o, prior, entry, ys[0], operators[0])
-            done = batch.restore(prior, entry, ys, operators, noise_std=2 * o.noise, **settings)
-    content = report.measure(o, prior, pictures, held, labels, done)
-    if o.task is not None:
-        shown = np.clip(done.x, -1, 1)
-        fits = [np.mean([tasks.misfit(A, x, y, 2 * o.noise) for x in some]) for A, some, y in zip(operators, shown, ys)]
-        for scored, fit in zip([*content["images"], content], [*fits, np.mean(fits)]):
-            scored["misfit"] = round(float(fit), 5)
-        content |= {"noise": o.noise, "degraded": o.degraded}
-    if classifier is not None:
-        content |= {"classifier": classifier.name, "classifier_scale": settings["classifier_scale"]}
-    return pictures, held, done, content, ys
-
-
-def about_noise(o, prior, entry, y, A):
-    """Say what a method without a model of the noise makes of it; UserError where it refuses noise."""
-    from .. import registry
-    from ..base import Measurement
-
-    if not o.noise:
-        return
-    denoise = prior.denoiser(0 if prior.classes else None, clip=entry.clip)
-    build = lambda std: entry.build(denoise, Measurement(y, A, std), entry.steps if o.steps is None else o.steps)[0]
-    try:
-        method = build(2 * o.noise)
-    except ValueError as error:
-        try:
-            build(0.0)
-        except ValueError:
-            raise error from None
-        others = [name for name, e in registry.METHODS.items() if name != o.method and set(e.tasks) >= set(entry.tasks)]
-        near = difflib.get_close_matches(o.method, others, n=1, cutoff=0.6) or ["diffpir"]
-        raise UserError(f"--method {o.method} takes no noise, and --noise is {o.noise:g}: give --noise 0, or --method "
-                        f"{near[0]}, which knows of noise") from None  # fmt: skip
-    if getattr(type(method), "noise", "modelled") == "ignored":
-        print(f"note: {o.method} has no model of noise, what --noise {o.noise:g} adds is taken for the picture: "
-              "diffpir, ddrm and ddnm+ have one")  # fmt: skip

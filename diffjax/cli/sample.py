@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 
-from . import errors, options, outputs
+from . import errors, interrupt, options, outputs
 from .errors import UserError
 
 KERNELS = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "dpm": "DPMSolverPP2M"}
@@ -53,10 +53,11 @@ def parser() -> options.Parser:
 
 
 def main(argv=None) -> int:
-    return errors.run(lambda: _main(argv))
+    with interrupt.guard() as stop:
+        return errors.run(lambda: _main(argv, stop))
 
 
-def _main(argv) -> int:
+def _main(argv, stop) -> int:
     o = parser().parse(argv)
     options.start(o)
     out = outputs.check_writable(o.out)
@@ -72,7 +73,7 @@ def _main(argv) -> int:
     labels = range(prior.classes) if o.label == "all" and prior.classes else [o.label]
     with errors.library_errors(), progress.watch("sampling") as report:
         labels = [None if label is None else prior.label(label) for label in labels]
-        done = draw(prior, labels, o, report)
+        done = draw(prior, labels, o, lambda *rows: (stop.check(), report(*rows)))
     names = [label_name(prior, label) for label in labels]
     content = {
         "prior": prior.name, "kernel": KERNELS[o.kernel], "steps": o.steps, "network_calls": done.network_calls,
@@ -80,7 +81,7 @@ def _main(argv) -> int:
         "batch": done.batch, "devices": done.devices, "seconds_compile": round(done.seconds_compile, 2),
         "seconds_run": round(done.seconds_run, 2),
     }  # fmt: skip
-    with outputs.output_folder(out) as folder:
+    with outputs.output_folder(out, stop) as folder:
         (folder / "images").mkdir()
         for name, some in zip(names, done.x):
             for n, image in enumerate(some):

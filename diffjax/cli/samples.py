@@ -9,7 +9,7 @@ import numpy as np
 from .. import kernels, timetables
 from ..base import replace
 from ..sample import sample
-from .images import pillow
+from .images import pillow, save_page
 
 COLUMNS = 8
 
@@ -43,6 +43,4 @@ def save(file, grid, zoom=3):
     rows, columns, height, width, channels = grid.shape
     sheet = grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
     sheet = np.rint((np.clip(sheet, -1, 1) + 1) * 127.5).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
-    temporary = file.with_suffix(".tmp")
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(temporary, format="PNG")
-    temporary.replace(file)
+    save_page(Image.fromarray(sheet[..., 0] if channels == 1 else sheet), file)

@@ -4,7 +4,7 @@ The papers' kernels belong to 256x256 images. Scaled to 32x32 their Gaussian (61
 pixels, hardly a blur, and unscaled it would leave next to nothing. Here it is 1.5 pixels at 32x32: it halves the contrast of
 the finest pattern that an image reduced by 4 can still show, so that deblurring and super-resolution x4 miss about the same.
 It grows with the image and is the paper's from 64x64 on. The motion blur is the papers' generator, drawn anew for each image,
-in a square of 13 (64x64: 25) pixels. Borders are periodic, so that every method has its closed form.
+in a square of 13 (64x64: 25) pixels. Borders are periodic, so that every method has its closed form, unless told otherwise.
 Without noise a blur in float32 can all but be inverted: there a method that fits y to the last digit needs no prior.
 """
 
@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..operators import Blur, Downsample, Mask, Resize, gaussian_kernel, masks, motion_kernel
-from .errors import library_errors, unknown
+from ..base import replace
+from ..operators import Blur, Downsample, Mask, Resize, cg_prox, gaussian_kernel, masks, motion_kernel
+from .errors import UserError, library_errors, unknown
 
 CUTOFF = 0.03  # of singular values, for svd and pinv: DDRM's and DDNM's
 NOISY = 0.1  # the papers' 0.05 on [0, 1]
@@ -90,19 +91,29 @@ def noise(shape, noise_std: float, seed: int, number: int) -> np.ndarray:
     return np.float32(noise_std) * rng.standard_normal(shape).astype(np.float32)
 
 
-def operators(name: str, shape, count: int, seed: int = 0) -> list:
+def bordered(A, border: str | None):
+    """``A`` as it treats the border of a picture: "wrap" (or None) as it is, else a blur with a proximal map by conjugate
+    gradients. UserError where ``A`` is no blur."""
+    if border in (None, "wrap"):
+        return A
+    if not isinstance(A, Blur):
+        raise UserError(f"--border {border} is about blurs: leave it out for this task")
+    return cg_prox(replace(A, border=border), 20)
+
+
+def operators(name: str, shape, count: int, seed: int = 0, border: str | None = None) -> list:
     """Those of ``count`` images of ``shape`` (H, W): masks and motions differ from image to image, by seed + number."""
     with library_errors(f"task {name}: "):
-        return [operator(name, shape, seed + n) for n in range(count)]
+        return [bordered(operator(name, shape, seed + n), border) for n in range(count)]
 
 
-def measure(name: str, truth, noise_std: float = 0.0, seed: int = 0):
+def measure(name: str, truth, noise_std: float = 0.0, seed: int = 0, border: str | None = None):
     """(ys (N, ...), operators: a list of N) of images ``truth`` (N, H, W, C) in [-1, 1]; what a mask hides is 0 in y.
 
     noise_std: in the units of the images (0.05 on [0, 1] is 0.1); the noise of an image, its mask and its motion depend on
     ``seed`` and its number only.
     """
-    found = operators(name, truth.shape[1:3], len(truth), seed)
+    found = operators(name, truth.shape[1:3], len(truth), seed, border)
     with library_errors(f"task {name}: "):
         ys = [np.asarray(A(np.asarray(x, np.float32))) for A, x in zip(found, truth)]
     ys = [y + noise(y.shape, noise_std, seed, n) for n, y in enumerate(ys)]

@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
+import os
 import pathlib
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from .. import pictures
 from ..base import nearest
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 IDX_HINT = (
     "Fashion-MNIST's four idx files come with the Debian package dataset-fashion-mnist "
     "(apt-get install dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist)"
@@ -28,13 +30,15 @@ IDX_HINT = (
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """train, test: (N, H, W, C) uint8; labels (N,) int32 or None; names: of the classes, or ()."""
+    """train, test: (N, H, W, C) uint8; labels (N,) int32 or None; names: of the classes, or (); notes: a sentence for each
+    thing that was done to pictures or left out."""
 
     train: np.ndarray
     train_labels: np.ndarray | None
     test: np.ndarray
     test_labels: np.ndarray | None
     names: tuple = ()
+    notes: tuple = ()
 
     def examples(self, part="train", rows=slice(None)) -> dict:
         """{"x": images, "cond": labels} of a part, without "cond" where there are no labels."""
@@ -60,8 +64,8 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
     """Read a data set.
 
     path:     folder with idx files (``train-images-idx3-ubyte[.gz]`` ...), folder of pictures (``train/`` and
-              ``test/`` if there are such; sub-folders are classes), or ``.npz`` with ``x_train, x_test`` or ``x``
-              (uint8, (N, H, W[, C]); labels ``y_train, y_test`` or ``y``)
+              ``test/`` if there are such; sub-folders, or links to folders, are classes, hidden ones are not), or ``.npz``
+              with ``x_train, x_test`` or ``x`` (uint8, (N, H, W[, C]); labels ``y_train, y_test`` or ``y``, whole numbers)
     size:     side of the images returned. ``fit="pad"`` centres smaller images on black; ``fit="resize"`` brings the
               shorter side to ``size`` and crops the centre
     holdout:  images set aside (the same for every run) where the data has no test part
@@ -74,27 +78,42 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
     if not path.exists():
         raise ValueError(f"data {path} does not exist: give a folder of idx files or pictures, or an .npz. {IDX_HINT}")
     prepare = functools.partial(_prepare, size=size, channels=channels, fit=fit)
+    notes: list[str] = []
     if path.is_dir():
-        read = _read_idx if any(path.glob("*-ubyte*")) else _read_pictures
+        read = _read_idx if any(path.glob("*-ubyte*")) else functools.partial(_read_pictures, classes=classes, notes=notes)
     elif path.suffix == ".npz":
         read = _read_npz
     else:
         raise ValueError(f"data {path} is neither a folder nor an .npz file")
     train, train_labels, test, test_labels, names = read(path, prepare)
+    train_labels = _labels(train_labels, train, "train", path, classes)
+    test_labels = None if test is None else _labels(test_labels, test, "test", path, classes)
     if test is None:
         train, train_labels, test, test_labels = _hold_out(train, train_labels, holdout, path)
-    if classes:
-        for labels, part in ((train_labels, "train"), (test_labels, "test")):
-            if labels is None:
-                raise ValueError(f"data {path} has no {part} labels: use classes=0, or one sub-folder per class")
-            if labels.min() < 0 or labels.max() >= classes:
-                raise ValueError(
-                    f"{path} has {part} labels from {labels.min()} to {labels.max()}: classes={classes} wants 0..{classes - 1}"
-                )
-        train_labels, test_labels = train_labels.astype(np.int32), test_labels.astype(np.int32)
-    else:
-        train_labels = test_labels = None
-    return Images(train, train_labels, test, test_labels, names)
+    return Images(train, train_labels, test, test_labels, names, tuple(notes))
+
+
+def _labels(labels, images, part, path, classes):
+    """(N,) int32 of a part, or None where no classes are asked for. ValueError for what is no label of each image."""
+    if not len(images):
+        raise ValueError(f"data {path} has no {part} images: leave out x_{part}, or give some")
+    if not classes:
+        return None
+    if labels is None:
+        raise ValueError(f"data {path} has no {part} labels: use classes=0, or one sub-folder per class")
+    if labels.shape != images.shape[:1]:
+        hint = ": of one-hot labels take argmax(1)" if labels.ndim == 2 and labels.shape[0] == len(images) else ""
+        raise ValueError(
+            f"{path} has {part} labels of shape {labels.shape} for {len(images)} images, one for each is needed{hint}"
+        )
+    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and np.all(labels == np.rint(labels)))  # NaN is not
+    if not whole:
+        raise ValueError(f"{path} has {part} labels of {labels.dtype} that are no whole numbers: number the classes from 0")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"{path} has {part} labels from {labels.min()} to {labels.max()}: classes={classes} wants 0..{classes - 1}"
+        )
+    return labels.astype(np.int32)
 
 
 def _hold_out(x, y, count, path):
@@ -110,7 +129,7 @@ def _read_idx_file(path):
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             raw = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}). {IDX_HINT}") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an idx file of unsigned bytes (magic {raw[:4].hex()}, expected 0000080n). {IDX_HINT}")
@@ -152,42 +171,67 @@ def _read_npz(path, prepare):
     return prepare(x, path), y, None if test is None else prepare(test, path), test_y, ()
 
 
-def _read_pictures(folder, prepare):
+def _read_pictures(folder, prepare, classes, notes):
+    tree = functools.partial(_read_tree, prepare=prepare, classes=classes, notes=notes)
     if (folder / "train").is_dir():
-        x, y, names = _read_tree(folder / "train", prepare)
+        x, y, names = tree(folder / "train")
         if not (folder / "test").is_dir():
             return x, y, None, None, names
-        test, test_y, test_names = _read_tree(folder / "test", prepare)
+        test, test_y, test_names = tree(folder / "test")
         if test_names != names:
             raise ValueError(f"{folder}: the class folders of train/ {names} and test/ {test_names} differ")
         return x, y, test, test_y, names
-    x, y, names = _read_tree(folder, prepare)
+    x, y, names = tree(folder)
     return x, y, None, None, names
 
 
-def _read_tree(folder, prepare):
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
-    if not files:
-        raise ValueError(f"{folder} has no pictures ({' '.join(PICTURES)}) and no idx files. {IDX_HINT}")
-    try:
-        from PIL import Image  # only this path needs Pillow
-    except ImportError:
-        raise ValueError("reading pictures needs Pillow: pip install pillow") from None
-    parents = [f.relative_to(folder).parts[0] if f.parent != folder else None for f in files]
-    names = tuple(sorted({p for p in parents if p is not None}))
-    if names and None in parents:
-        loose = files[parents.index(None)].name
-        raise ValueError(f"{folder} has class folders and loose pictures such as {loose}: move these into folders")
-    images = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-        except Exception as error:
-            raise ValueError(f"{file} cannot be read as a picture ({error})") from None
-        images.append(prepare(pixels[None], file)[0])
-    labels = np.asarray([names.index(p) for p in parents]) if names else None
-    return np.stack(images), labels, names
+def _read_tree(folder, prepare, classes, notes):
+    """The pictures of a folder: all loose, or all in class folders. What is hidden is left out. A class folder may be a link;
+    links below it are not followed, so that there is an end."""
+    inside = sorted(p for p in folder.iterdir() if not pictures.hidden(p.name))
+    loose = [p for p in inside if pictures.is_picture(p)]
+    within = {p.name: _below(p) for p in inside if p.is_dir()}
+    for p in inside:
+        if p.is_symlink() and p.is_dir() and folder.resolve().is_relative_to(p.resolve()):
+            raise ValueError(f"class folder {p} is a link to the folder that it lies in: remove it")
+    empty = [name for name, files in within.items() if not files]
+    names = tuple(name for name in within if within[name])
+    if not loose and not names:
+        raise ValueError(f"{folder} has no pictures ({' '.join(pictures.EXTENSIONS)}) and no idx files. {IDX_HINT}")
+    if names and loose:
+        raise ValueError(f"{folder} has class folders and loose pictures such as {loose[0].name}: move these into folders")
+    if empty and classes:
+        raise ValueError(f"class folder {folder / empty[0]} has no pictures: put some into it, or remove it")
+    if classes and names and len(names) != classes:
+        few = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+        raise ValueError(f"{folder} has {len(names)} class folders ({few}): classes={classes} wants as many, "
+                         f"labels from 0 to {classes - 1}")  # fmt: skip
+    other = [p.name for p in inside if not p.is_dir() and p not in set(loose)] + empty
+    if other:
+        notes.append(f"left out {len(other)} that are no pictures: {', '.join(other[:3])}{', ...' * (len(other) > 3)}")
+    images, labels, done = [], [], {}
+    for label, files in enumerate([loose] if loose else [within[name] for name in names]):
+        for file in files:
+            pixels, said = pictures.read(file)
+            if pixels.shape[-1] in (2, 4):
+                pixels, through = pictures.over_white(pixels)
+                said += ["transparency laid over white"] * through
+            for note in said:
+                done.setdefault(note, []).append(file.name)
+            images.append(prepare(pixels[None], file)[0])
+            labels.append(label)
+    for note, files in done.items():
+        notes.append(f"{files[0]}{f' and {len(files) - 1} more' * (len(files) > 1)}: {note}")
+    return np.stack(images), np.asarray(labels) if names else None, names
+
+
+def _below(folder):
+    """All pictures in a folder and below, in the order of their paths, without what is hidden."""
+    found = []
+    for place, folders, files in os.walk(folder):  # links to folders are not walked into
+        folders[:] = [name for name in folders if not pictures.hidden(name)]
+        found += [path for name in files if pictures.is_picture(path := pathlib.Path(place, name))]
+    return sorted(found)
 
 
 def _prepare(x, path, *, size, channels, fit):
@@ -203,6 +247,8 @@ def _prepare(x, path, *, size, channels, fit):
         else:
             raise ValueError(f"images of {path} have {x.shape[-1]} channels: use channels={x.shape[-1]}")
     height, width = x.shape[1:3]
+    if not height or not width:
+        raise ValueError(f"images of {path} are {height}x{width}: they have no pixels")
     if (height, width) == (size, size):
         return x
     if fit == "resize":

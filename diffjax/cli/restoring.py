@@ -1,0 +1,160 @@
+"""One prior's part of ``diffjax restore``: every image is written as soon as it is done."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+
+import numpy as np
+
+from .. import __version__, batch, registry
+from . import inputs, outputs, progress, report, tasks
+from .errors import UserError
+
+
+def restore(o, output, stop) -> dict:
+    """Restore the images of ``o`` with its prior, into ``output``; -> the content of metrics.json. stop: ``interrupt.guard``'s."""
+    prior, classifier = inputs.networks(o)
+    height, width, channels = prior.shape
+    pictures, ys, operators = (inputs.load(o, prior), None, None) if o.task is None else inputs.measured(o, prior)
+    # with a task nothing is known for sure: all of the image is filled in
+    of = lambda n: inputs.mask_of(o, prior, n, pictures) if o.task is None else np.zeros((height, width), np.float32)
+    held = [of(n) for n in range(len(pictures))]
+    for note in dict.fromkeys(pictures.notes):
+        inputs.say(note)
+    labels = inputs.labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
+    entry = registry.METHODS[o.method]
+    place = outputs.file_name(prior.name)
+    folder = output.folder / place
+    settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
+    settings |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
+    if o.task is not None:
+        about_noise(o, prior, entry, ys[0], operators[0])
+    raw = height * width * channels * (o.samples + (o.samples > 1)) * len(pictures)  # half of it, packed, is surely needed
+    outputs.check_room(o.out, raw // 2, height * width * channels // 2)
+
+    inputs_of = [_digest(*([pictures.images[n], held[n]] if ys is None else [ys[n]])) for n in range(len(pictures))]
+    label_of = lambda n: None if labels is None else labels[n]
+    score, kept, done = report.scorer(o, prior), {}, {}
+
+    def begin():
+        """Claim the folder, when all is known to be in order; what a stopped run has done is taken over."""
+        files = [f"{place}/{name}" for name in report.files(pictures.names, o.samples)]
+        for line in output.begin(files, _depends(o, prior, classifier), len(pictures)):
+            n = pictures.names.index(line["name"]) if line["name"] in pictures.names else None
+            if n is not None and line["input"] == inputs_of[n]:
+                done[n] = line
+        if done:
+            inputs.say(f"{len(done)} of {len(pictures)} images of {place} were done before")
+
+    def finished(n, x, calls, table):
+        stop.check()
+        found = score(x, pictures.images[n], held[n], pictures.names[n], label_of(n))
+        if o.task is not None:
+            shown = np.clip(x, -1, 1)
+            fit = np.mean([tasks.misfit(operators[n], some, ys[n], 2 * o.noise) for some in shown])
+            found["misfit"] = round(float(fit), 5)
+        report.write_image(folder, pictures.names[n], x)
+        line = {"name": pictures.names[n], "input": inputs_of[n], "calls": float(np.mean(calls)), "rows": len(table)}
+        done[n] = line | {"scores": found}
+        output.finish(place, done[n])
+        if n < report.ROWS:
+            kept[n] = x
+
+    if o.resume:
+        begin()
+    left = [n for n in range(len(pictures)) if n not in done]
+    seconds, machine = (0.0, 0.0), (None, None)
+    if left:
+        what = f"task {o.task}" if o.task else f"mask {o.mask}{' inverted' * o.invert_mask}"
+        work = (f"images: {len(left)} of {height}x{width}x{channels}, restorations of each: {o.samples}; {what}, "
+                f"prior {prior.name}, {o.method}: compiling")  # fmt: skip
+
+        def announce():
+            if not o.resume:
+                begin()
+            print(work, flush=True)
+
+        pick = lambda values: None if values is None else [values[n] for n in left]
+        settings |= {"labels": pick(labels), "names": pick(pictures.names), "numbers": left, "announce": announce}
+        with progress.watch("restoring") as report_rows:
+
+            def rows(*counted):
+                stop.check()
+                report_rows(*counted)
+
+            settings |= {"progress": rows, "finished": lambda k, *rest: finished(left[k], *rest)}
+            if o.task is None:
+                run = batch.inpaint(prior, entry, np.stack(pick(pictures.images)), np.stack(pick(held)), **settings)
+            else:
+                run = batch.restore(prior, entry, np.stack(pick(ys)), pick(operators), noise_std=2 * o.noise, **settings)
+        seconds, machine = (run.seconds_compile, run.seconds_run), (run.batch, run.devices)
+    stop.check()
+    lines = [done[n] for n in range(len(pictures))]
+    content = report.summary(o, prior, lines, [line["scores"] for line in lines], seconds, machine)
+    if o.task is not None:
+        content["misfit"] = round(float(np.mean([line["scores"]["misfit"] for line in lines])), 5)
+        content |= {"noise": o.noise, "degraded": o.degraded}
+        if o.degraded:
+            _judge(o, content["misfit"])
+    if classifier is not None:
+        content |= {"classifier": classifier.name, "classifier_scale": settings["classifier_scale"]}
+    first = range(min(len(pictures), report.ROWS))
+    shown = [kept[n] if n in kept else report.read_image(folder, pictures.names[n], o.samples) for n in first]
+    report.write(folder, pictures, held, shown, content, ys)
+    return content
+
+
+def _judge(o, misfit):
+    """What the misfit says of the operator and the noise that were assumed of something measured."""
+    if o.noise and misfit > 1.2:
+        inputs.say(f"the restorations miss what was measured by {misfit:.2f} times --noise {o.noise:g}, and 1 is right: another "
+                   "blur, --border or --noise made it, or --steps are too few")  # fmt: skip
+    elif o.noise and misfit < 0.8:
+        inputs.say(f"the restorations fit what was measured to {misfit:.2f} times --noise {o.noise:g}, and 1 is right: there is "
+                   "less noise in it, give a smaller --noise")  # fmt: skip
+    elif not o.noise and misfit > 0.05:
+        inputs.say(f"the restorations miss what was measured by {misfit / 2:.3f} of the range, and --noise is 0: there is noise "
+                   "in it, or another blur or --border made it")  # fmt: skip
+
+
+def _digest(*arrays) -> str:
+    found = hashlib.sha256()
+    for a in arrays:
+        found.update(repr((a.shape, a.dtype.str)).encode() + np.ascontiguousarray(a).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _depends(o, prior, classifier) -> dict:
+    """What the pictures depend on beside themselves: a resumed run must have the same."""
+    import jax
+
+    weights = _digest(*[np.asarray(a) for a in jax.tree.leaves((prior.params, classifier))])
+    names = "task mask invert_mask noise degraded method label cfg classifier_scale samples steps seed".split()
+    return {"place": outputs.file_name(prior.name), "prior": prior.name, "weights": weights, "version": __version__,
+            **{name: getattr(o, name) for name in names}}  # fmt: skip
+
+
+def about_noise(o, prior, entry, y, A):
+    """Say what a method without a model of the noise makes of it; UserError where it refuses noise."""
+    from .. import registry
+    from ..base import Measurement
+
+    if not o.noise:
+        return
+    denoise = prior.denoiser(0 if prior.classes else None, clip=entry.clip)
+    build = lambda std: entry.build(denoise, Measurement(y, A, std), entry.steps if o.steps is None else o.steps)[0]
+    try:
+        method = build(2 * o.noise)
+    except ValueError as error:
+        try:
+            build(0.0)
+        except ValueError:
+            raise error from None
+        others = [name for name, e in registry.METHODS.items() if name != o.method and set(e.tasks) >= set(entry.tasks)]
+        near = difflib.get_close_matches(o.method, others, n=1, cutoff=0.6) or ["diffpir"]
+        raise UserError(f"--method {o.method} takes no noise, and --noise is {o.noise:g}: give --noise 0, or --method "
+                        f"{near[0]}, which knows of noise") from None  # fmt: skip
+    if getattr(type(method), "noise", "modelled") == "ignored":
+        print(f"note: {o.method} has no model of noise, what --noise {o.noise:g} adds is taken for the picture: "
+              "diffpir, ddrm and ddnm+ have one")  # fmt: skip
