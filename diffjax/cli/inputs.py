@@ -55,8 +55,8 @@ def measured(o, prior):
     found = load(o, prior, wanted)
     for name, (h, w) in zip(found.stems, found.sizes):
         if min(h, w) != wanted[0]:
-            raise UserError(f"{name} is {w}x{h}, and with --degraded what was measured is not resized: crop it to "
-                            f"{wanted[1]}x{wanted[0]}, which prior {prior.name} restores to {shape[1]}x{shape[0]}")  # fmt: skip
+            raise UserError(f"{name} is {w}x{h}, and with --degraded what was measured is not resized: crop it "
+                            f"to {wanted[1]}x{wanted[0]}, which {prior.name} makes {shape[1]}x{shape[0]}")  # fmt: skip
     ys = np.stack([tasks.hide(A, y) for y in found.images])
     return found, ys, [A] * len(found)
 

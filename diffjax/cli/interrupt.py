@@ -90,7 +90,7 @@ def _watch(stop, out):
 def _end(stop):
     """Say it and leave, without waiting for what is being computed."""
     try:
-        line = stop.cleanup()
+        line = stop.cleanup() or ""
     except OSError as error:
         line = str(error)
     with contextlib.suppress(OSError, ValueError):  # a closed stream

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import sys
 
-from .errors import UserError
+from .errors import UserError, one_line
+
+MOST_DEVICES = 64  # of a CPU: each is a pool of threads, and thousands of them end the process
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,16 +57,34 @@ class Parser(argparse.ArgumentParser):
         group.add_argument("--no-cache", action="store_true", help="compile anew and keep nothing")
 
 
-def start(o) -> None:
-    """Settle the number of devices and the cache of compiled programs, before jax computes anything."""
+def start(o, cores: int | None = None) -> None:
+    """Settle the number of devices and the cache of compiled programs, before jax computes anything.
+
+    cores: devices of a CPU where none are asked for. UserError for devices, or a platform (JAX_PLATFORMS), that do not exist.
+    """
+    import jax
+
     from ..parallel import use_cores
     from .cache import use_cache
 
     if o.cache is not None and o.no_cache:
         raise UserError("--cache and --no-cache are opposites: give one of them")
-    use_cores(o.devices)
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding lacks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    most = max(os.cpu_count() or 1, MOST_DEVICES)
+    if (o.devices or 0) > most:
+        raise UserError(f"--devices {o.devices} is more than there can be here: give {most} or less")
+    use_cores(o.devices or cores)
     if not o.no_cache:
         use_cache(o.cache)
+    try:
+        there = len(jax.devices())
+    except RuntimeError as error:
+        raise UserError(f"jax finds no devices ({one_line(error)[:200]}): see JAX_PLATFORMS") from None
+    if (o.devices or 0) > there:
+        raise UserError(f"--devices {o.devices}: there {'is' if there == 1 else 'are'} only {there} "
+                        f"({jax.devices()[0].platform}), give {there} or leave it out")  # fmt: skip
 
 
 def whole(low: int, high: int | None = None):

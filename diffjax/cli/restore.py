@@ -68,7 +68,7 @@ def parser() -> options.Parser:
     what.add_argument(
         "--border",
         choices=("wrap", "reflect", "zero"),
-        help="with --task deblur or motion: what lies beyond the border (default: wrap, with --degraded reflect, as of photographs)",
+        help="with --task deblur or motion: what lies beyond the border (default: wrap, with --degraded reflect)",
     )
     what.add_argument("--invert-mask", action="store_true", help="swap known and hidden")
     how.add_argument(

@@ -13,7 +13,7 @@ from .errors import UserError
 
 
 def restore(o, output, stop) -> dict:
-    """Restore the images of ``o`` with its prior, into ``output``; -> the content of metrics.json. stop: ``interrupt.guard``'s."""
+    """Restore the images of ``o`` with its prior, into ``output``; -> the content of metrics.json. stop: of a ``guard``."""
     prior, classifier = inputs.networks(o)
     height, width, channels = prior.shape
     pictures, ys, operators = (inputs.load(o, prior), None, None) if o.task is None else inputs.measured(o, prior)
@@ -108,14 +108,14 @@ def restore(o, output, stop) -> dict:
 def _judge(o, misfit):
     """What the misfit says of the operator and the noise that were assumed of something measured."""
     if o.noise and misfit > 1.2:
-        inputs.say(f"the restorations miss what was measured by {misfit:.2f} times --noise {o.noise:g}, and 1 is right: another "
-                   "blur, --border or --noise made it, or --steps are too few")  # fmt: skip
+        inputs.say(f"the restorations miss what was measured by {misfit:.2f} times --noise {o.noise:g}, and 1 is right: "
+                   "another blur, --border or --noise made it, or --steps are too few")  # fmt: skip
     elif o.noise and misfit < 0.8:
-        inputs.say(f"the restorations fit what was measured to {misfit:.2f} times --noise {o.noise:g}, and 1 is right: there is "
-                   "less noise in it, give a smaller --noise")  # fmt: skip
+        inputs.say(f"the restorations fit what was measured to {misfit:.2f} times --noise {o.noise:g}, and 1 is right: "
+                   "there is less noise in it, give a smaller --noise")  # fmt: skip
     elif not o.noise and misfit > 0.05:
-        inputs.say(f"the restorations miss what was measured by {misfit / 2:.3f} of the range, and --noise is 0: there is noise "
-                   "in it, or another blur or --border made it")  # fmt: skip
+        inputs.say(f"the restorations miss what was measured by {misfit / 2:.3f} of the range, and --noise is 0: "
+                   "there is noise in it, or another blur or --border made it")  # fmt: skip
 
 
 def _digest(*arrays) -> str:

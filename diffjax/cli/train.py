@@ -14,30 +14,34 @@ import os
 from pathlib import Path
 
 from . import config as configuration
-from . import errors, options
+from . import errors, interrupt, options
 from .config import TrainConfig
 from .errors import UserError
 
 
 def main(argv=None, configs: dict[str, TrainConfig] | None = None) -> int:
     """``configs``: by name, what CONFIG can be besides the priors that ship."""
-    return errors.run(lambda: _main(argv, configs))
+    with interrupt.guard() as stop:
+        return errors.run(lambda: _main(argv, configs, stop))
 
 
-def _main(argv, configs) -> int:
+def _main(argv, configs, stop) -> int:
     config, o = parse(argv, configs)
-    o.devices = o.devices or _devices(config.batch)
-    options.start(o)
-    with errors.needs("training", 'pip install "diffjax[train]"'):
-        from .training_run import Run
-
-    if o.distributed:
+    if o.distributed:  # the processes find each other before jax looks for devices
         import jax
 
         jax.distributed.initialize()
+    options.start(o, _devices(config.batch))
+    with errors.needs("training", 'pip install "diffjax[train]"'):
+        from .training_run import Run
+
     with errors.library_errors():
         run = Run(config)  # checks all that can be known before the first step
-    return run.train()
+    stop.cleanup = run.lock.release
+    try:
+        return run.train(stop)
+    finally:
+        run.lock.release()
 
 
 def _devices(batch: int) -> int:
@@ -49,7 +53,7 @@ def _devices(batch: int) -> int:
 def parse(argv=None, configs: dict[str, TrainConfig] | None = None) -> tuple[TrainConfig, argparse.Namespace]:
     """-> the configuration with the options put in, and the options that belong to the machine."""
     known = configuration.bundled() | (configs or {})
-    parser = options.Parser("train", __doc__)
+    parser = options.Parser("train", __doc__, interrupt.EXIT_CODES)
     parser.add_argument("config", metavar="CONFIG", help=f"{', '.join(known)}, a JSON file, or the folder of a run")
     parser.add_machine("split the host into N devices (default: one per core, as far as they share a batch evenly)")
     parser.add_argument("--distributed", action="store_true", help="one process of several (a pod); they find each other")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import signal
 import sys
 import time
 
@@ -20,6 +19,7 @@ from ..zoo import prior
 from . import samples
 from .config import CHANGEABLE, TrainConfig
 from .config import read as read_config
+from .lock import Lock
 from .progress import Progress
 
 
@@ -76,6 +76,7 @@ class Run:
         self.start = lambda: begin(key_init)
         self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
         self.folder = pathlib.Path(c.out)
+        self.lock = Lock(self.folder)
         self._claim_folder()
 
     def _claim_folder(self):
@@ -91,6 +92,11 @@ class Run:
         if place.is_dir() and any(place.iterdir()) and not file.is_file():
             raise ValueError(f"{self.folder} holds checkpoints and no config.json, which says of what run: put it back, or "
                              "use another --out")  # fmt: skip
+        strangers = [n for n in ("config.json", "log.jsonl") if (self.folder / n).exists()]
+        if strangers and not (self.folder / prior.SIGNATURE).is_file() and not place.is_dir():
+            raise ValueError(f"{self.folder} has a {strangers[0]} that no training run wrote: use another --out")
+        if self.chief:
+            self.lock.take()
         if place.is_dir() and file.is_file():
             old = read_config(file)
             for name in (f.name for f in dataclasses.fields(TrainConfig) if f.name not in CHANGEABLE):
@@ -101,19 +107,14 @@ class Run:
             write(file, json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
             prior.sign(self.folder, dataclasses.asdict(self.config), self.shapes.params)
 
-    def train(self) -> int:
-        """Run to the end, or until interrupted; -> exit code."""
-        c, stop = self.config, []
-        handlers = {name: signal.signal(name, lambda *_: stop.append(True)) for name in (signal.SIGINT, signal.SIGTERM)}
+    def train(self, stop) -> int:
+        """Run to the end, or until ``stop`` (``interrupt.guard``'s) says so; -> exit code."""
         try:
-            with checkpoints.Checkpoints(self.folder / "checkpoints", c.keep) as store:
-                return self._train(c, store, stop)
+            with checkpoints.Checkpoints(self.folder / "checkpoints", self.config.keep) as store:
+                return self._train(self.config, store, stop)
         except checkpoints.SaveError as error:
             self.say(f"\nerror: {error}: make room or rights, the same command goes on from the step before")
             return 1
-        finally:
-            for name, handler in handlers.items():
-                signal.signal(name, handler)
 
     def _train(self, c, store, stop) -> int:
         kept, begin = store.resume(checkpoints.abstract(state.to_items(self.shapes), self.whole), self.say)
@@ -126,12 +127,15 @@ class Run:
         size = sum(a.size for a in jax.tree.leaves(now.params))
         images, devices = len(self.images.train), jax.device_count()
         self.say(f"{c.name}: {size:,} parameters, {images:,} images, {devices} device{'s' * (devices > 1)}, into {c.out}")
+        for note in self.images.notes:
+            self.say(f"note: {note}")
         log = Log(self.folder / "log.jsonl", begin, self.chief)
         recent, shown, done = [], {}, begin
         with Progress(c.steps, start=begin, label=c.name, unit="images", per_step=c.batch) as bar:
             while done < c.steps and not stop:
                 now, metrics = self.step(now, self.put(self.stream(done)))
                 done += 1
+                stop.patience = None  # there is something to save from now on
                 recent.append(metrics)
                 if len(recent) > 1:  # one step behind: the host prepares the next batch while the devices compute
                     shown["loss"] = float(recent[-2]["loss"])
@@ -159,8 +163,9 @@ class Run:
                     if self.chief:
                         samples.save(self.folder / f"samples_{done:07d}.png", grid)
         store.wait()
-        self.say(f"saved step {done} in {c.out}" + (": the same command goes on from there" if done < c.steps else ""))
-        return 0
+        left = ": the same command goes on from there" if done < c.steps else ""
+        self.say((f"saved step {done} in {c.out}" if done > begin else f"nothing new to save in {c.out}") + left)
+        return stop.code if done < c.steps else 0
 
     def say(self, text):
         if self.chief:
