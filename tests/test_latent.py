@@ -114,7 +114,7 @@ def test_hard_consistency_fits_y_and_stops_at_the_noise():
     result = jax.jit(lambda key: dj.sample(key, method, TABLE, LATENT))(jax.random.key(4))
     assert float(method.misfit(result.x)) < 1e-3 * np.sum(Y**2)
     z = jnp.asarray(RNG.normal(size=LATENT), jnp.float32)
-    noisy = M.ReSample(DENOISE, in_latents(0.3), lr=0.01, iterations=300)
+    noisy = M.ReSample(DENOISE, in_latents(0.3), lr=0.03, iterations=600)
     left = float(noisy.noise_left(z))
     np.testing.assert_allclose(left, 0.09 * MASK.sum(), rtol=1e-5)
     assert 0.7 * left < float(noisy.misfit(noisy.fit_latents(z))) <= left < float(noisy.misfit(z))
