@@ -1,8 +1,8 @@
 """Pseudo linear multistep and pseudo Runge-Kutta methods (Liu, Ren, Lin & Zhao, ICLR 2022, "Pseudo numerical methods for
 diffusion models on manifolds", arXiv 2202.09778), as latent diffusion and diffusers sample by.
 
-    phi(x, e, t, s) = alpha_s (x - sigma_t e) / alpha_t + sigma_s e          the move, DDIM's, which is exact where e does not
-    change x_s = phi(x_t, e', t, s),    e' a combination of the eps of several times
+    phi(x, e, t, s) = alpha_s (x - sigma_t e) / alpha_t + sigma_s e     DDIM's move, exact where e does not change
+    x_s = phi(x_t, e', t, s),    e' a combination of the eps of several times
 
 PLMS takes e' from the rows before, at one network call a row:
 
@@ -97,8 +97,8 @@ class PRK(PLMS):
 
     Its state is that of :class:`PLMS`: walk the first three rows by it and the others by PLMS from its state, as published,
 
-        head = sample(key, denoise, table[:3], shape, kernel=PRK());  sample(key, denoise, table[3:], shape, kernel=PLMS(),
-        state=head.state)
+        head = sample(key, denoise, table[:3], shape, kernel=PRK())
+        rest = sample(key, denoise, table[3:], shape, kernel=PLMS(), state=head.state)
 
     The last row, s = 0, is a step by the first eps; its other calls are spent and dropped. ``edit`` is applied at s only.
     """

@@ -1,7 +1,7 @@
 """PSLD, posterior sampling with latent diffusion (Rout et al., NeurIPS 2023, algorithm 2).
 
-    z_{t-1} = kernel's move from z_t  -  grad_{z_t} (omega |y - A x| + gamma |z0_hat - encode(x - A^+ (A x - y))|),   x =
-    decode(z0_hat)
+    z_{t-1} = kernel's move from z_t  -  grad_{z_t} (omega |y - A x| + gamma |z0_hat - encode(x - A^+ (A x - y))|)
+    x       = decode(z0_hat)
 
 DPS after decode, and "gluing": of all latents that fit y, those are preferred that are what the encoder makes of their own
 picture with what was measured put in. Without it (gamma = 0: DPS) a decoder that is not one to one fits y by latents that no

@@ -4,10 +4,10 @@
     z0* = argmin |y - A decode(z)|^2,  begun at z0_hat,  on every ``every``-th row
     z_s ~ N((v alpha_s z0* + sigma_s^2 z') / (v + sigma_s^2),  v sigma_s^2 / (v + sigma_s^2)),    v = strength std^2
 
-std is the deviation of q(z_s | z_t, z_0): stochastic resampling puts z0* back on the level of s, near z'. On other rows z_s =
-z'. By the level's time in thirds: at t > 2 T / 3 nothing is fitted; then in pixels, where the minimum next to decode(z0_hat)
-is x - A^+ (A x - y), and encoded again; at t <= T / 3 in latents by ``iterations`` steps of Adam, and once more after the
-last row.
+std is the deviation of q(z_s | z_t, z_0): stochastic resampling puts z0* back on the level of s, near z'. On other rows
+z_s = z'. By the level's time in thirds: at t > 2 T / 3 nothing is fitted; then in pixels, where the minimum next to
+decode(z0_hat) is x - A^+ (A x - y), and encoded again; at t <= T / 3 in latents by ``iterations`` steps of Adam, and once more
+after the last row.
 A fit stops at the noise: where |y - A x|^2 is what noise of ``noise_std`` (at least ``tolerance``) has.
 
 Paper and code: the paper has no gradient step (scale = 0), the code has, with scale 0.5, which we follow. The code walks five

@@ -3,7 +3,7 @@
 A latent is only another space. The prior is one of latents z, the measurement one of the picture x = decode(z), and every
 method that needs nothing of its operator but A(x), differentiable, restores in latent space with :class:`Decoded`. What needs
 a mask, a pseudo-inverse, singular values or a proximal map is refused: decode is not linear, and its range is not all
-                                                                        pictures.
+pictures.
 
 An autoencoder here is whatever has ``decode(z)``, ``encode(x)`` and ``latent_shape(shape)`` (``diffjax.autoencoder``), as a
 pytree.

@@ -94,7 +94,7 @@ CASES = [
     Case("dps-poisson", K.DDIM, with_mask(M.DPS, loss="poisson"), stochastic=False),
     Case("mcg", K.DDPM, with_mask(M.MCG)),
     Case(
-        "plms", lambda s: K.PLMS(s), table=lambda s: dj.timetables.plms(dj.timetables.log_snr(s, ROWS - 1)), stochastic=False
+        "plms", lambda s: K.PLMS(s), table=lambda s: dj.timetables.plms(dj.timetables.uniform(s, ROWS - 1)), stochastic=False
     ),
     Case("prk", lambda s: K.PRK(s), calls=4, stochastic=False),
     Case("psld", lambda s: K.DDIM(s, eta=0.5), with_mask(M.PSLD)),
