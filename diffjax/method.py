@@ -175,10 +175,11 @@ def check_operator(who, A, capabilities):
     if not callable(A):  # a placeholder
         return
     has = getattr(A, "has", None)
+    instead = lambda name: getattr(A, "instead", INSTEAD[name])  # an operator may know better
     for name in capabilities:
         if name == "mask":
             if not callable(getattr(type(A), "weights", None)):
-                raise ValueError(f"{who} needs a Mask, not {type(A).__name__}: {INSTEAD[name]}")
+                raise ValueError(f"{who} needs a Mask, not {type(A).__name__}: {instead(name)}")
             continue
         if name == "svd" and has is not None:
             try:
@@ -188,7 +189,7 @@ def check_operator(who, A, capabilities):
             continue
         if has(name) if has is not None else hasattr(type(A), name):
             continue
-        raise ValueError(f"{who} needs A.{name}, which {type(A).__name__} lacks: {INSTEAD[name]}")
+        raise ValueError(f"{who} needs A.{name}, which {type(A).__name__} lacks: {instead(name)}")
 
 
 def check_noise(method, measurement):

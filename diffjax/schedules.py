@@ -51,6 +51,11 @@ def scaled_linear_betas(T: int, beta_min: float = 0.0015, beta_max: float = 0.01
     return np.linspace(beta_min**0.5, beta_max**0.5, _whole(T), dtype=np.float64) ** 2
 
 
+def sqrt_betas(T: int, beta_min: float = 1e-4, beta_max: float = 0.02):
+    """The roots of linear betas ("sqrt" in Latent Diffusion's code)."""
+    return np.linspace(beta_min, beta_max, _whole(T), dtype=np.float64) ** 0.5
+
+
 def sr3_betas(T: int = 2000, beta_min: float = 1e-6, beta_max: float = 0.01):
     """Linear betas of SR3's training schedule."""
     return np.linspace(beta_min, beta_max, _whole(T), dtype=np.float64)

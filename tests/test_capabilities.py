@@ -27,6 +27,8 @@ METHODS = {
     "dps": (M.DPS, K.DDPM),
     "dps poisson": (lambda *a: M.DPS(*a, loss="poisson"), K.DDPM),
     "mcg": (M.MCG, K.DDPM),
+    "psld": (M.PSLD, K.DDIM),
+    "resample": (lambda *a: M.ReSample(*a, every=2, iterations=2), K.DDIM),
     "mmps": (lambda *a: M.MMPS(*a, iterations=2), K.DDIM),
     "twisted": (lambda *a: M.TwistedSMC(*a, iterations=2, particles=2), K.DDPM),
     "red-diff": (M.REDDiff, K.Marginal),

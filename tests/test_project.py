@@ -19,7 +19,7 @@ PACKAGE = ROOT / "diffjax"
 FLOORS = [
     {"__version__", "base", "wording"},
     {"method"},
-    {"schedules", "process", "metrics", "parallel", "autoencoder"},
+    {"schedules", "process", "metrics", "parallel", "autoencoder", "tiles"},
     {"timetables", "denoisers", "priors"},
     {"operators"},
     {"kernels"},

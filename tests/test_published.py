@@ -199,7 +199,9 @@ def test_settings_reach_the_method_and_the_kernel():
         for name in entry.settings():
             if name in ("measurement", "noise_floor", "guess", "tolerance", "bounds", "smart", "adaptive", "exact", "keep"):
                 continue
-            value = 7 if name in ("particles", "iterations", "max_reductions", "estimate_steps", "candidates") else 0.4375
+            value = (
+                7 if name in ("particles", "every", "iterations", "max_reductions", "estimate_steps", "candidates") else 0.4375
+            )
             changed = entry.build(DENOISE, given, 6, **{name: value})
             same = all(np.array_equal(a, b) for a, b in zip(leaves(plain), leaves(changed)))
             assert not same or static(plain) != static(changed), (entry.name, name)

@@ -7,6 +7,7 @@ for apply(params, x, i), with ``cond=c`` for apply(params, x, i, c). i is what t
 
 from .adapters import Denoiser, from_edm, from_eps, from_previous, from_score, from_v, from_velocity, from_x0
 from .clipping import clipped
+from .codes import quantised, thresholded
 from .conditions import null_like, with_cond
 from .guidance import classifier, classifier_free
 from .score_sde import from_score_sde
@@ -33,5 +34,7 @@ __all__ = [
     "from_velocity",
     "from_x0",
     "null_like",
+    "quantised",
+    "thresholded",
     "with_cond",
 ]

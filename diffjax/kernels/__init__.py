@@ -18,6 +18,7 @@ from .guidance import Guided, guided
 from .marginal import Marginal
 from .multistep import DPMSolverPP3M, UniPC
 from .ode import DPMSolverPP2M, Euler, Heun
+from .plms import PLMS, PRK
 from .predictor_corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from .predictors import EulerMaruyama, Predictor, ReverseDiffusion
 from .runge_kutta import RK4
@@ -26,6 +27,8 @@ from .stochastic import Churn, SDEDPMSolverPP2M
 __all__ = [
     "DDIM",
     "DDPM",
+    "PLMS",
+    "PRK",
     "RK4",
     "AnnealedLangevin",
     "Churn",

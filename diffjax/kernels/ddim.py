@@ -27,17 +27,23 @@ class DDIM(GaussianKernel):
 
     eta:   std = eta sigma_s sqrt(1 - SNR_t / SNR_s), in [0, 1]
     zeta:  if given, std = sqrt(zeta) sigma_s (Zhu et al. 2023, eq. 14: a share zeta of fresh noise, in [0, 1]); replaces eta
+    temperature: factor of the noise that is added, >= 0; the share of eps stays that of temperature 1 (latent diffusion's
+                 samplers,
+           "low temperature sampling"): below 1 the walk loses variance
     quiet: that std is 0 everywhere, so that no noise is drawn; found out by ``sample`` where eta or zeta are known
-    A row with s > t runs the deterministic sampler upwards (inversion). Raises ValueError for eta or zeta out of range.
+    A row with s > t runs the deterministic sampler upwards (inversion). Raises ValueError for eta,
+    zeta or temperature out of range.
     """
 
     eta: Any = 0.0
     zeta: Any = None
+    temperature: Any = 1.0
     quiet: bool = static(default=False)
     ascends = True
 
     def __post_init__(self):
         in_range("eta", self.eta, 0, 1)
+        in_range("temperature", self.temperature, 0)
         if self.zeta is not None:
             in_range("zeta", self.zeta, 0, 1)
             if is_concrete(self.eta) and np.any(numbers(self.eta)):
@@ -54,7 +60,7 @@ class DDIM(GaussianKernel):
         alpha_s, sigma_s = process.marginal(self.schedule, table.s)
         std = process.posterior(self.schedule, table.t, table.s)[2]
         std = self.eta * std if self.zeta is None else namespace(self.zeta).sqrt(self.zeta) * sigma_s
-        return Move(alpha_s, safe_sqrt(sigma_s**2 - std**2), std)
+        return Move(alpha_s, safe_sqrt(sigma_s**2 - std**2), self.temperature * std)
 
     def transition(self, p, x, row):
         k = row.k.move

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import process
-from ..base import expand, namespace, nearest, pytree, static
+from ..base import expand, in_range, namespace, nearest, pytree, safe_sqrt, static
 from .base import GaussianKernel
 
 VARIANCES = ("small", "large", "learned_range", "learned")
@@ -35,18 +35,23 @@ class DDPM(GaussianKernel):
               "large"  sigma_t^2 (1 - SNR_t / SNR_s) = beta_t
               "learned_range"  exp(f log large + (1 - f) log small), f = (v + 1) / 2, v = prediction.mix
               "learned"  exp(prediction.mix)
+    share:    for "small": of the larger variance, (1 - share) small + share large, in [0, 1] (latent diffusion's v_posterior)
     """
 
     variance: str = static(default="small")
+    share: Any = 0.0
 
     def __post_init__(self):
         if self.variance not in VARIANCES:
             raise ValueError(f"unknown variance {self.variance!r}: {nearest(self.variance, VARIANCES)}")
+        in_range("share", self.share, 0, 1)
 
     def coefficients(self, table) -> Move:
         c_0, c_t, std = process.posterior(self.schedule, table.t, table.s)
         _, std_large = process.transition(self.schedule, table.t, table.s)
         std_above = process.posterior(self.schedule, table.up, table.t)[2]
+        if self.variance == "small":
+            std = safe_sqrt((1 - self.share) * std**2 + self.share * std_large**2)
         xp = namespace(std, std_large, std_above)
         last = table.s == 0
         std_last = xp.where(std_above > 0, std_above, std_large)

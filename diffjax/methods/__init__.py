@@ -14,9 +14,11 @@ from .mmps import MMPS
 from .nonequilibrium import Nonequilibrium
 from .optimised_start import optimise_start
 from .pigdm import PiGDM
+from .psld import PSLD
 from .red_diff import REDDiff
 from .repaint import RePaint
 from .replacement import Replacement
+from .resample import ReSample
 from .resampling import Resampling
 from .twisted import TwistedSMC
 
@@ -28,6 +30,7 @@ __all__ = [
     "DPS",
     "MCG",
     "MMPS",
+    "PSLD",
     "Blended",
     "CoPaint",
     "DDNMPlus",
@@ -36,6 +39,7 @@ __all__ = [
     "PiGDM",
     "REDDiff",
     "RePaint",
+    "ReSample",
     "Replacement",
     "Resampling",
     "TwistedSMC",

@@ -5,6 +5,7 @@ from .base import Operator, Spectral, cg_prox, from_function, stack
 from .blur import Blur
 from .checks import check_image
 from .colour import Grey
+from .decoded import Decoded, latent_mask, masked_latents
 from .downsample import Downsample
 from .mask import Mask
 from .matrix import matrix, separable
@@ -17,6 +18,7 @@ from .transforms import Fourier, Hadamard, random_mask
 
 __all__ = [
     "Blur",
+    "Decoded",
     "Downsample",
     "Fourier",
     "Grey",
@@ -32,6 +34,8 @@ __all__ = [
     "check_image",
     "from_function",
     "gaussian_kernel",
+    "latent_mask",
+    "masked_latents",
     "masks",
     "matrix",
     "measure",

@@ -7,30 +7,36 @@ Within a trace, times, bounds and a schedule's parameters may be traced (a sweep
 
 Sources: Nichol & Dhariwal 2021 (respacing), Song et al. 2021 (DDIM spacings), Karras et al. 2022 eq. 5, Lugmayr et al.
 2022 (RePaint), Zhang et al. 2023 (CoPaint), Wang et al. 2023 (DDNM), Lu et al. 2022 (log-SNR), Zhu et al. 2023 (DiffPIR),
-Zhang et al. 2021 (DPIR).
+Zhang et al. 2021 (DPIR), Rombach et al. 2022 (latent diffusion), diffusers.
 """
 
 from ..base import nearest
 from .grids import diffpir, dpir, karras, log_snr, quadratic, respaced, space, space_rounded, uniform
 from .jumps import ddnm, jump_walk, repaint, travel
+from .latent import diffusers, indices_diffusers, ldm, plms, space_ldm
 from .table import Timetable, from_rows, from_times, from_walk, start_at
 
 __all__ = [
     "Timetable",
     "ddnm",
     "diffpir",
+    "diffusers",
     "dpir",
     "from_rows",
     "from_times",
     "from_walk",
+    "indices_diffusers",
     "jump_walk",
     "karras",
+    "ldm",
     "log_snr",
+    "plms",
     "published",
     "quadratic",
     "repaint",
     "respaced",
     "space",
+    "space_ldm",
     "space_rounded",
     "start_at",
     "travel",
@@ -47,6 +53,9 @@ _PUBLISHED = {
     "ddnm-travel": lambda schedule: ddnm(schedule, 100, length=10, times=3),
     "diffpir-20": lambda schedule: diffpir(schedule, 20),
     "diffpir-100": lambda schedule: diffpir(schedule, 100),
+    "ldm-50": lambda schedule: ldm(schedule, 50),
+    "ldm-200": lambda schedule: ldm(schedule, 200),
+    "ldm-plms-50": lambda schedule: plms(ldm(schedule, 50)),
 }
 
 

@@ -93,6 +93,12 @@ CASES = [
     Case("dps-squared-heun", K.Heun, with_mask(M.DPS, loss="squared"), calls=2, stochastic=False),
     Case("dps-poisson", K.DDIM, with_mask(M.DPS, loss="poisson"), stochastic=False),
     Case("mcg", K.DDPM, with_mask(M.MCG)),
+    Case(
+        "plms", lambda s: K.PLMS(s), table=lambda s: dj.timetables.plms(dj.timetables.uniform(s, ROWS - 1)), stochastic=False
+    ),
+    Case("prk", lambda s: K.PRK(s), calls=4, stochastic=False),
+    Case("psld", lambda s: K.DDIM(s, eta=0.5), with_mask(M.PSLD)),
+    Case("resample", K.DDIM, with_mask(M.ReSample, every=2, iterations=3, lr=0.05)),
     Case("pigdm", lambda s: K.DDIM(s, eta=0.5), with_mask(M.PiGDM)),
     Case("pigdm-bayes-2m", K.DPMSolverPP2M, with_mask(M.PiGDM, weight="bayes"), stochastic=False),
     Case("mmps-2m", K.DPMSolverPP2M, with_mask(M.MMPS, noise_std=0.1), stochastic=False),
