@@ -17,8 +17,8 @@ TRAIN = ("train default --data DATA --size 8 --width 8 --blocks 1 --patch 2 --ba
 
 
 def start(line, folder):
-    words = [w.replace("PRIOR", str(folder / "tiny")).replace("DATA", str(folder / "data.npz")).replace("OUT", str(folder / "out"))
-             for w in line.split()]  # fmt: skip
+    places = {"PRIOR": folder / "tiny", "DATA": folder / "data.npz", "OUT": folder / "out"}
+    words = [str(places.get(word, word)) for word in line.split()]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
     return subprocess.Popen([sys.executable, "-m", "diffjax", *words], env=env, cwd=folder, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)  # fmt: skip
@@ -71,5 +71,6 @@ if __name__ == "__main__":
             number = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[n // 2 % 3]
             moment = float(rng.uniform(0.2, 14))
             code, seconds, said = end(start(line, Path(place)), number, moment)
-            print(f"{line.split()[0]:8s}{number.name:8s} at {moment:5.2f} s: code {code}, {seconds:.2f} s, "
-                  f"{wrong(code, number, seconds, said, Path(place), patient) or 'right'} | {said.splitlines()[-1:]}", flush=True)  # fmt: skip
+            found = wrong(code, number, seconds, said, Path(place), patient) or "right"
+            about = f"{line.split()[0]:8s}{number.name:8s} at {moment:5.2f} s: code {code}, {seconds:.2f} s"
+            print(f"{about}, {found} | {said.splitlines()[-1:]}", flush=True)

@@ -1,4 +1,4 @@
-"""Pictures of strangers: every mode and depth right, what is done to them said, no program started, masks that go with them."""
+"""Pictures of strangers: every mode and depth right, what is done said, no program started, masks that go with them."""
 
 import struct
 import zlib
@@ -45,7 +45,7 @@ def pgm(path, pixels):
 
 # --- modes: (how the file is made, its right pixels, a word of the note or None, by how many levels they may differ) -------
 
-WIDE = lambda a: a.astype(np.uint16) * 257  # noqa: E731
+WIDE = lambda a: a.astype(np.uint16) * 257
 KEY = np.where(RAMP == 7, 0, 255).astype(np.uint8)
 MODES = {
     "8-bit grey": (lambda p: save(p / "a.png", RAMP), RAMP, None, 0),
@@ -53,17 +53,21 @@ MODES = {
     "16-bit grey": (lambda p: save(p / "a.png", WIDE(RAMP)), RAMP, None, 0),
     "16-bit, big-endian": (lambda p: pgm(p / "a.pgm", WIDE(RAMP)), RAMP, None, 0),
     "16-bit RGB": (lambda p: png(p / "a.png", WIDE(RGB), 16, 2), RGB, None, 1),
-    "12 bits in 16": (lambda p: save(p / "a.png", RAMP.astype(np.uint16) * 16), RAMP.astype(int) * 16 / 257, "multiply by 16", 1),
+    "12 bits in 16": (
+        lambda p: save(p / "a.png", RAMP.astype(np.uint16) * 16), RAMP.astype(int) * 16 / 257, "multiply by 16", 1),
     "float [0, 1]": (lambda p: save(p / "a.tif", RAMP.astype(np.float32) / 255), RAMP, "taken as [0, 1]", 0),
     "float [-1, 1]": (lambda p: save(p / "a.tif", RAMP.astype(np.float32) / 127.5 - 1), RAMP, "taken as [-1, 1]", 0),
     "float 0..200": (lambda p: save(p / "a.tif", np.float32(RAMP % 200)), RAMP % 200, "taken as 0..255", 0),
     "32-bit": (lambda p: save(p / "a.tif", RAMP.astype(np.int32)), RAMP, "taken as 0..255", 0),
     "CMYK": (lambda p: save(p / "a.tif", Image.fromarray(RGB).convert("CMYK")), RGB, None, 2),
     "1-bit": (lambda p: save(p / "a.png", RAMP > 99), (RAMP > 99) * 255, None, 0),
-    "palette": (lambda p: save(p / "a.gif", Image.fromarray(RAMP // 64 * 64).convert("P")), np.stack([RAMP // 64 * 64] * 3, -1), None, 0),
+    "palette": (
+        lambda p: save(p / "a.gif", Image.fromarray(RAMP // 64 * 64).convert("P")),
+        np.stack([RAMP // 64 * 64] * 3, -1), None, 0),
     "RGB, colour for nothing": (
         lambda p: png(p / "a.png", RGB, 8, 2, tRNS=struct.pack(">HHH", 7, 3, 248)), np.dstack([RGB, KEY]), None, 0),
-    "grey, value for nothing": (lambda p: png(p / "a.png", RAMP, 8, 0, tRNS=struct.pack(">H", 7)), np.dstack([RAMP, KEY]), None, 0),
+    "grey, value for nothing": (
+        lambda p: png(p / "a.png", RAMP, 8, 0, tRNS=struct.pack(">H", 7)), np.dstack([RAMP, KEY]), None, 0),
     "16-bit, value for nothing": (
         lambda p: png(p / "a.png", WIDE(RAMP), 16, 0, tRNS=struct.pack(">H", 7 * 257)), np.dstack([RAMP, KEY]), None, 0),
     "16-bit RGB, colour for nothing": (
@@ -162,11 +166,13 @@ def test_what_is_no_picture_is_one_line_and_no_program_is_started(tmp_path, monk
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n0 0 32 32 rectfill\nshowpage\n%%EOF\n"
+    noise = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     nan = RAMP.astype(np.float32) / 255
     nan[3, 5], nan[4, 4] = np.nan, np.inf
     cases = {
-        "is PostScript": eps, "is a PDF": b"%PDF-1.7", "is HTML": b"<!doctype html>", "git lfs pull": b"version https://git-lfs x",
-        "is empty": b"", "is HEIC": b"\0\0\0\x18ftypheic", "damaged or cut off": save(tmp_path / "x.png", RGB).read_bytes()[:100],
+        "is PostScript": eps, "is a PDF": b"%PDF-1.7", "is HTML": b"<!doctype html>",
+        "git lfs pull": b"version https://git-lfs x", "is empty": b"", "is HEIC": b"\0\0\0\x18ftypheic",
+        "damaged or cut off": save(tmp_path / "x.png", noise).read_bytes()[:300],
         "2 values that are not finite, the first (nan) at row 3, column 5": save(tmp_path / "n.tif", nan).read_bytes(),
         "neither [0, 1] nor": save(tmp_path / "r.tif", np.float32(RAMP) - 100).read_bytes(),
     }  # fmt: skip
@@ -179,6 +185,7 @@ def test_what_is_no_picture_is_one_line_and_no_program_is_started(tmp_path, monk
                      lambda: data.load(folder, size=8, channels=3)):  # fmt: skip
             with pytest.raises(ValueError) as error:
                 read()
+            print(word)
             assert word in str(error.value) and "photo.png" in str(error.value) and "\n" not in str(error.value)
     assert not log.exists()
     with pytest.raises(ValueError, match="112,000,000 pixels are the most"):
@@ -211,7 +218,7 @@ def test_a_mask_of_the_picture_s_size_goes_its_way(tmp_path):
     padded = images.mask(save(tmp_path / "p.png", known[:28, :28]), (32, 32), own=(28, 28), pad=True)
     np.testing.assert_array_equal(padded[2:30, 2:30] == 0, known[:28, :28] == 0)
     assert padded[:2].all()
-    with pytest.raises(UserError, match="64x48 but the images are 16x16.*or draw it on the picture of 50x40"):
+    with pytest.raises(UserError, match=r"64x48 but the images are 16x16.*or draw it on the picture of 50x40"):
         images.mask(tmp_path / "m.png", (16, 16), own=(40, 50))
     soft = known.copy()
     soft[0, :5] = 100
