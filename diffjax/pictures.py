@@ -67,7 +67,8 @@ def read(path: str | os.PathLike, kind: str = "image") -> Picture:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST is asked instead
         try:
             Image.init()
-            with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            # by handle, not by name: Pillow maps a named TIFF into memory, and then mistakes its rows if it lies on its side
+            with path.open("rb") as file, Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
                 if image.width * image.height > LARGEST:
                     raise Image.DecompressionBombError
                 raw = str(image.tile[0].args if image.tile else "")  # how the samples are stored, before decoding

@@ -15,6 +15,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from . import errors
+
 SECONDS = 1.0  # that the program has to end in its own way
 EXIT_CODES = """exit codes: 0 done; 1 failed on the way, what is finished stays; 2 something given cannot be used, said in one
 line, nothing was computed; 130 interrupted (Ctrl-C); 143 terminated (SIGTERM)"""
@@ -44,9 +46,24 @@ class Stop:
             raise KeyboardInterrupt
 
 
+def run(main: Callable[[Stop], int | None]) -> int:
+    """``errors.run(main)`` under :func:`guard`: its exit code, or the end of the process."""
+
+    def guarded():
+        try:
+            return main(stop)
+        except KeyboardInterrupt:
+            if stop:
+                _end(stop)
+            raise
+
+    with guard() as stop:
+        return errors.run(guarded)
+
+
 @contextlib.contextmanager
 def guard() -> Iterator[Stop]:
-    """Within the block the signals are this one's. A block that KeyboardInterrupt leaves ends the process."""
+    """Within the block the signals are this one's."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield stop
@@ -63,10 +80,6 @@ def guard() -> Iterator[Stop]:
     watcher.start()
     try:
         yield stop
-    except KeyboardInterrupt:
-        if stop:
-            _end(stop)
-        raise
     finally:
         stop.ended.set()
         signal.set_wakeup_fd(woken)

@@ -133,7 +133,7 @@ class Output:
         self.made: list[Path] = []  # folders that are ours to remove
         self.journal: list[dict] = []
         self.claimed = self.over = False
-        self.total = 0
+        self.total, self.where = 0, ""
 
     @property
     def finished(self) -> list[dict]:
@@ -247,7 +247,7 @@ class Output:
     def abandon(self) -> str:
         """The end before the end: -> where what is finished can be found, or "" where nothing is and nothing is left."""
         if not self.claimed or self.over:
-            return ""
+            return self.where
         done = len(self.finished)
         if not done:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -257,11 +257,9 @@ class Output:
             with contextlib.suppress(OSError):  # there is something else in it
                 folder.rmdir()
         self.over = True
-        return (
-            f"{done} of {self.total} are finished in {self.folder}, the same command with --resume does the rest"
-            if done
-            else ""
-        )
+        rest = "the same command with --resume does the rest"
+        self.where = f"{done} of {self.total} are finished in {self.folder}, {rest}" if done else ""
+        return self.where
 
 
 def _read(file) -> list[dict]:

@@ -123,8 +123,7 @@ def parser() -> options.Parser:
 
 
 def main(argv=None) -> int:
-    with interrupt.guard() as stop:
-        return errors.run(lambda: _main(argv, stop))
+    return interrupt.run(lambda stop: _main(argv, stop))
 
 
 def _main(argv, stop) -> int:

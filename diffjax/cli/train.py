@@ -21,8 +21,7 @@ from .errors import UserError
 
 def main(argv=None, configs: dict[str, TrainConfig] | None = None) -> int:
     """``configs``: by name, what CONFIG can be besides the priors that ship."""
-    with interrupt.guard() as stop:
-        return errors.run(lambda: _main(argv, configs, stop))
+    return interrupt.run(lambda stop: _main(argv, configs, stop))
 
 
 def _main(argv, configs, stop) -> int:

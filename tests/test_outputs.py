@@ -1,0 +1,203 @@
+"""What programs leave behind: nothing of others is touched, what is finished is kept, and signals end them in time."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import interrupts
+import numpy as np
+import pytest
+import tiny_prior
+from PIL import Image
+
+from diffjax.cli import images, lock, options, outputs, restore
+from diffjax.cli.errors import UserError
+
+SETTINGS = {"place": "p", "seed": 1}
+
+
+def write(output, *names):
+    output.begin([f"p/{name}" for name in names], SETTINGS, len(names))
+    for name in names:
+        file = output.folder / "p" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        outputs.write_bytes(file, name.encode())
+        output.finish("p", {"name": name})
+
+
+def tree(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file() and p.name[0] != ".")
+
+
+def test_links_and_the_current_folder(tmp_path, monkeypatch):
+    """The link stays a link and the shell stays in its folder: what is written is found through either."""
+    real = tmp_path / "disk" / "real"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    with outputs.Output(outputs.check_writable(tmp_path / "link")) as output:
+        write(output, "a")
+    assert (tmp_path / "link").is_symlink() and tree(real) == ["p/a"]
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    number = os.stat(".").st_ino
+    with outputs.Output(outputs.check_writable(".")) as output:
+        write(output, "b")
+    assert os.stat(here).st_ino == number and tree(".") == ["p/b"]
+
+
+def test_notes_of_mine_stay_and_old_results_go(tmp_path):
+    for names in (["a", "b"], ["b", "c"]):
+        with outputs.Output(outputs.check_writable(tmp_path / "o")) as output:
+            write(output, *names)
+        (tmp_path / "o" / "p" / "notes.txt").write_text("precious")
+    assert tree(tmp_path / "o") == ["p/b", "p/c", "p/notes.txt"]
+    (tmp_path / "o" / "p" / "d").write_text("mine")
+    with pytest.raises(UserError, match="p/d is not ours and in the way"), outputs.Output(tmp_path / "o") as output:
+        write(output, "d")
+    assert (tmp_path / "o" / "p" / "d").read_text() == "mine" and "p/b" in tree(tmp_path / "o")
+    # a list that somebody else wrote does not reach out of the folder
+    (tmp_path / "thesis.tex").touch()
+    (tmp_path / "o" / outputs.MANIFEST).write_text(
+        json.dumps({"files": ["../thesis.tex", str(tmp_path / "thesis.tex"), "p/b"]})
+    )
+    with outputs.Output(tmp_path / "o") as output:
+        write(output, "e")
+    assert (tmp_path / "thesis.tex").exists() and "p/b" not in tree(tmp_path / "o")
+
+
+def test_what_is_finished_is_kept_and_resumed(tmp_path, monkeypatch, capsys):
+    """A disk that is full in the middle, and then a change of mind."""
+    out = tmp_path / "o"
+    with pytest.raises(outputs.Stopped, match=r"1 of 2 are finished in .*unfinished.*--resume") as error:
+        with outputs.Output(out) as output:
+            output.begin(["p/a", "p/b"], SETTINGS, 2)
+            outputs.write_bytes(output.folder / "a", b"a")
+            output.finish("p", {"name": "a"})
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert "No space left" in str(error.value) and tree(out) == ["unfinished/a", "unfinished/journal.jsonl"]
+    with pytest.raises(UserError, match="was made with seed 1, not 2"), outputs.Output(out, resume=True) as output:
+        output.begin([], SETTINGS | {"seed": 2}, 1)
+    (out / "unfinished" / "journal.jsonl").open("a").write('{"place": "p", "done": {"na')  # a kill cut the line
+    with outputs.Output(outputs.check_writable(out), resume=True) as output:
+        assert output.begin(["p/a"], SETTINGS, 1) == [{"name": "a"}]
+    assert tree(out) == ["a"]
+    with pytest.raises(outputs.Stopped), outputs.Output(out) as output:
+        write(output, "x")
+        raise ValueError("diverges")
+    with outputs.Output(out) as output:
+        write(output, "y")
+    assert "1 results that a stopped run left" in capsys.readouterr().out and tree(out) == ["p/y"]
+    monkeypatch.setattr(outputs, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only")))
+    with pytest.raises(UserError, match="Read-only"), outputs.Output(tmp_path / "new" / "o") as output:
+        write(output, "z")
+    assert not (tmp_path / "new").exists(), "nothing was finished, so nothing is left"
+
+
+def test_one_process_at_a_time(tmp_path):
+    with outputs.Output(tmp_path) as output:
+        write(output, "a")
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"), outputs.Output(tmp_path) as other:
+            write(other, "b")
+        assert (output.folder / "p" / "a").exists()
+    (tmp_path / lock.NAME).write_text("left by a kill")
+    lock.Lock(tmp_path).take().release()
+    assert not (tmp_path / lock.NAME).exists()
+
+
+def test_room_and_names(tmp_path):
+    with pytest.raises(UserError, match="has room for"):
+        outputs.check_room(tmp_path / "not" / "yet", 10**18, 1)
+    long = images._unique(["ä" * 250, "ä" * 251, "a\nb/c", "a", "a", "a-2"])
+    assert len(set(long)) == 6 and all(len(f".{name}-mean.png.part".encode()) < 255 for name in long)
+    assert long[2:] == ["a_b_c", "a", "a-2", "a-2-2"]
+
+
+@pytest.mark.parametrize("number", [options.MOST_DEVICES + os.cpu_count() + 1, 10**6])
+def test_devices_that_cannot_be(number, capsys):
+    assert restore.main(["--devices", str(number)]) == 2
+    assert "more than there can be" in capsys.readouterr().err
+
+
+# --- whole programs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return tiny_prior.write(tmp_path_factory.mktemp("zoo") / "tiny")
+
+
+def test_a_folder_of_photographs_its_masks_and_a_stop_in_the_middle(prior, tmp_path, capsys, monkeypatch):
+    """Each mask goes its picture's way, results are there one by one, and the rest is done by --resume: the same pictures."""
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for name, (h, w) in {"a": (32, 32), "b": (64, 96), "c": (40, 32)}.items():
+        Image.fromarray(rng.integers(0, 256, (h, w), np.uint8)).save(tmp_path / "photos" / f"{name}.png")
+        known = np.full((h, w), 255, np.uint8)
+        known[h // 2 :] = 0
+        Image.fromarray(known).save(tmp_path / "masks" / f"{name}_mask.png")
+    line = f"--images {tmp_path}/photos --mask {tmp_path}/masks --prior {prior} --method ddnm --steps 2 --samples 1 --batch 1"
+    argv = [*line.split(), "--devices", "1", "--out"]
+    assert restore.main([*argv, str(tmp_path / "whole")]) == 0
+    assert "mask b_mask.png, as its picture: 96x64 -> centre crop 64x64 -> resized to 32x32" in capsys.readouterr().out
+    save, count = images.save_png, []
+
+    def failing(path, image):
+        count.append(path)
+        if len(count) > 2:
+            raise UserError(f"{path} cannot be written (No space left on device)")
+        save(path, image)
+
+    monkeypatch.setattr(images, "save_png", failing)
+    out = tmp_path / "out"
+    assert restore.main([*argv, str(out)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "2 of 3 are finished" in said and len(list((out / "unfinished" / "tiny" / "images").iterdir())) == 2
+    monkeypatch.setattr(images, "save_png", save)
+    assert restore.main([*argv, str(out), "--resume"]) == 0
+    assert "2 of 3 images of tiny were done before" in capsys.readouterr().out
+    for name in "abc":
+        same = [(tmp_path / place / "tiny" / "images" / f"{name}.png").read_bytes() for place in ("whole", "out")]
+        assert same[0] == same[1]
+    both = [json.loads((tmp_path / place / "tiny" / "metrics.json").read_text())["images"] for place in ("whole", "out")]
+    assert both[0] == both[1] and not (out / "unfinished").exists()
+    assert restore.main([*argv, str(out), "--resume"]) == 0 and "is complete" in capsys.readouterr().out
+    os.remove(tmp_path / "masks" / "c_mask.png")
+    assert restore.main([*argv, str(out)]) == 2 and "no mask called c" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_not_resized_and_its_misfit_is_judged(prior, tmp_path, capsys):
+    Image.fromarray(np.full((24, 40), 100, np.uint8)).save(tmp_path / "a.png")
+    line = f"--images {tmp_path}/a.png --prior {prior} --degraded --samples 1 --steps 2 --devices 1 --out {tmp_path}/out"
+    assert restore.main([*line.split(), "--task", "deblur"]) == 2
+    assert "is 40x24, and with --degraded what was measured is not resized" in capsys.readouterr().err
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)  # no blur makes such a picture
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    assert restore.main([*line.split(), "--task", "deblur", "--noise", "0.01"]) == 0
+    said = capsys.readouterr().out
+    assert "taken as mirrored" in said and "miss what was measured" in said
+    assert restore.main([*line.split(), "--task", "sr4", "--border", "zero"]) == 2
+    assert "--border zero is about blurs" in capsys.readouterr().err
+
+
+def test_an_array_that_may_be_in_another_range_is_said(prior, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.full((32, 32), 0.25, np.float32))
+    line = f"--images {tmp_path}/x.npy --prior {prior} --method ddnm --samples 1 --steps 2 --devices 1 --out {tmp_path}/out"
+    assert restore.main(line.split()) == 0
+    assert "if [0, 1] was meant, give 2 x - 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_rows_ends_it_in_two_seconds(prior, tmp_path, number):
+    """While rows run, with an image finished: it stays, and its place is said."""
+    (tmp_path / "tiny").symlink_to(prior)
+    done = tmp_path / "out" / "unfinished" / "journal.jsonl"
+    one = lambda: done.exists() and '"done"' in done.read_text()
+    process = interrupts.start(interrupts.RESTORE.replace("--steps 60", "--steps 250"), tmp_path)
+    code, seconds, said = interrupts.end(process, number, one)
+    assert code == 128 + number and seconds < 4, (code, seconds, said)  # 2, on a machine that has nothing else to do
+    assert "are finished in" in said and "Traceback" not in said
+    assert not (tmp_path / "out" / lock.NAME).exists() and len(list(tmp_path.rglob("fashion-*.png"))) >= 1
