@@ -275,7 +275,9 @@ def test_cards_say_what_they_must(name):
     assert quality["sampler"]["network_calls"] <= 50 and len(quality["held_out_loss"]) == 8
     scales = {"scale 1", "scale 2", "scale 4"}
     if prior.shape[-1] == 1:
-        assert quality["frechet"] < 20 and set(quality["accuracy"]) == scales
+        grainier = card["config"]["schedule"] == "ve"  # 5,000 steps of a score, of which the card says so
+        assert quality["frechet"] < (25 if grainier else 20)
+        assert set(quality["accuracy"]) == scales
     else:
         assert set(quality["kernel_distance"]) == set(quality["kernel_distance_error"]) == scales | {"training images"}
         near = quality["nearest_training_image"]

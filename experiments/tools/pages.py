@@ -25,7 +25,7 @@ from .study import UserError, as_text, render, unknown
 SPAN = re.compile(r"(<!-- (table|run|number): (.*?) -->)(.*?)(<!-- end(?: table| run|) -->)", re.S)
 METHODS = re.compile(r"(<!-- methods -->).*?(<!-- end methods -->)", re.S)
 CONTENTS = re.compile(r"(<!-- contents -->).*?(<!-- end contents -->)", re.S)
-SOURCE = re.compile(r"(\w+)(?: view (.+?))?(?: where (.+?))?(?: of (.+))?")
+SOURCE = re.compile(r"([\w-]+)(?: view (.+?))?(?: where (.+?))?(?: of (.+))?")
 
 
 def refresh(text: str, folder=None) -> str:
