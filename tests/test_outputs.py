@@ -190,14 +190,21 @@ def test_an_array_that_may_be_in_another_range_is_said(prior, tmp_path, capsys):
     assert "if [0, 1] was meant, give 2 x - 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_between_rows_ends_it_in_two_seconds(prior, tmp_path, number):
+def test_a_signal_between_rows_ends_it_in_two_seconds(prior, tmp_path):
     """While rows run, with an image finished: it stays, and its place is said."""
     (tmp_path / "tiny").symlink_to(prior)
     done = tmp_path / "out" / "unfinished" / "journal.jsonl"
     one = lambda: done.exists() and '"done"' in done.read_text()
-    process = interrupts.start(interrupts.RESTORE.replace("--steps 60", "--steps 250"), tmp_path)
-    code, seconds, said = interrupts.end(process, number, one)
-    assert code == 128 + number and seconds < 4, (code, seconds, said)  # 2, on a machine that has nothing else to do
+    process = interrupts.start(interrupts.RESTORE.replace("--limit 8", "--limit 32"), tmp_path)
+    code, seconds, said = interrupts.end(process, signal.SIGTERM, one)
+    assert code == 143 and seconds < 4, (code, seconds, said)  # 2, on a machine that has nothing else to do
     assert "are finished in" in said and "Traceback" not in said
     assert not (tmp_path / "out" / lock.NAME).exists() and len(list(tmp_path.rglob("fashion-*.png"))) >= 1
+
+
+def test_a_training_that_is_interrupted_before_it_begins(prior, tmp_path):
+    """Ctrl-C while jax is loaded or compiles: one line, 130, nothing is said to be saved."""
+    interrupts.prepare(tmp_path)
+    made = lambda: (tmp_path / "out").exists()
+    code, seconds, said = interrupts.end(interrupts.start(interrupts.TRAIN, tmp_path), signal.SIGINT, made)
+    assert code == 130 and seconds < 4 and "saved step" not in said and "Traceback" not in said, said
