@@ -170,7 +170,7 @@ def test_a_folder_of_photographs_its_masks_and_a_stop_in_the_middle(prior, tmp_p
 
 
 def test_what_was_measured_is_not_resized_and_its_misfit_is_judged(prior, tmp_path, capsys):
-    Image.fromarray(np.full((24, 40), 100, np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.full((24, 40), 100, np.uint8)).save(tmp_path / "a.png")  # smaller than the prior's 32x32
     line = f"--images {tmp_path}/a.png --prior {prior} --degraded --samples 1 --steps 2 --devices 1 --out {tmp_path}/out"
     assert restore.main([*line.split(), "--task", "deblur"]) == 2
     assert "is 40x24, and with --degraded what was measured is not resized" in capsys.readouterr().err
