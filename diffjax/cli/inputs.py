@@ -42,8 +42,8 @@ def load(o, prior, shape=None) -> images.Pictures:
 
 
 def measured(o, prior):
-    """(pictures, what is measured of each, operators, (H, W) of each result) of --task; with --degraded the pictures are what is
-    measured. Pictures keep their size with --degraded or --tiles; all others have the prior's."""
+    """(pictures, what is measured of each, operators, (H, W) of each result) of --task; with --degraded the pictures are
+    what is measured. Pictures keep their size with --degraded or --tiles; all others have the prior's."""
     task = masks.ALIASES.get(o.task, o.task)
     make = lambda shape, n: tasks.operators(task, shape[:2], 1, o.seed + n, o.border, o.blur)[0]
     with errors.library_errors(f"--task {task}: "):
@@ -64,7 +64,7 @@ def measured(o, prior):
                             f"prior {prior.name} needs at least {least}x{least}")  # fmt: skip
         operators.append(make((h, w), n))
         shapes.append((h, w))
-        found.notes += [tiles.about(stem, (h, w), prior.shape[0])] * ((h, w) != prior.shape[:2])
+        found.notes.extend([tiles.about(stem, (h, w), prior.shape[0])] * ((h, w) != prior.shape[:2]))
     return found, [tasks.hide(A, y) for A, y in zip(operators, found.images)], operators, shapes
 
 
@@ -82,7 +82,7 @@ def whole_or_fitted(o, prior, factor=1) -> images.Pictures:
             continue
         own.images[n] = x[:h, :w]
         cropped = f", {x.shape[1] - w} columns and {x.shape[0] - h} rows left out" if x.shape[:2] != (h, w) else ""
-        own.notes += [tiles.about(own.stems[n], (h, w), size) + cropped] * ((h, w) != (size, size))
+        own.notes.extend([tiles.about(own.stems[n], (h, w), size) + cropped] * ((h, w) != (size, size)))
     return own
 
 

@@ -3,8 +3,8 @@
 Not tiles that are restored one by one: at every step the network sees all tiles of one image, and what it says of them is
 averaged where they overlap, with weights that fall to the tiles' borders (MultiDiffusion, Bar-Tal et al., ICML 2023, with a
 window). So there is one image, one measurement with its whole operator, any method, and no seam to be hidden afterwards.
-What is averaged is the network's output, in which clean image, noise and velocity are linear. What spans more than a tile is not
-known to the prior: right for blurs, small images, noise and small holes, not for inventing.
+What is averaged is the network's output, in which clean image, noise and velocity are linear. What spans more than a tile
+is not known to the prior: right for blurs, small images, noise and small holes, not for inventing.
 """
 
 from __future__ import annotations
