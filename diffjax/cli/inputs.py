@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import pictures, zoo
 from ..operators import masks
-from . import errors, images, tasks
+from . import errors, images, tasks, tiles
 from .errors import UserError
 
 
@@ -42,23 +42,48 @@ def load(o, prior, shape=None) -> images.Pictures:
 
 
 def measured(o, prior):
-    """(pictures, what is measured of each, operators) of --task; with --degraded the pictures are what is measured."""
+    """(pictures, what is measured of each, operators, (H, W) of each result) of --task; with --degraded the pictures are
+    what is measured. Pictures keep their size with --degraded or --tiles; all others have the prior's."""
     task = masks.ALIASES.get(o.task, o.task)
-    shape = prior.shape
-    if not o.degraded:
-        found = load(o, prior)
-        ys, operators = tasks.measure(task, np.stack(found.images), 2 * o.noise, o.seed, o.border)
-        return found, ys, operators
-    A = tasks.operators(task, shape[:2], 1, border=o.border)[0]
+    make = lambda shape, n: tasks.operators(task, shape[:2], 1, o.seed + n, o.border, o.blur)[0]
     with errors.library_errors(f"--task {task}: "):
-        wanted = A(np.zeros(shape, np.float32)).shape
-    found = load(o, prior, wanted)
-    for name, (h, w) in zip(found.stems, found.sizes):
-        if min(h, w) != wanted[0]:
-            raise UserError(f"{name} is {w}x{h}, and with --degraded what was measured is not resized: crop it "
-                            f"to {wanted[1]}x{wanted[0]}, which {prior.name} makes {shape[1]}x{shape[0]}")  # fmt: skip
-    ys = np.stack([tasks.hide(A, y) for y in found.images])
-    return found, ys, [A] * len(found)
+        factor = prior.shape[0] // make(prior.shape, 0)(np.zeros(prior.shape, np.float32)).shape[0]
+    if not o.degraded:
+        found = whole_or_fitted(o, prior, factor) if o.tiles else load(o, prior)
+        operators = [make(x.shape, n) for n, x in enumerate(found.images)]
+        ys = [np.asarray(A(np.asarray(x, np.float32))) for A, x in zip(operators, found.images)]
+        ys = [tasks.hide(A, y + tasks.noise(y.shape, 2 * o.noise, o.seed, n)) for n, (A, y) in enumerate(zip(operators, ys))]
+        return found, [np.asarray(y, np.float32) for y in ys], operators, [x.shape[:2] for x in found.images]
+    found = images.load(o.images, size=None, channels=prior.shape[-1], limit=o.limit)
+    operators, shapes = [], []
+    for n, (stem, y) in enumerate(zip(found.stems, found.images)):
+        h, w = (factor * k for k in y.shape[:2])
+        if min(h, w) < prior.shape[0]:
+            least = prior.shape[0] // factor
+            raise UserError(f"{stem} is {y.shape[1]}x{y.shape[0]}, and with --degraded what was measured is not resized: "
+                            f"prior {prior.name} needs at least {least}x{least}")  # fmt: skip
+        operators.append(make((h, w), n))
+        shapes.append((h, w))
+        found.notes.extend([tiles.about(stem, (h, w), prior.shape[0])] * ((h, w) != prior.shape[:2]))
+    return found, [tasks.hide(A, y) for A, y in zip(operators, found.images)], operators, shapes
+
+
+def whole_or_fitted(o, prior, factor=1) -> images.Pictures:
+    """For --tiles: pictures at their own size, cropped to a multiple of ``factor``, where that is at least the prior's."""
+    fitted, size = load(o, prior), prior.shape[0]
+    if not fitted.stems or is_bundled(o.images):
+        return fitted
+    own = images.load(o.images, size=None, channels=prior.shape[-1], limit=o.limit)
+    for n, x in enumerate(own.images):
+        h, w = (k // factor * factor for k in x.shape[:2])
+        if min(h, w) < size:
+            own.images[n] = fitted.images[n]
+            own.notes.append(f"{own.stems[n]}: {w}x{h} is smaller than the prior's {size}x{size}, and enlarged")
+            continue
+        own.images[n] = x[:h, :w]
+        cropped = f", {x.shape[1] - w} columns and {x.shape[0] - h} rows left out" if x.shape[:2] != (h, w) else ""
+        own.notes.extend([tiles.about(own.stems[n], (h, w), size) + cropped] * ((h, w) != (size, size)))
+    return own
 
 
 def load_array(path, shape, limit=None) -> images.Pictures:
@@ -88,7 +113,7 @@ def load_array(path, shape, limit=None) -> images.Pictures:
 def mask_of(o, prior, number, found):
     """The mask of image ``number``: drawn masks differ from image to image, by seed + number; of a folder of masks it is the
     one with the picture's name. Notes are added to ``found``'s."""
-    shape = prior.shape[:2]
+    shape = found.images[number].shape[:2]
     if is_file(o.mask):
         path = Path(o.mask)
         if os.path.isdir(path):
@@ -100,6 +125,7 @@ def mask_of(o, prior, number, found):
                 raise UserError(f"folder {path} has {what} called {stem} (or {stem}_mask): give each picture one")
             path = fits[0]
         own = found.sizes[number] if found.sizes else None
+        own = None if own is None or shape[0] != shape[1] else own
         return images.mask(path, shape, o.invert_mask, own=own, pad=pads(prior), notes=found.notes)
     with errors.library_errors():
         mask = masks.make(o.mask, shape, o.seed + number)

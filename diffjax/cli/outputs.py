@@ -139,6 +139,9 @@ class Output:
     def finished(self) -> list[dict]:
         return [line for line in self.journal if "done" in line]
 
+    def begun(self, place: str) -> bool:
+        return any(line.get("place") == place and "settings" in line for line in self.journal)
+
     def begin(self, files: Iterable[str], settings: dict, count: int) -> list[dict]:
         """Claim the folder for ``files`` (paths in it); -> what is done of them already, as ``finish`` was told.
 

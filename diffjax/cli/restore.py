@@ -70,6 +70,15 @@ def parser() -> options.Parser:
         choices=("wrap", "reflect", "zero"),
         help="with --task deblur or motion: what lies beyond the border (default: wrap, with --degraded reflect)",
     )
+    what.add_argument(
+        "--blur", metavar="STD", type=float, help="with --task deblur: of the Gaussian, in pixels (default: see diffjax list)"
+    )
+    what.add_argument(
+        "--tiles",
+        action="store_true",
+        help="restore pictures that are larger than the prior's at their own size, in overlapping tiles (--degraded always "
+        "does): right for blurs, small images, noise and small holes",
+    )
     what.add_argument("--invert-mask", action="store_true", help="swap known and hidden")
     how.add_argument(
         "--prior",
@@ -165,7 +174,8 @@ def _settle(o):
     from . import images, inputs, tasks
 
     if o.task is None:
-        given_with = ((o.noise is not None, "--noise"), (o.degraded, "--degraded"), (o.border is not None, "--border"))
+        given_with = ((o.noise is not None, "--noise"), (o.degraded, "--degraded"), (o.border is not None, "--border"),
+                      (o.blur is not None, "--blur"))  # fmt: skip
         for given, name in given_with:
             if given:
                 raise UserError(f"{name} goes with --task: {', '.join(tasks.TASKS)}")
@@ -176,6 +186,8 @@ def _settle(o):
         _settle_task(o, masks.ALIASES.get(o.task, o.task), tasks.TASKS)
     if o.method not in registry.METHODS:
         raise errors.unknown("method", o.method, registry.METHODS)
+    if o.tiles and (o.classifier or str(o.images).endswith(".npy") or inputs.is_bundled(o.images)):
+        raise UserError("--tiles is about pictures of --images and the prior alone: leave out --tiles, or --classifier")
     if not math.isfinite(o.cfg):
         raise UserError(f"--cfg {o.cfg} is no scale: give a number, 1 for no guidance")
     for given, what in ((o.cfg != 1, f"--cfg {o.cfg:g}"), (o.classifier is not None, "--classifier")):
@@ -207,6 +219,10 @@ def _settle_task(o, task, known):
                         f"Then give --noise {o.noise / 255:.4g}")  # fmt: skip
     if o.border is not None and task not in ("deblur", "motion"):
         raise UserError(f"--border {o.border} is about blurs, and --task {o.task} is none: leave it out")
+    if o.blur is not None and task != "deblur":
+        raise UserError(f"--blur {o.blur:g} is about --task deblur: leave it out")
+    if o.blur is not None and not 0 < o.blur <= 100:
+        raise UserError(f"--blur {o.blur:g} is out of range: give the Gaussian's standard deviation in pixels, above 0 to 100")
     if o.degraded and task == "deblur" and o.border is None:
         o.border = "reflect"
         print("note: beyond the border the picture is taken as mirrored: --border wrap or zero for others")

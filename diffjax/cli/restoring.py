@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 
 from .. import __version__, batch, registry
-from . import inputs, outputs, progress, report, tasks
+from . import inputs, outputs, progress, report, tasks, tiles
 from .errors import UserError
 
 
@@ -16,10 +16,15 @@ def restore(o, output, stop) -> dict:
     """Restore the images of ``o`` with its prior, into ``output``; -> the content of metrics.json. stop: of a ``guard``."""
     prior, classifier = inputs.networks(o)
     height, width, channels = prior.shape
-    pictures, ys, operators = (inputs.load(o, prior), None, None) if o.task is None else inputs.measured(o, prior)
-    # with a task nothing is known for sure: all of the image is filled in
-    of = lambda n: inputs.mask_of(o, prior, n, pictures) if o.task is None else np.zeros((height, width), np.float32)
-    held = [of(n) for n in range(len(pictures))]
+    if o.task is None:
+        pictures, ys, operators = inputs.whole_or_fitted(o, prior) if o.tiles else inputs.load(o, prior), None, None
+        held = [inputs.mask_of(o, prior, n, pictures) for n in range(len(pictures))]
+        for name, mask in zip(pictures.names, held):
+            if mask.shape != (height, width):
+                tiles.check_holes(mask, height, name)
+    else:  # nothing is known for sure: all of the image is filled in
+        pictures, ys, operators, shapes = inputs.measured(o, prior)
+        held = [np.zeros(shape, np.float32) for shape in shapes]
     for note in dict.fromkeys(pictures.notes):
         inputs.say(note)
     labels = inputs.labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
@@ -29,8 +34,8 @@ def restore(o, output, stop) -> dict:
     settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
     settings |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
     if o.task is not None:
-        about_noise(o, prior, entry, ys[0], operators[0])
-    raw = height * width * channels * (o.samples + (o.samples > 1)) * len(pictures)  # half of it, packed, is surely needed
+        about_noise(o, tiles.widen(prior, (*shapes[0], channels)), entry, ys[0], operators[0])
+    raw = sum(m.size for m in held) * channels * (o.samples + (o.samples > 1))  # half of it, packed, is surely needed
     outputs.check_room(o.out, raw // 2, height * width * channels // 2)
 
     inputs_of = [_digest(*([pictures.images[n], held[n]] if ys is None else [ys[n]])) for n in range(len(pictures))]
@@ -71,24 +76,18 @@ def restore(o, output, stop) -> dict:
                 f"prior {prior.name}, {o.method}: compiling")  # fmt: skip
 
         def announce():
-            if not o.resume:
+            if not output.begun(place):
                 begin()
-            print(work, flush=True)
+            if machine[0] is None:
+                print(work, flush=True)
 
-        pick = lambda values: None if values is None else [values[n] for n in left]
-        settings |= {"labels": pick(labels), "names": pick(pictures.names), "numbers": left, "announce": announce}
-        with progress.watch("restoring") as report_rows:
-
-            def rows(*counted):
-                stop.check()
-                report_rows(*counted)
-
-            settings |= {"progress": rows, "finished": lambda k, *rest: finished(left[k], *rest)}
-            if o.task is None:
-                run = batch.inpaint(prior, entry, np.stack(pick(pictures.images)), np.stack(pick(held)), **settings)
-            else:
-                run = batch.restore(prior, entry, np.stack(pick(ys)), pick(operators), noise_std=2 * o.noise, **settings)
-        seconds, machine = (run.seconds_compile, run.seconds_run), (run.batch, run.devices)
+        settings["announce"] = announce
+        for size in dict.fromkeys(held[n].shape for n in left):  # one program for all pictures of a size
+            those = [n for n in left if held[n].shape == size]
+            run = _run(o, tiles.widen(prior, (*size, channels)), entry, those, pictures, held, ys, operators, labels, stop,
+                       finished, settings)  # fmt: skip
+            seconds = seconds[0] + run.seconds_compile, seconds[1] + run.seconds_run
+            machine = run.batch, run.devices
     stop.check()
     lines = [done[n] for n in range(len(pictures))]
     content = report.summary(o, prior, lines, [line["scores"] for line in lines], seconds, machine)
@@ -103,6 +102,22 @@ def restore(o, output, stop) -> dict:
     shown = [kept[n] if n in kept else report.read_image(folder, pictures.names[n], o.samples) for n in first]
     report.write(folder, pictures, held, shown, content, ys)
     return content
+
+
+def _run(o, prior, entry, those, pictures, held, ys, operators, labels, stop, finished, settings):
+    """Restore the images of these numbers, which have one size."""
+    pick = lambda values: None if values is None else [values[n] for n in those]
+    settings = settings | {"labels": pick(labels), "names": pick(pictures.names), "numbers": those}
+    with progress.watch("restoring") as report_rows:
+
+        def rows(*counted):
+            stop.check()
+            report_rows(*counted)
+
+        settings |= {"progress": rows, "finished": lambda k, *rest: finished(those[k], *rest)}
+        if o.task is None:
+            return batch.inpaint(prior, entry, np.stack(pick(pictures.images)), np.stack(pick(held)), **settings)
+        return batch.restore(prior, entry, np.stack(pick(ys)), pick(operators), noise_std=2 * o.noise, **settings)
 
 
 def _judge(o, misfit):
@@ -130,9 +145,9 @@ def _depends(o, prior, classifier) -> dict:
     import jax
 
     weights = _digest(*[np.asarray(a) for a in jax.tree.leaves((prior.params, classifier))])
-    names = "task mask invert_mask noise degraded method label cfg classifier_scale samples steps seed".split()
+    names = "task mask invert_mask noise degraded border blur tiles method label cfg classifier_scale samples steps seed"
     return {"place": outputs.file_name(prior.name), "prior": prior.name, "weights": weights, "version": __version__,
-            **{name: getattr(o, name) for name in names}}  # fmt: skip
+            **{name: getattr(o, name) for name in names.split()}}  # fmt: skip
 
 
 def about_noise(o, prior, entry, y, A):

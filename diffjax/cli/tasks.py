@@ -91,9 +91,13 @@ def noise(shape, noise_std: float, seed: int, number: int) -> np.ndarray:
     return np.float32(noise_std) * rng.standard_normal(shape).astype(np.float32)
 
 
-def bordered(A, border: str | None):
+def bordered(A, border: str | None, std: float | None = None):
     """``A`` as it treats the border of a picture: "wrap" (or None) as it is, else a blur with a proximal map by conjugate
-    gradients. UserError where ``A`` is no blur."""
+    gradients. std: of the Gaussian, in pixels, in place of the task's. UserError where ``A`` is no blur."""
+    if std is not None:
+        if not isinstance(A, Blur):
+            raise UserError(f"--blur {std:g} is about blurs: leave it out for this task")
+        A = replace(A, kernel=gaussian_kernel(2 * math.ceil(4 * std) + 1, std))
     if border in (None, "wrap"):
         return A
     if not isinstance(A, Blur):
@@ -101,10 +105,10 @@ def bordered(A, border: str | None):
     return cg_prox(replace(A, border=border), 20)
 
 
-def operators(name: str, shape, count: int, seed: int = 0, border: str | None = None) -> list:
+def operators(name: str, shape, count: int, seed: int = 0, border=None, std=None) -> list:
     """Those of ``count`` images of ``shape`` (H, W): masks and motions differ from image to image, by seed + number."""
     with library_errors(f"task {name}: "):
-        return [bordered(operator(name, shape, seed + n), border) for n in range(count)]
+        return [bordered(operator(name, shape, seed + n), border, std) for n in range(count)]
 
 
 def measure(name: str, truth, noise_std: float = 0.0, seed: int = 0, border: str | None = None):

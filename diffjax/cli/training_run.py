@@ -77,7 +77,11 @@ class Run:
         self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
         self.folder = pathlib.Path(c.out)
         self.lock = Lock(self.folder)
-        self._claim_folder()
+        try:
+            self._claim_folder()
+        except BaseException:
+            self.lock.release()
+            raise
 
     def _claim_folder(self):
         """Make the folder, or check that what is there belongs to this configuration; write config.json."""
