@@ -33,7 +33,7 @@ def test_learn_zeta():
 
 def test_interpolate(tmp_path):
     """The ends of the walk are the images, as far as the solver says; the latents on the way keep their length."""
-    strips, errors, arcs = interpolate.main(points=2, rtol=5e-2, out=tmp_path / "strip.png", pairs=((0, 4),))
+    strips, errors, arcs = interpolate.main(points=2, rtol=1e-2, out=tmp_path / "strip.png", pairs=((0, 4),))
     images = zoo.bundled.images("fashion")[0][[0, 4]]
     apart = np.sqrt(np.mean((strips[0, [0, -1]] - images) ** 2, axis=(1, 2, 3)))
     np.testing.assert_allclose(apart, errors[0], rtol=0.5)

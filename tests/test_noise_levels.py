@@ -39,7 +39,7 @@ NOISY = (SOFT * X + 0.2 * rng.standard_normal(SHAPE)).astype(np.float32)
 # Those that come near y only, with settings that let them here, and how near: a step size, or a weight of the prior. Half the
 # brightness, in its place, is 0.4 or more away.
 NEAR = {"dps": 0.3, "dps poisson": 0.3, "red-diff": 0.1, "diffpir gradient": 0.1, "diffpir back projection": 0.1}
-NEAR |= {"diffpir": 0.02, "dpir": 0.02, "twisted": 0.2, "pigdm": 1e-4, "mmps": 1e-4}
+NEAR |= {"psld": 0.1, "resample": 0.02, "diffpir": 0.02, "dpir": 0.02, "twisted": 0.2, "pigdm": 1e-4, "mmps": 1e-4}
 BUILD = METHODS | {
     "dps": (lambda *a: M.DPS(*a, loss="squared", scale=0.7), K.DDPM),
     "dps poisson": (lambda *a: M.DPS(*a, loss="poisson", scale=0.5), K.DDPM),
@@ -47,9 +47,11 @@ BUILD = METHODS | {
     "diffpir gradient": (lambda *a: M.DiffPIR(*a, data="gradient", iterations=50), K.DDIM),
     "diffpir back projection": (lambda *a: M.DiffPIR(*a, data="back_projection", iterations=20), K.DDIM),
     "mmps": (M.MMPS, K.DDIM),
+    "psld": (lambda *a: M.PSLD(*a, omega=0.1), K.DDIM),
+    "resample": (lambda *a: M.ReSample(*a, every=2, iterations=400, lr=0.02), K.DDIM),
     "twisted": (lambda *a: M.TwistedSMC(*a, particles=2), K.DDPM),
 }
-IGNORE = ("dps", "dps poisson", "mcg", "copaint", "red-diff")  # their papers have no noise model
+IGNORE = ("dps", "dps poisson", "psld", "mcg", "copaint", "red-diff")  # their papers have no noise model
 
 
 @cache
@@ -82,9 +84,10 @@ def test_a_fraction_measures_that_share_of_the_image(name):
     assert np.isfinite(x).all()
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("ddnm", "resampling", "diffpir gradient")])
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("ddnm", "resampling", "resample", "diffpir gradient")])
 def test_each_pixel_has_its_own_noise(name):
-    """As if all had it, along the whole walk. (Resampling and gradient steps have one choice or step size for all pixels.)"""
+    """As if all had it, along the whole walk. Resampling, ReSample's fits and gradient steps have one choice or step size for
+    all pixels."""
     low, high, mixed = program(name)(NOISY, *LEVELS, MIXED)[1]
     np.testing.assert_allclose(mixed, np.where(MIXED == LEVELS[0], low, high), atol=1e-5)
     assert (np.abs(low - high)[..., KNOWN].max() > 0.1) == (name not in IGNORE)

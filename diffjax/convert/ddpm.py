@@ -56,11 +56,11 @@ def from_config(config):
             raise ValueError(f"{printable(name, 40)}={printable(value, 40)!r} is no setting of a UNet2DModel that is known "
                              "here: it may mean another network; leave it out if it does not")  # fmt: skip
     c = DEFAULTS | config
-    _check_numbers(c)
     for name, valid in (("down_block_types", DOWN), ("up_block_types", UP)):
-        for kind in c[name]:
+        for kind in c[name] if isinstance(c[name], list | tuple) else ():
             if kind not in list(valid):
                 raise ValueError(f"{name} has {printable(kind, 60)}, which is not supported: only {', '.join(valid)}")
+    _check_numbers(c)
     down = [_level(DOWN[kind], c["downsample_type"]) for kind in c["down_block_types"]]
     up = [_level(UP[kind], c["upsample_type"]) for kind in reversed(c["up_block_types"])]
     scale_shift = c["resnet_time_scale_shift"] == "scale_shift"

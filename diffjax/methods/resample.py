@@ -91,7 +91,7 @@ class ReSample(Method):
 
     def plan(self, kernel, table) -> Plan:
         schedule = kernel.schedule
-        T, xp = float(schedule.T), namespace(table.t, table.s, schedule)
+        T, xp = float(schedule.T), namespace(*jax.tree.leaves(table), schedule)
         stage = xp.where(table.t > 2 * T / 3, 0, xp.where(table.t > T / 3, 1, 2))
         due = (table.i % self.every == self.every - 1) & (table.s > 0) & (table.s < table.t)
         alpha_s, sigma_s = process.marginal(schedule, table.s)
