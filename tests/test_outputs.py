@@ -122,7 +122,8 @@ def test_devices_that_cannot_be(number, capsys):
 
 
 @pytest.mark.parametrize("line", ["channels 0", "width 0", "heads 0", "multipliers ,", "seed -1", "ema 2", "ema nan",
-                                  "dropout 1", "label-dropout 5", "lr -1", "lr nan", "lr inf", "clip 0", "batch -3", "keep 0"])  # fmt: skip
+                                  "dropout 1", "label-dropout 5", "lr -1", "lr nan", "lr inf", "clip 0",
+                                  "batch -3", "keep 0"])  # fmt: skip
 def test_numbers_of_a_training(line, tmp_path, capsys):
     name, value = line.split()
     assert train.main(["default", "--data", "x", f"--{name}={value}", "--out", str(tmp_path / "run")]) == 2
