@@ -43,9 +43,9 @@ def launch(place, name):
     return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process):
+def finish(process, code=0):
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    assert process.returncode == code, said
     return said
 
 
@@ -104,7 +104,7 @@ def test_killed_three_times_ends_as_the_undisturbed_run(place, capfd):
     while process.poll() is None and last_step(folder) <= saved:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    said = finish(process)
+    said = finish(process, 130)
     saved = int(said.split("saved step ")[1].split()[0])
     assert last_step(folder) == saved < STEPS and "the same command goes on" in said, "an interrupt saves first"
 
