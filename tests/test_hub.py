@@ -324,8 +324,8 @@ def test_restore_with_a_public_checkpoint_and_its_classifier(classifier_file, tm
     seen, inpaint, scale = [], batch.inpaint, 3000.0
 
     def seeing(*arguments, **options):
-        seen.append((arguments, options, inpaint(*arguments, **options)))
-        return seen[0][2]
+        seen.append((arguments, options))
+        return inpaint(*arguments, **options)
 
     monkeypatch.setattr(batch, "inpaint", seeing)
     assert run("--label", 1, "--out", tmp_path / "out", "--classifier", classifier_file, "--classifier-scale", scale) == 0
@@ -335,8 +335,9 @@ def test_restore_with_a_public_checkpoint_and_its_classifier(classifier_file, tm
     assert (metrics["classifier"], metrics["classifier_scale"]) == ("16x16_classifier", scale)
     assert metrics["prior"] == "tiny_adm" and metrics["images"][0]["label"] == 1
 
-    arguments, options, guided = seen[0]
-    guide = options.pop("classifier")
+    arguments, options = seen[0]
+    assert options.pop("finished")  # which takes the results away
+    guided, guide = inpaint(*arguments, **options), options.pop("classifier")
     log_p = jax.jit(lambda x: jax.nn.log_softmax(guide.net.apply(guide.params, x, 0.0))[:, 1])
     alone = inpaint(*arguments, **options)
     gain = log_p(guided.x[0]) - log_p(alone.x[0])  # of the same noise
