@@ -12,7 +12,7 @@ import pytest
 import tiny_prior
 from PIL import Image
 
-from diffjax.cli import images, lock, options, outputs, restore
+from diffjax.cli import images, lock, options, outputs, restore, train
 from diffjax.cli.errors import UserError
 
 SETTINGS = {"place": "p", "seed": 1}
@@ -121,6 +121,16 @@ def test_devices_that_cannot_be(number, capsys):
     assert "more than there can be" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["channels 0", "width 0", "heads 0", "multipliers ,", "seed -1", "ema 2", "ema nan",
+                                  "dropout 1", "label-dropout 5", "lr -1", "lr nan", "lr inf", "clip 0",
+                                  "batch -3", "keep 0"])  # fmt: skip
+def test_numbers_of_a_training(line, tmp_path, capsys):
+    name, value = line.split()
+    assert train.main(["default", "--data", "x", f"--{name}={value}", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"--{name}" in said and "out of range" in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 # --- whole programs -----------------------------------------------------------------------------------------------------
 
 
@@ -208,3 +218,37 @@ def test_a_training_that_is_interrupted_before_it_begins(prior, tmp_path):
     made = lambda: (tmp_path / "out").exists()
     code, seconds, said = interrupts.end(interrupts.start(interrupts.TRAIN, tmp_path), signal.SIGINT, made)
     assert code == 130 and seconds < 4 and "saved step" not in said and "Traceback" not in said, said
+
+
+def test_tiles_cover_and_weigh_one():
+    """A network of single pixels says of the whole what it says of each; one of tiles, a mean of what the tiles say."""
+    import types
+
+    from diffjax.cli import tiles
+
+    x = np.random.default_rng(0).standard_normal((13, 21, 2)).astype(np.float32)
+    pixels = types.SimpleNamespace(apply=lambda params, x, t: params * x + t)
+    found = tiles.Tiled(pixels, 8, 2).apply(2.0, x, 1.0)
+    np.testing.assert_allclose(found, 2 * x + 1, atol=1e-5)
+    assert tiles.starts(21, 8, 2).tolist() == [0, 4, 9, 13] and tiles.starts(8, 8, 2).tolist() == [0]
+    mask = np.ones((13, 21))
+    mask[2:9, 3:6] = 0
+    tiles.check_holes(mask, 8, "a")
+    mask[2:6, 3:7] = 0
+    with pytest.raises(UserError, match="holds a square of 4x4"):
+        tiles.check_holes(mask, 8, "a")
+
+
+def test_a_picture_larger_than_the_prior_keeps_its_size(prior, tmp_path, capsys):
+    """Its block means are what was measured, at every pixel, whichever tiles lie over it."""
+    small = np.random.default_rng(0).integers(115, 140, (9, 14), np.uint8)
+    Image.fromarray(small).save(tmp_path / "a.png")
+    line = (
+        f"--images {tmp_path}/a.png --prior {prior} --degraded --task sr4-mean --noise 0 --method ddrm --samples 1 --steps 2"
+    )
+    assert restore.main([*line.split(), "--devices", "1", "--out", str(tmp_path / "out")]) == 0
+    assert "a: restored at 56x36 in 2x2 overlapping tiles of 32x32" in capsys.readouterr().out
+    x = np.asarray(Image.open(tmp_path / "out" / "tiny" / "images" / "a.png")).astype(float).reshape(9, 4, 14, 4)
+    whole = (x.min((1, 3)) > 0) & (x.max((1, 3)) < 255)  # nothing in it was clamped
+    assert whole.any()
+    np.testing.assert_allclose(x.mean((1, 3))[whole], small[whole], atol=0.6)

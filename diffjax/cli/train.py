@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from . import config as configuration
-from . import errors, interrupt, options
+from . import errors, interrupt, options, ranges
 from .config import TrainConfig
 from .errors import UserError
 
@@ -70,6 +70,7 @@ def parse(argv=None, configs: dict[str, TrainConfig] | None = None) -> tuple[Tra
     config = find(o.config, known)
     given = {k: convert(k, text, field.type) for k, field in fields.items() if (text := getattr(o, k)) is not None}
     config = dataclasses.replace(config, **given)
+    ranges.check(config)
     if not config.data:
         raise UserError("--data is needed: a folder of images, a folder with idx files, or an .npz file")
     if not given.get("out") and (not config.out or o.config in known):
