@@ -37,7 +37,7 @@ from .tools.calibration_tables import SCORES, compared, peer_rows, summary
 from .tools.cells import Cells
 from .tools.exact import load_oracle, mesh
 from .tools.restorations import BESIDES
-from .tools.study import Parser, UserError, command, render, run, unknown, use_cores, whole
+from .tools.study import Parser, UserError, command, made, render, run, unknown, use_cores, whole
 
 LONG = ("twisted", "mmps", "pigdm", "pigdm-bayes", "dps", "mcg", "diffpir", "ddrm", "ddnm+", "score-sde")  # at 1000 calls
 SEEDED = ("twisted", "mmps")  # with --seeds seeds at 100 calls
@@ -271,11 +271,7 @@ def arguments(argv):
     for name in args.methods:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
-    args.out = Path(args.out)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {args.out} cannot be written ({error.strerror}): give another with --out") from None
+    args.out = made(args.out)
     args.samples = 64 if args.quick else None
     if args.quick:
         quick = [m for m in ("twisted", "mmps", "repaint") if m in args.methods]

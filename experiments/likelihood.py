@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ import diffjax as dj
 from diffjax.likelihood import flow, nonequilibrium, variational
 
 from .tools import curves, provenance, records
-from .tools.study import Parser, UserError, command, render, run, whole
+from .tools.study import Parser, UserError, command, made, render, run, whole
 
 LN2 = float(np.log(2))
 
@@ -140,11 +139,7 @@ def main(argv=None) -> int:
     options = parser().parse(argv)
     if options.quick:
         options.count, options.levels, options.draws = 2, 10, 4
-    out = Path(options.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {out} cannot be written ({error.strerror}): give another with --out") from None
+    out = made(options.out)
     prior = dj.zoo.load(options.prior)
     images = jnp.asarray(dj.zoo.bundled.images(dj.zoo.bundled.for_channels(prior.shape[-1]))[0][: options.count])
     if images.shape[1:] != prior.shape:

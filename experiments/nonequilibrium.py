@@ -15,7 +15,6 @@ import functools
 import math
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from diffjax.likelihood import binomial, nonequilibrium, variational
 from diffjax.nets.nonequilibrium import MLP, RadialNet
 
 from .tools import curves, provenance, records
-from .tools.study import Parser, UserError, command, run
+from .tools.study import Parser, command, made, run
 
 LN2 = math.log(2)
 ROLL_STEPS, PERIOD, LENGTH = 40, 5, 20
@@ -224,11 +223,7 @@ def main(argv=None) -> int:
     p.add_argument("--quick", action="store_true", help="300 steps of training: to try the program, not to report")
     p.add_argument("--out", **provenance.OUT)
     options = p.parse(argv)
-    out = Path(options.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {out} cannot be written ({error.strerror}): give another with --out") from None
+    out = made(options.out)
     begin = time.perf_counter()
     rows, shown = swiss_roll(options)
     picture(*shown, out / "nonequilibrium.png")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ import numpy as np
 import diffjax as dj
 
 from .tools import curves, provenance, records
-from .tools.study import Parser, UserError, command, run, use_cores
+from .tools.study import Parser, command, made, run, use_cores
 
 K, S = dj.kernels, dj.schedules
 SOLVERS = {  # name: (kernel, order)
@@ -93,11 +92,7 @@ def main(argv=None) -> int:
     p.add_argument("--quick", action="store_true", help="one schedule, three solvers: to try the program")
     p.add_argument("--out", **provenance.OUT)
     options = p.parse(argv)
-    out = Path(options.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {out} cannot be written ({error.strerror}): give another with --out") from None
+    out = made(options.out)
     begin, kept, panels = time.perf_counter(), {}, []
     solvers = {n: SOLVERS[n] for n in ("DDIM", "2M", "RK4")} if options.quick else SOLVERS
     rows = [{"schedule": "theory", **{solver: order for solver, (_, order) in solvers.items()}}]

@@ -20,7 +20,6 @@ import functools
 import itertools
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ from diffjax.base import pytree
 
 from .tools import provenance, records
 from .tools.exact import load_oracle, masked, mesh
-from .tools.study import Parser, UserError, command, run, unknown, use_cores, whole
+from .tools.study import Parser, command, made, run, unknown, use_cores, whole
 
 K = dj.kernels
 VP = dj.schedules.VP()
@@ -148,10 +147,7 @@ def arguments(argv):
     for name in options.kernels:
         if name not in KERNELS:
             raise unknown("kernel", name, KERNELS)
-    try:
-        Path(options.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {options.out} cannot be written ({error.strerror}): give another with --out") from None
+    made(options.out)
     return options
 
 

@@ -33,6 +33,15 @@ def in_pictures(A):
     return (A.picture, A.latent, A.A) if isinstance(A, Decoded) else (lambda z: z, lambda x: x, A)
 
 
+def of_the_picture(method):
+    """What a method of latents or pictures needs of its operator: with ``Decoded`` the picture's is to have it."""
+    A = method.measurement.A
+    if isinstance(A, Decoded):
+        check_operator(type(method).__name__, A.A, method.requires)
+        return ()
+    return method.requires
+
+
 @pytree
 class PSLD(Method):
     """denoise: the prior of latents, not clipped. measurement: y with ``operators.Decoded(A, autoencoder)``, A linear with
@@ -53,10 +62,7 @@ class PSLD(Method):
     ranges = {"omega": NOT_NEGATIVE, "gamma": NOT_NEGATIVE}
 
     def requirements(self):
-        A = self.measurement.A
-        if isinstance(A, Decoded):
-            check_operator(type(self).__name__, A.A, self.requires)  # of the picture's operator
-        return () if isinstance(A, Decoded) else self.requires
+        return of_the_picture(self)
 
     def default_kernel(self):
         return DDIM()

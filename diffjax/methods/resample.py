@@ -28,11 +28,10 @@ import jax.numpy as jnp
 from .. import process, timetables
 from ..base import Measurement, expand, namespace, normal, pytree, safe_divide, safe_sqrt, static, whole
 from ..kernels import DDIM
-from ..method import NOT_NEGATIVE, Method, check_operator
-from ..operators import Decoded
+from ..method import NOT_NEGATIVE, Method
 from .common import Setup, cast, each, norm, squares
 from .dps import gradient_of
-from .psld import in_pictures
+from .psld import in_pictures, of_the_picture
 
 BETAS = (0.9, 0.999)
 
@@ -81,10 +80,7 @@ class ReSample(Method):
             whole(name, getattr(self, name))
 
     def requirements(self):
-        A = self.measurement.A
-        if isinstance(A, Decoded):
-            check_operator(type(self).__name__, A.A, self.requires)  # of the picture's operator
-        return () if isinstance(A, Decoded) else self.requires
+        return of_the_picture(self)
 
     def default_kernel(self):
         return DDIM()

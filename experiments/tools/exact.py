@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
 from . import provenance, records
-from .study import Parser, UserError, command, use_cores, whole
+from .study import Parser, UserError, command, made, use_cores, whole
 
 MIXTURES = ("m5-box-05", "m5-half-05", "m5-rand10-05")
 GAUSSIANS = ("g-box-05", "g-half-05", "g-rand10-05")
@@ -73,10 +72,7 @@ def study(module: str, about: str, name: str, cells, row, argv) -> int:
     parser.add_argument("--samples", type=whole(16), default=512, help="restorations per cell (default 512, the oracle's)")
     parser.add_argument("--out", **provenance.OUT)
     options = parser.parse(argv)
-    try:
-        Path(options.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {options.out} cannot be written ({error.strerror}): give another with --out") from None
+    made(options.out)
     oracle, rows, start = load_oracle(), [], time.perf_counter()
     for cell in cells:
         found = row(oracle, *cell, options.samples)

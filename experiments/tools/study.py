@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from pathlib import Path
 
 from diffjax.cli.errors import UserError, library_errors, run, unknown
 from diffjax.cli.figures import INK, PAPER, grid, load_font
@@ -17,8 +18,18 @@ def use_cores():
     use_cores()
 
 
-__all__ = ["INK", "PAPER", "Parser", "UserError", "as_text", "command", "grid", "library_errors", "load_font", "render", "run",
-           "setting", "unknown", "use_cores", "whole"]  # fmt: skip
+def made(folder) -> Path:
+    """The output folder, made where it is not there: known before anything is computed. UserError where it cannot be."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {folder} cannot be written ({error.strerror}): give another with --out") from None
+    return folder
+
+
+__all__ = ["INK", "PAPER", "Parser", "UserError", "as_text", "command", "grid", "library_errors", "load_font", "made",
+           "render", "run", "setting", "unknown", "use_cores", "whole"]  # fmt: skip
 
 PLACES = ("--out", "--cells")  # with a value
 WAYS = ("--fresh", "--tables", "--allow-stale")
