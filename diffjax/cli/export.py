@@ -65,11 +65,10 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
     import jax
 
     from .. import zoo
-    from . import training_run
 
     if not (Path(run) / "config.json").is_file():
         raise UserError(f"{run} is not the folder of a training run: it has no config.json")
-    config = training_run.read_config(Path(run) / "config.json")
+    config = configuration.read(Path(run) / "config.json")
     params, step = zoo.prior.read_run(Path(run), which)
     folder = Path(target)
     card = {"name": folder.name}

@@ -1,0 +1,160 @@
+"""A training run in one folder, of either phase: steps, checkpoints, log, pictures, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+
+from ..training import checkpoints, state
+from .config import CHANGEABLE
+from .config import read as read_config
+from .progress import Progress
+
+
+class Loop:
+    """What runs of both phases share. A run sets, before ``claim_folder``:
+
+    config, chief (this process writes), rate (learning rate by step), stream (batch by step), step, whole and sharded
+    (shardings), start() -> state, shapes (its shapes), loss_name (the metric to show), and defines ``sign()``,
+    ``evaluate(state, step) -> (number, terms)`` and ``picture(state, file)``.
+    """
+
+    loss_name = "loss"
+
+    def claim_folder(self):
+        """Make the folder, or check that what is there belongs to this configuration; write config.json."""
+        self.folder = pathlib.Path(self.config.out)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                raise OSError("not writable")
+        except OSError as error:
+            raise ValueError(f"output folder {self.folder} cannot be written ({error}): use --out") from None
+        file = self.folder / "config.json"
+        if file.is_file() and (self.folder / "checkpoints").is_dir():
+            old = read_config(file)
+            if type(old) is not type(self.config):
+                raise ValueError(f"{self.folder} holds a run of another phase: use another --out")
+            for name in (f.name for f in dataclasses.fields(old) if f.name not in CHANGEABLE):
+                before, now = getattr(old, name), getattr(self.config, name)
+                if before != now:
+                    raise ValueError(f"{self.folder} holds a run with {name} {before}, not {now}: use that, or another --out")
+        if self.chief:
+            write(file, json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
+            self.sign()
+
+    def train(self) -> int:
+        """Run to the end, or until interrupted; -> exit code."""
+        c, stop = self.config, []
+        handlers = {name: signal.signal(name, lambda *_: stop.append(True)) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with checkpoints.Checkpoints(self.folder / "checkpoints", c.keep) as store:
+                return self._train(c, store, stop)
+        finally:
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+
+    def _train(self, c, store, stop) -> int:
+        begin = store.last() or 0
+        now = self.start() if not begin else state.from_items(
+            store.restore(checkpoints.abstract(state.to_items(self.shapes), self.whole))
+        )  # fmt: skip
+        if begin >= c.steps:
+            self.say(f"{self.folder} already has {begin} steps: give --steps above that to go on")
+            return 0
+        if begin:
+            self.say(f"resuming at step {begin} of {c.steps}")
+        sizes = [sum(a.size for a in jax.tree.leaves(p.params)) for p in now.players.values()]
+        parameters = f"{' + '.join(f'{n:,}' for n in sizes)} parameters"
+        devices = jax.device_count()
+        self.say(f"{c.name}: {parameters}, {self.stream.count:,} images, {devices} device{'s' * (devices > 1)}, into {c.out}")
+        log = Log(self.folder / "log.jsonl", begin, self.chief)
+        recent, shown, done = [], {}, begin
+        with Progress(c.steps, start=begin, label=c.name, unit="images", per_step=c.batch) as bar:
+            while done < c.steps and not stop:
+                now, metrics = self.step(now, self.put(self.stream(done)))
+                done += 1
+                recent.append(metrics)
+                if len(recent) > 1:  # one step behind: the host prepares the next batch while the devices compute
+                    shown["loss"] = float(recent[-2][self.loss_name])
+                bar.update(done, **shown)
+                save = done == c.steps or done % c.checkpoint_every == 0 or bool(stop)
+                if save or done % c.log_every == 0:
+                    means = self.means(done, recent)
+                    if means is None:
+                        return 1
+                    log.write(
+                        "train",
+                        done,
+                        images=done * c.batch,
+                        lr=float(self.rate(done - 1)),
+                        images_per_s=round(bar.rate() * c.batch, 2),
+                        **means,
+                    )
+                    recent = []
+                if save:
+                    shown["held_out"], terms = self.evaluate(now, done)
+                    log.write("held_out", done, mean=shown["held_out"], **terms)
+                    store.save(done, state.to_items(now), shown["held_out"])
+                if done == c.steps or done % c.sample_every == 0:
+                    self.picture(now, self.folder / f"samples_{done:07d}.png")
+        store.wait()
+        self.say(f"saved step {done} in {c.out}" + (": the same command goes on from there" if done < c.steps else ""))
+        return 0
+
+    def say(self, text):
+        if self.chief:
+            print(text, file=sys.stderr, flush=True)
+
+    def put(self, batch):
+        """This host's part of the batch onto its devices."""
+        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.sharded, a), batch)
+
+    def means(self, done, recent):
+        """The means of the steps since the last record; None, said aloud, if they are not finite."""
+        values = {k: np.array([float(m[k]) for m in recent]) for k in recent[0]}
+        bad = ~np.isfinite(np.stack(list(values.values()))).all(0)
+        if bad.any():
+            first = done - len(recent) + 1 + int(np.argmax(bad))
+            self.say(f"\nerror: the loss is not finite from step {first} on: use a smaller --lr; the last checkpoint is kept")
+            return None
+        return {k: float(v.mean()) for k, v in values.items()}
+
+
+class Log:
+    """JSON lines {"kind", "step", "seconds", ...}. Lines after the step at which a run is resumed are dropped, and the
+    seconds go on from there."""
+
+    def __init__(self, file, begin, chief):
+        kept = []
+        for line in file.read_text().splitlines() if file.is_file() else ():
+            try:
+                kept.append(json.loads(line))
+            except json.JSONDecodeError:  # the kill cut the last line
+                continue
+        kept = [record for record in kept if record["step"] <= begin]
+        self.chief, self.begun = chief, time.monotonic() - max((r["seconds"] for r in kept), default=0.0)
+        if chief:
+            write(file, "".join(json.dumps(record) + "\n" for record in kept))
+            self.file = file.open("a")
+
+    def write(self, kind, step, **values):
+        if self.chief:
+            seconds = round(time.monotonic() - self.begun, 2)
+            self.file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **values}) + "\n")
+            self.file.flush()
+
+
+def write(file, text):
+    """Whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
