@@ -28,18 +28,19 @@ IDX_HINT = (
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """train, test: (N, H, W, C) uint8; labels (N,) int32 or None; names: of the classes, or ()."""
+    """train, test: (N, H, W, C) uint8; labels (N,) int32, or None, or another condition, {name: (N, ...)}; names: of the
+    classes, or ()."""
 
     train: np.ndarray
-    train_labels: np.ndarray | None
+    train_labels: Any
     test: np.ndarray
-    test_labels: np.ndarray | None
+    test_labels: Any
     names: tuple = ()
 
     def examples(self, part="train", rows=slice(None)) -> dict:
         """{"x": images, "cond": labels} of a part, without "cond" where there are no labels."""
         x, y = (self.train, self.train_labels) if part == "train" else (self.test, self.test_labels)
-        return {"x": x[rows]} if y is None else {"x": x[rows], "cond": y[rows]}
+        return {"x": x[rows]} | ({} if y is None else {"cond": jax.tree.map(lambda a: a[rows], y)})
 
 
 def scale(images):

@@ -250,13 +250,7 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> 
     """
     from safetensors.numpy import save
 
-    arrays = {}
-    for key, leaf in network.flat(params["params"]).items():
-        with np.errstate(over="ignore"):
-            arrays[key] = np.ascontiguousarray(np.asarray(leaf, np.float32).astype(dtype))
-        if not np.isfinite(arrays[key]).all():
-            raise ValueError(f"weight {key} is not finite as {np.dtype(dtype).name}: use dtype=np.float32, "
-                             "or another checkpoint")  # fmt: skip
+    arrays = packed(params, dtype)
     folder = Path(folder)
     if config := card.get("config"):
         shapes = {key: a.shape for key, a in arrays.items()}
@@ -266,6 +260,18 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> 
     (folder / (WEIGHTS + ".tmp")).write_bytes(save(arrays))
     (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
     write_card(folder, card)
+
+
+def packed(params, dtype) -> dict[str, np.ndarray]:
+    """{names joined by ".": array} for a file. Raises ValueError if a weight does not fit into ``dtype`` or is not finite."""
+    arrays = {}
+    for key, leaf in network.flat(params["params"]).items():
+        with np.errstate(over="ignore"):
+            arrays[key] = np.ascontiguousarray(np.asarray(leaf, np.float32).astype(dtype))
+        if not np.isfinite(arrays[key]).all():
+            raise ValueError(f"weight {key} is not finite as {np.dtype(dtype).name}: use dtype=np.float32, "
+                             "or another checkpoint")  # fmt: skip
+    return arrays
 
 
 def sign(folder: str | os.PathLike, config: Mapping, params) -> None:
