@@ -1,10 +1,13 @@
-"""Flax linen networks. They know nothing of diffusion: x, a time and perhaps a label in, an array out."""
+"""Flax linen networks. They know nothing of diffusion: x, a time and perhaps a label or another condition in, an array out."""
 
+from .conditioners import ClassEmbedder, Conditioned, SpatialRescaler, TextTransformer, TokenEncoder
 from .ddpm import DDPMUNet
 from .dncnn import DnCNN
 from .encoder import Encoder
+from .latent_unet import ConditionUNet, LatentUNet
 from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
 from .unet import SuperRes, UNet, init
 
-__all__ = ["DDPMUNet", "DnCNN", "Encoder", "MultiScaleNet", "NCSNpp", "RadialNet", "SuperRes", "UNet", "init"]
+__all__ = ["ClassEmbedder", "ConditionUNet", "Conditioned", "DDPMUNet", "DnCNN", "Encoder", "LatentUNet", "MultiScaleNet",
+           "NCSNpp", "RadialNet", "SpatialRescaler", "SuperRes", "TextTransformer", "TokenEncoder", "UNet", "init"]  # fmt: skip

@@ -19,22 +19,24 @@ HEADS_FIRST, BLOCKS = 128**2, 256**2
 QUERIES_CPU, QUERIES_ELSEWHERE = 128, 1024
 
 
-def attention(q, k, v):
+def attention(q, k, v, mask=None):
     """(..., queries, heads, size) of q (..., queries, heads, size) and k, v (..., keys, heads, size): same leading axes.
 
-    Products are summed and the softmax is computed in at least float32; the result has v's type. Every derivative exists.
+    mask (..., keys): True for the keys that count; where none does, all count alike. Products are summed and the softmax is
+    computed in at least float32; the result has v's type. Every derivative exists.
     """
+    given = (q, k, v) if mask is None else (q, k, v, mask)
     pairs = q.shape[-3] * k.shape[-3]
     usual, special = _as_it_stands if pairs < HEADS_FIRST else _heads_first, {}
     if pairs > BLOCKS:
         usual = functools.partial(_in_blocks, QUERIES_ELSEWHERE)
         special["cpu"] = functools.partial(_in_blocks, QUERIES_CPU)
-    if pairs >= HEADS_FIRST and fused(q):
+    if pairs >= HEADS_FIRST and mask is None and fused(q):
         special["cuda"] = _cudnn
     if not special:
-        return usual(q, k, v)
+        return usual(*given)
     # Reverse mode of a branch keeps the residuals of all branches; inside a checkpoint it keeps q, k and v.
-    return jax.checkpoint(lambda *args: jax.lax.platform_dependent(*args, **special, default=usual))(q, k, v)
+    return jax.checkpoint(lambda *args: jax.lax.platform_dependent(*args, **special, default=usual))(*given)
 
 
 def attend(qkv, heads, order):
@@ -61,30 +63,35 @@ def _sums(dtype):
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
-def _as_it_stands(q, k, v):
+def _counted(weight, mask):
+    """weight (..., heads, queries, keys) with the smallest number where the mask (..., keys) says no."""
+    return weight if mask is None else jnp.where(mask[..., None, None, :], weight, jnp.finfo(weight.dtype).min)
+
+
+def _as_it_stands(q, k, v, mask=None):
     q, k = _scaled(q, k)
     wide = _sums(v.dtype)
     weight = jnp.einsum("...qhd,...khd->...hqk", q, k, preferred_element_type=wide)
-    weight = jax.nn.softmax(weight, axis=-1).astype(v.dtype)
+    weight = jax.nn.softmax(_counted(weight, mask), axis=-1).astype(v.dtype)
     return jnp.einsum("...hqk,...khd->...qhd", weight, v)
 
 
-def _block(q, k, v):
+def _block(q, k, v, mask=None):
     """Scaled q (..., heads, queries, size), k and v likewise."""
     wide = _sums(v.dtype)
-    weight = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=wide)
+    weight = _counted(jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=wide), mask)
     weight = jnp.exp(weight - jax.lax.stop_gradient(weight.max(-1, keepdims=True)))  # any constant: it cancels
     mean = jnp.einsum("...qk,...kd->...qd", weight.astype(v.dtype), v, preferred_element_type=wide)
     return (mean / weight.sum(-1, keepdims=True)).astype(v.dtype)
 
 
-def _heads_first(q, k, v):
+def _heads_first(q, k, v, mask=None):
     q, k = _scaled(q, k)
     q, k, v = (jnp.swapaxes(a, -3, -2) for a in (q, k, v))
-    return jnp.swapaxes(_block(q, k, v), -3, -2)
+    return jnp.swapaxes(_block(q, k, v, mask), -3, -2)
 
 
-def _in_blocks(most, q, k, v):
+def _in_blocks(most, q, k, v, mask=None):
     """Queries in blocks of equal size, at most `most`; the last one may end with up to one row of zeros per block."""
     q, k = _scaled(q, k)
     q, k, v = (jnp.swapaxes(a, -3, -2) for a in (q, k, v))
@@ -93,7 +100,7 @@ def _in_blocks(most, q, k, v):
     each = -(-queries // blocks)
     padded = jnp.pad(q, [(0, 0)] * len(lead) + [(0, blocks * each - queries), (0, 0)])
     stacked = jnp.moveaxis(padded.reshape(*lead, blocks, each, size), -3, 0)
-    one = jax.checkpoint(lambda q: _block(q, k, v), prevent_cse=False)  # a loop's body needs no barrier
+    one = jax.checkpoint(lambda q: _block(q, k, v, mask), prevent_cse=False)  # a loop's body needs no barrier
     out = jnp.moveaxis(jax.lax.map(one, stacked), 0, -3).reshape(*lead, blocks * each, size)
     return jnp.swapaxes(out[..., :queries, :], -3, -2)
 

@@ -16,7 +16,7 @@ from .layers import Attention, Down, GroupNorm, ResBlock, Up, conv, depth_to_spa
 
 
 class Part(NamedTuple):
-    """One module of the path: its name in the parameters, its kind (conv res attention down up), width and heads."""
+    """One module of the path: its name in the parameters, its kind (conv res attention transformer down up), width, heads."""
 
     name: str
     kind: str
@@ -24,6 +24,7 @@ class Part(NamedTuple):
     heads: int = 1
     resample: str | None = None
     normed: bool = True  # an attention with its own norm
+    depth: int = 0  # blocks of a transformer
 
 
 class ADM(nn.Module):
@@ -83,7 +84,7 @@ class ADM(nn.Module):
             for block in range(self.blocks):
                 entry = [Part(f"down_{level}_{block}", "res", width)]
                 if self.attends("down", level):
-                    entry.append(self._attention(f"down_{level}_{block}_attention", width, self.heads))
+                    entry.append(self._attention("down", level, width, f"down_{level}_{block}"))
                 entries.append(entry)
             if level + 1 < len(widths):
                 entries.append([self._resample("down", level, width)])
@@ -91,7 +92,7 @@ class ADM(nn.Module):
 
     def middle_path(self):
         width = self.widths()[-1]
-        attention = self._attention("middle_attention", width, self.heads)
+        attention = self._attention("middle", len(self.multipliers) - 1, width, "middle")
         return [Part("middle_0", "res", width), attention, Part("middle_1", "res", width)]
 
     def up_path(self):
@@ -101,8 +102,7 @@ class ADM(nn.Module):
             for block in range(self.blocks + 1):
                 entry = [Part(f"up_{level}_{block}", "res", width)]
                 if self.attends("up", level):
-                    heads = self.heads_upsample or self.heads
-                    entry.append(self._attention(f"up_{level}_{block}_attention", width, heads))
+                    entry.append(self._attention("up", level, width, f"up_{level}_{block}"))
                 if level and block == self.blocks:
                     entry.append(self._resample("up", level, width))
                 entries.append(entry)
@@ -115,8 +115,9 @@ class ADM(nn.Module):
             raise ValueError(f"head_channels={self.head_channels} does not divide an attention of {width} channels")
         return width // self.head_channels
 
-    def _attention(self, name, width, heads):
-        return Part(name, "attention", width, self.heads_of(width, heads))
+    def _attention(self, way, level, width, name):
+        heads = (self.heads_upsample or self.heads) if way == "up" else self.heads
+        return Part(f"{name}_attention", "attention", width, self.heads_of(width, heads))
 
     def _resample(self, way, level, width):
         name = f"{way}_{level}_resample"
@@ -221,6 +222,9 @@ class UNet(ADM):
             h = jnp.concatenate([h, skips.pop()], axis=-1)
             for part in entry:
                 h = self.run(part, h, e, train)
+        return self.head(h)
+
+    def head(self, h):
         h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.spatial, name="norm_out")(h))
         h = conv(self.out_channels * self.patch**self.spatial, zero=True, name="conv_out", spatial=self.spatial)(h)
         return depth_to_space(h, self.patch, self.spatial)
@@ -244,6 +248,8 @@ def init(net, key, shape):
 
     def start(key):
         x = jnp.zeros(shape)
+        if hasattr(net, "blank"):  # a condition of zeros
+            return net.init(key, x, jnp.zeros(()), net.blank(x))
         given = [x] if isinstance(net, SuperRes) else []
         y = [jnp.zeros((), jnp.int32)] if net.classes else []
         return net.init(key, x, jnp.zeros(()), *given, *y)
