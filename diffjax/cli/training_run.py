@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..base import nearest
+from ..base import nearest, replace
 from ..nets import init
-from ..training import data, losses, state, step, times
-from ..zoo import prior
+from ..training import data, latents, losses, state, step, times
+from ..zoo import first_stage, prior
 from . import samples
 from .config import TrainConfig
 from .loop import Loop
+from .progress import Progress
+
+SIMPLE = ("v", "x0", "eps", "velocity")  # losses that are one error: its norm and log-variance can be chosen
 
 
 def build(config: TrainConfig):
@@ -27,7 +31,10 @@ def optimiser(config):
 
 
 def start(config, net, optimizer, key) -> state.TrainState:
-    return state.init_state(init(net, key, (config.size, config.size, config.channels)), optimizer)
+    params = dict(init(net, key, (config.size, config.size, config.channels)))
+    if config.learn_log_var:  # beside the network's own: what samples does not ask for it
+        params["log_var"] = {"rows": jnp.zeros(config.T)}
+    return state.init_state(params, optimizer)
 
 
 class Run(Loop):
@@ -40,6 +47,11 @@ class Run(Loop):
         if c.times not in times.RULES:
             raise ValueError(f"unknown times {c.times!r}: {nearest(c.times, times.RULES)}")
         losses.weight(c.weighting, "v", 0.0)
+        if (c.norm != "l2" or c.learn_log_var) and c.loss not in SIMPLE:
+            raise ValueError(f"norm {c.norm} and learn_log_var {c.learn_log_var} are of the losses {', '.join(SIMPLE)}, not of "
+                             f"{c.loss}: use --loss v, or leave them out")  # fmt: skip
+        if c.norm not in losses.NORMS:
+            raise ValueError(f"norm {c.norm!r} is unknown: {nearest(c.norm, losses.NORMS)}")
         for name in "batch log_every eval_images checkpoint_every sample_every sample_steps keep T".split():
             if getattr(c, name) < 1:
                 raise ValueError(f"{name} {getattr(c, name)} is too small: use at least 1")
@@ -48,27 +60,63 @@ class Run(Loop):
         self.net, self.schedule = build(c)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
         optimizer = optimiser(c)
-        self.images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit, classes=c.classes)
         hosts = jax.process_index(), jax.process_count()
         self.chief = hosts[0] == 0
-        self.stream = data.Stream(self.images.examples(), c.batch, c.seed, c.flip, *hosts)
         self.whole, self.sharded = step.shardings()
 
         key_init, key_steps = jax.random.split(jax.random.key(c.seed))
-        loss = step.LOSSES[c.loss]
-        weighted = lambda *a: loss(*a, weighting=c.weighting, gamma=c.gamma)
-        dropped = {"null": c.classes, "dropout": c.label_dropout} if c.classes else {}
-        example = lambda f: step.example_loss(self.net, self.schedule, f, **dropped)
+        loss, more = step.LOSSES[c.loss], {"norm": c.norm} if c.loss in SIMPLE else {}
+        weighted = lambda *a, **learned: loss(*a, weighting=c.weighting, gamma=c.gamma, **more, **learned)
+        self.null = prior.null_of(dataclasses.asdict(c))
+        options = {} if self.null is None else {"null": self.null, "dropout": c.label_dropout}
+        options |= {"decode": latents.decode} if c.autoencoder else {}
+        options |= {"learned": lambda params: {"log_var": params["log_var"]["rows"]}} if c.learn_log_var else {}
+        example = lambda f: step.example_loss(self.net, self.schedule, f, **options)
         rule = times.Uniform(whole=True) if c.loss == "hybrid" else times.RULES[c.times]()
         batch_loss = step.mean_loss(example(weighted), self.schedule, rule=rule, sharded=self.sharded)
         self.step = step.train_step(batch_loss, optimizer, ema=c.ema, key=key_steps)
-        self.held_out = step.held_out(example(loss), self.schedule, sharded=self.sharded)
-        untrained = prior.from_config(dataclasses.asdict(c), None)
-        self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded))
+        plain = lambda *a, log_var=None: loss(*a, **more)
+        self.held_out = step.held_out(example(plain), self.schedule, sharded=self.sharded)
         begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole)
         self.start = lambda: begin(key_init)
         self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
+        self.autoencoder = first_stage.load(c.autoencoder)[0] if c.autoencoder else None
         self.claim_folder()
+        self.data = self._latents(*hosts) if c.autoencoder else self._pixels(*hosts)
+        untrained = prior.from_config(dataclasses.asdict(c), None, autoencoder=self.autoencoder)
+        examples = self.data.examples("test", slice(samples.ROWS))
+        self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded), conds=examples.get("cond"))
+
+    def _pixels(self, *hosts):
+        c = self.config
+        images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit, classes=c.classes, tokens=bool(c.vocabulary))
+        self.stream = data.Stream(images.examples(), c.batch, c.seed, c.flip, *hosts)
+        self.held_out_count = len(images.test)
+        return images
+
+    def _latents(self, *hosts):
+        """The moments of the data: those in the folder, or encoded now."""
+        c, file, now = self.config, self.folder / "latents.npz", latents.fingerprint(self.autoencoder)
+        _, about = first_stage.load(c.autoencoder)
+        if not file.is_file():
+            images = data.load(c.data, size=about["size"], channels=about["channels"], fit=c.fit, classes=c.classes,
+                               tokens=bool(c.vocabulary))  # fmt: skip
+            total = (len(images.train) + len(images.test)) * (2 if c.flip else 1)
+            with Progress(total, label="encoding", unit="images") as bar:
+                made = latents.encode(self.autoencoder, images, flip=c.flip, scale=c.latent_scale or None, report=bar.update,
+                                      about={"autoencoder": now, "data": c.data})  # fmt: skip
+            if self.chief:
+                latents.save(file, made)
+        found = latents.load(file, autoencoder=now)
+        if found.shape != (c.size, c.size, c.channels):
+            h, w, channels = found.shape
+            raise ValueError(f"latents of {c.autoencoder} are {h}x{w}x{channels}, the network is made for {c.size}x{c.size}x"
+                             f"{c.channels}: use --size {h} --channels {channels}")  # fmt: skip
+        self.autoencoder = replace(self.autoencoder, shift=found.shift.astype(np.float32), scale=found.scale.astype(np.float32))
+        flip = latents.mirrored if c.flip else False
+        self.stream = data.Stream(found.examples(flipped=c.flip), c.batch, c.seed, flip, *hosts)
+        self.held_out_count = found.count("test")
+        return found
 
     def sign(self):
         prior.sign(self.folder, dataclasses.asdict(self.config), self.shapes.params)
@@ -80,10 +128,10 @@ class Run(Loop):
 
     def evaluate(self, now, done):
         """Held-out loss of the averaged weights: its mean over the noise levels, and each term at each level."""
-        total, devices = len(self.images.test), jax.device_count()
+        total, devices = self.held_out_count, jax.device_count()
         count = min(self.config.eval_images, total)
         count -= count % devices if count > devices else 0  # an even share each
         chosen = np.random.default_rng(0).permutation(total)[:count]
-        terms = self.held_out(now.ema, self.images.examples("test", chosen))
+        terms = self.held_out(now.ema, self.data.examples("test", chosen))
         terms = {k: [round(float(v), 6) for v in values] for k, values in terms.items()}
         return float(np.mean(terms["loss"])), {"levels": step.LEVELS, **terms}
