@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from . import (
+        autoencoder,
         batch,
         convert,
         denoisers,
@@ -43,6 +44,7 @@ __all__ = [
     "Prediction",
     "Result",
     "Walk",
+    "autoencoder",
     "batch",
     "convert",
     "denoisers",

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "diffjax"
 FLOORS = [
     {"__version__", "base"},
     {"method"},
-    {"schedules", "process", "metrics", "parallel"},
+    {"schedules", "process", "metrics", "parallel", "autoencoder"},
     {"timetables", "denoisers", "priors"},
     {"operators"},
     {"kernels"},

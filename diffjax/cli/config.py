@@ -31,7 +31,8 @@ class TrainConfig:
     autoencoder: str = ""  # folder of its run (phase one) or of an exported one: the network sees its latents; empty: pixels
     latent_scale: float = 0.0  # of the latents, for all channels; 0: shift and scale of each channel are measured
     # --- network (diffjax.nets)
-    network: str = "unet"  # unet, ncsnpp (which has one head, its own groups, and no scale_shift, resblock_updown or remat)
+    network: str = "unet"  # unet; latent, a unet told words and boxes by cross-attention (classes 0); ncsnpp (which has one
+    # head, its own groups, and no scale_shift, resblock_updown or remat)
     width: int = 32
     multipliers: tuple[float, ...] = (1, 2)
     blocks: int = 2
@@ -49,6 +50,14 @@ class TrainConfig:
     progressive_input: str = "residual"  # of ncsnpp: none, input_skip, residual
     progressive: str = "none"  # of ncsnpp: none, output_skip, residual
     sigma_data: float = 0.0  # of ncsnpp: > 0: the score of Gaussian data of this deviation is built in; 0: out / sigma
+    vocabulary: int = 0  # of latent: words known, the empty one included; 0: no words
+    words: int = 0  # of latent: the most in a text
+    boxes: int = 0  # of latent: the most in a picture; 0: none
+    box_classes: int = 0  # of latent: what may be in a box, nothing included
+    context: int = 64  # of latent: width of a token
+    depth: int = 1  # of latent: transformer blocks at each attention
+    encoder_layers: int = 2  # of latent: of the token encoder
+    part_dropout: float = 0.0  # of latent: share of pictures told only the words or only the boxes
     # --- diffusion and loss
     schedule: str = "cosine"  # tables of T rows: cosine, linear, scaled_linear; formulas: ve, vp, subvp, flow
     T: int = 1000

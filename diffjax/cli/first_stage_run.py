@@ -112,7 +112,8 @@ class FirstStageRun(Loop):
 
     def evaluate(self, now, done):
         """Of the averaged weights on held-out images: PSNR (dB), lpips, the distance of the reconstructions as a set (Frechet
-        and kernel, in AlexNet's features), and the share of the codebook in use. The distance says which checkpoint is best."""
+        and kernel, in AlexNet's features), and the share of the codebook in use. The distance says which checkpoint is
+        best."""
         params, c = now.players[AE].ema, self.config
         chosen = np.random.default_rng(0).permutation(len(self.images.test))[: c.eval_images]
         _, told, indices = self.over(params, self.images.test[chosen])

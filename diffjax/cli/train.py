@@ -22,7 +22,6 @@ from . import errors, options
 from .config import FirstStageConfig, TrainConfig
 from .errors import UserError
 
-
 PHASES = ("first", "second")
 
 
@@ -44,7 +43,8 @@ def _main(argv, configs) -> int:
 
         jax.distributed.initialize()
     with errors.library_errors():
-        run = (FirstStageRun if isinstance(config, FirstStageConfig) else Run)(config)  # checks all that can be known before the first step
+        of_phase = FirstStageRun if isinstance(config, FirstStageConfig) else Run
+        run = of_phase(config)  # checks all that can be known before the first step
     return run.train()
 
 
@@ -97,7 +97,7 @@ def phase(config, name: str | None, known: dict):
         stem = Path(config.autoencoder).name
         config = known[stem] if stem in known else find(config.autoencoder, known)
         if not isinstance(config, FirstStageConfig):
-            raise UserError(f"{config.name} is not the first phase of an autoencoder: train it by the configuration of its own")
+            raise UserError(f"{config.name} is no first phase: train its autoencoder by its own configuration")
     if name == "second" and isinstance(config, FirstStageConfig):
         raise UserError(f"{config.name} is an autoencoder: phase second is a prior with --autoencoder runs/{config.name}")
     return config

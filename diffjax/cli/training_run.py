@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import nearest, replace
+from ..base import nearest
 from ..nets import init
 from ..training import data, latents, losses, state, step, times
 from ..zoo import first_stage, prior
@@ -48,8 +48,8 @@ class Run(Loop):
             raise ValueError(f"unknown times {c.times!r}: {nearest(c.times, times.RULES)}")
         losses.weight(c.weighting, "v", 0.0)
         if (c.norm != "l2" or c.learn_log_var) and c.loss not in SIMPLE:
-            raise ValueError(f"norm {c.norm} and learn_log_var {c.learn_log_var} are of the losses {', '.join(SIMPLE)}, not of "
-                             f"{c.loss}: use --loss v, or leave them out")  # fmt: skip
+            raise ValueError(f"norm {c.norm} and learn_log_var {c.learn_log_var} are of the losses {', '.join(SIMPLE)}, not "
+                             f"of {c.loss}: use --loss v, or leave them out")  # fmt: skip
         if c.norm not in losses.NORMS:
             raise ValueError(f"norm {c.norm!r} is unknown: {nearest(c.norm, losses.NORMS)}")
         for name in "batch log_every eval_images checkpoint_every sample_every sample_steps keep T".split():
@@ -69,7 +69,7 @@ class Run(Loop):
         weighted = lambda *a, **learned: loss(*a, weighting=c.weighting, gamma=c.gamma, **more, **learned)
         self.null = prior.null_of(dataclasses.asdict(c))
         options = {} if self.null is None else {"null": self.null, "dropout": c.label_dropout}
-        options |= {"decode": latents.decode} if c.autoencoder else {}
+        options |= {"decode": self._decode} if c.autoencoder or c.part_dropout else {}
         options |= {"learned": lambda params: {"log_var": params["log_var"]["rows"]}} if c.learn_log_var else {}
         example = lambda f: step.example_loss(self.net, self.schedule, f, **options)
         rule = times.Uniform(whole=True) if c.loss == "hybrid" else times.RULES[c.times]()
@@ -86,6 +86,12 @@ class Run(Loop):
         untrained = prior.from_config(dataclasses.asdict(c), None, autoencoder=self.autoencoder)
         examples = self.data.examples("test", slice(samples.ROWS))
         self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded), conds=examples.get("cond"))
+
+    def _decode(self, example, key):
+        """What is stored of an example to what is learned."""
+        k_draw, k_parts = jax.random.split(key)
+        example = latents.decode(example, k_draw) if self.config.autoencoder else data.decode(example)
+        return data.drop_parts(example, k_parts, self.config.part_dropout) if self.config.part_dropout else example
 
     def _pixels(self, *hosts):
         c = self.config
@@ -112,7 +118,7 @@ class Run(Loop):
             h, w, channels = found.shape
             raise ValueError(f"latents of {c.autoencoder} are {h}x{w}x{channels}, the network is made for {c.size}x{c.size}x"
                              f"{c.channels}: use --size {h} --channels {channels}")  # fmt: skip
-        self.autoencoder = replace(self.autoencoder, shift=found.shift.astype(np.float32), scale=found.scale.astype(np.float32))
+        self.autoencoder = found.normalise(self.autoencoder)
         flip = latents.mirrored if c.flip else False
         self.stream = data.Stream(found.examples(flipped=c.flip), c.batch, c.seed, flip, *hosts)
         self.held_out_count = found.count("test")

@@ -1,5 +1,6 @@
 """Flax linen networks. They know nothing of diffusion: x, a time and perhaps a label or another condition in, an array out."""
 
+from .autoencoder import AutoencoderKL, AutoencoderVQ
 from .conditioners import ClassEmbedder, Conditioned, SpatialRescaler, TextTransformer, TokenEncoder
 from .ddpm import DDPMUNet
 from .dncnn import DnCNN
@@ -9,5 +10,23 @@ from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
 from .unet import SuperRes, UNet, init
 
-__all__ = ["ClassEmbedder", "ConditionUNet", "Conditioned", "DDPMUNet", "DnCNN", "Encoder", "LatentUNet", "MultiScaleNet",
-           "NCSNpp", "RadialNet", "SpatialRescaler", "SuperRes", "TextTransformer", "TokenEncoder", "UNet", "init"]  # fmt: skip
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderVQ",
+    "ClassEmbedder",
+    "ConditionUNet",
+    "Conditioned",
+    "DDPMUNet",
+    "DnCNN",
+    "Encoder",
+    "LatentUNet",
+    "MultiScaleNet",
+    "NCSNpp",
+    "RadialNet",
+    "SpatialRescaler",
+    "SuperRes",
+    "TextTransformer",
+    "TokenEncoder",
+    "UNet",
+    "init",
+]

@@ -175,7 +175,8 @@ class Attention(nn.Module):
 class ResBlock(nn.Module):
     """skip(x) + conv(silu(norm(conv(silu(norm(x)))))), told the time by the embedding `e` (..., E) (already activated).
 
-    The embedding is added between the convolutions, or with `scale_shift` scales and shifts the second norm.
+    The embedding is added between the convolutions, or with `scale_shift` scales and shifts the second norm; None: there is
+    no time.
     `resample` ("down", "up" or None) acts on both branches before the first convolution. The last convolution starts
     at zero: a new block is the identity.
     """
@@ -190,14 +191,17 @@ class ResBlock(nn.Module):
     spatial: int = 2
 
     @nn.compact
-    def __call__(self, x, e):
+    def __call__(self, x, e=None):
         spatial = self.spatial
         change = {"down": average_pool, "up": nearest, None: lambda h, spatial: h}[self.resample]
         h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, spatial, name="norm_1")(x))
         h = conv(self.features, dtype=self.dtype, name="conv_1", spatial=spatial)(change(h, spatial))
-        e = over_image(nn.Dense(self.features * (1 + self.scale_shift), name="embedding")(e), spatial)
+        if e is not None:
+            e = over_image(nn.Dense(self.features * (1 + self.scale_shift), name="embedding")(e), spatial)
         norm = GroupNorm(self.groups, self.epsilon, spatial, name="norm_2")
-        if self.scale_shift:
+        if e is None:
+            h = norm(h)
+        elif self.scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
         else:

@@ -7,6 +7,7 @@ permutation and takes its own rows of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -19,6 +20,7 @@ import numpy as np
 
 from ..base import nearest
 
+TOKENS = ("tokens", "boxes", "classes")  # of a condition of words and boxes
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 IDX_HINT = (
     "Fashion-MNIST's four idx files come with the Debian package dataset-fashion-mnist "
@@ -57,7 +59,8 @@ def decode(example, key=None):
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int = 512, classes: int = 0) -> Images:
+def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int = 512, classes: int = 0,
+         tokens: bool = False) -> Images:  # fmt: skip
     """Read a data set.
 
     path:     folder with idx files (``train-images-idx3-ubyte[.gz]`` ...), folder of pictures (``train/`` and
@@ -67,6 +70,8 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
               shorter side to ``size`` and crops the centre
     holdout:  images set aside (the same for every run) where the data has no test part
     classes:  labels must exist and lie in 0..classes - 1; 0: labels are dropped
+    tokens:   the condition is words and boxes, of an .npz: what it has of ``tokens_train``, ``boxes_train``, ``classes_train``
+              and the same of ``test``, in place of labels
     Raises ValueError, in one line, for whatever is missing, unreadable or of the wrong kind.
     """
     if fit not in ("pad", "resize"):
@@ -82,6 +87,8 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
     else:
         raise ValueError(f"data {path} is neither a folder nor an .npz file")
     train, train_labels, test, test_labels, names = read(path, prepare)
+    if tokens:
+        return Images(train, *_tokens(path, "train"), test, *_tokens(path, "test"))
     if test is None:
         train, train_labels, test, test_labels = _hold_out(train, train_labels, holdout, path)
     if classes:
@@ -151,6 +158,27 @@ def _read_npz(path, prepare):
         raise ValueError(f"{path} has neither x_train nor x: store uint8 images (N, H, W, C) under one of these names")
     y, test, test_y = data.get("y_train", data.get("y")), data.get("x_test"), data.get("y_test")
     return prepare(x, path), y, None if test is None else prepare(test, path), test_y, ()
+
+
+def _tokens(path, part):
+    """[{name: array}] of words and boxes. Raises ValueError where there are none."""
+    with np.load(path, allow_pickle=False) if path.suffix == ".npz" else contextlib.nullcontext() as archive:
+        found = {} if archive is None else {
+            name: archive[f"{name}_{part}"] for name in TOKENS if f"{name}_{part}" in archive.files
+        }  # fmt: skip
+    if not found:
+        raise ValueError(f"data {path} has no words or boxes (tokens_{part}, boxes_{part}, classes_{part}): use an .npz that "
+                         "has them, as experiments/orchard.py makes it")  # fmt: skip
+    return [{name: a if name == "boxes" else a.astype(np.int32) for name, a in found.items()}]
+
+
+def drop_parts(example, key, share):
+    """An example told words and boxes, with only the one or only the other in ``share`` of all cases."""
+    u, cond = jax.random.uniform(key), dict(example["cond"])
+    for name, a in cond.items():
+        lost = u < share / 2 if name == "tokens" else (u >= share / 2) & (u < share)
+        cond[name] = jax.numpy.where(lost, jax.numpy.zeros_like(a), a)
+    return {**example, "cond": cond}
 
 
 def _read_pictures(folder, prepare):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..autoencoder import draw
+from ..base import replace
 
 FORMAT = "diffjax latents 1"
 DEVIATIONS = (0.5, 2.0)  # of z, between which a scale may be called right
@@ -61,13 +62,19 @@ class Latents:
         Raises ValueError if the mirror images are wanted and were not encoded.
         """
         cond = getattr(self, f"{part}_cond")
-        out = {"x": self._normal(getattr(self, part), rows)} | ({} if cond is None else {"cond": jax.tree.map(lambda a: a[rows], cond)})
+        out = {"x": self._normal(getattr(self, part), rows)}
+        if cond is not None:
+            out["cond"] = jax.tree.map(lambda a: a[rows], cond)
         if flipped:
             other = getattr(self, f"{part}_flipped")
             if other is None:
-                raise ValueError("these latents were encoded without mirror images: encode them with flip=True, or use flip=False")
+                raise ValueError("these latents were encoded without mirror images: encode with flip=True, or use flip=False")
             out["flipped"] = self._normal(other, rows)
         return out
+
+    def normalise(self, autoencoder):
+        """The autoencoder with this shift and scale."""
+        return replace(autoencoder, shift=np.asarray(self.shift, np.float32), scale=np.asarray(self.scale, np.float32))
 
     def _normal(self, raw, rows):
         """Moments of z from those of raw."""
@@ -106,8 +113,6 @@ def encode(autoencoder, images, *, flip=False, scale=None, batch=64, about=None,
     report:  called with the number of images done
     Raises ValueError for a given scale that contradicts the data (:func:`check`), and where latents are not finite.
     """
-    from ..base import replace
-
     raw = replace(autoencoder, shift=0.0, scale=1.0)
     run = jax.jit(lambda raw, x: raw.moments(x))
     done = 0
@@ -177,7 +182,8 @@ _PARTS = ("train", "test", "train_flipped", "test_flipped")
 
 
 def save(file, latents: Latents) -> None:
-    """Write an .npz, whole or not at all: PART.mean, PART.logvar, cond_PART (or cond_PART.NAME), shift, scale, and "about" as JSON."""
+    """Write an .npz, whole or not at all: PART.mean, PART.logvar, cond_PART (or cond_PART.NAME), shift, scale, and "about", a
+    JSON text."""
     arrays: dict[str, Any] = {"shift": latents.shift, "scale": latents.scale}
     for part in _PARTS:
         arrays |= {f"{part}.{name}": a for name, a in (getattr(latents, part) or {}).items()}

@@ -7,8 +7,8 @@ Per image, with a = |x - x_r| + perceptual * lpips(x, x_r), of B images of D val
 
     g = - mean D(x_r),   d = disc_weight min(|grad a| / (|grad g| + 1e-4), 1e4),   norms over the decoder's last kernel
 
-``factor`` is 0 before the step ``start`` and 1 from it on. Before it neither the discriminator nor d is computed. The gradients
-of a and g with respect to x_r are found once; d comes from them and the last layer's input, so that it costs one small
+``factor`` is 0 before the step ``start`` and 1 from it on. Before it neither the discriminator nor d is computed. The
+gradients of a and g with respect to x_r are found once; d comes from them and the last layer's input, so that it costs one small
 product and no further pass through a network.
 
 Sources: Rombach et al. 2022, arXiv:2112.10752, section G; Esser, Rombach and Ommer 2021, arXiv:2012.09841, equation 7 (d); the

@@ -62,6 +62,19 @@ def load(folder: str | os.PathLike, which="best") -> tuple[autoencoder.Autoencod
     return from_config(config, params), config
 
 
+def of_run(folder: Path, config: Mapping) -> tuple[autoencoder.Autoencoder | None, dict]:
+    """(autoencoder, entry of the card) of a training run of a latent prior: shift and scale as measured on its data. (None,
+    {}) for one of pixels. Raises ValueError if the autoencoder or the latents are not where the run left them."""
+    if not config.get("autoencoder"):
+        return None, {}
+    from ..training import latents
+
+    auto, about = load(config["autoencoder"])
+    found = latents.load(folder / "latents.npz", autoencoder=latents.fingerprint(auto))
+    auto = found.normalise(auto)
+    return auto, {"autoencoder": entry(auto, about)}
+
+
 def entry(auto: autoencoder.Autoencoder, config: Mapping) -> dict:
     """What a card says of the autoencoder: its configuration, shift and scale."""
     numbers = {k: np.atleast_1d(np.asarray(getattr(auto, k), np.float64)).tolist() for k in ("shift", "scale")}
@@ -97,5 +110,3 @@ def read(folder: Path, entry: Mapping) -> autoencoder.Autoencoder:
     number = lambda k: np.asarray(entry[k], np.float32)
     params = {"params": network.nested(jax.device_put(leaves))}
     return autoencoder.from_network(net, params, shift=number("shift"), scale=number("scale"))
-
-

@@ -22,7 +22,8 @@ FORMULAS = {"vp": schedules.VP, "subvp": schedules.SubVP, "flow": schedules.Rect
 NETWORK = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
 NCSNPP = "width multipliers blocks attention patch dropout embedding fourier_scale progressive_input progressive".split()
 NEEDED = ("size", "channels", "classes", "loss", "schedule", "T", *NETWORK)
-NETWORKS = ("unet", "ncsnpp")
+WORDS = "vocabulary words boxes box_classes context depth encoder_layers".split()
+NETWORKS = ("unet", "ncsnpp", "latent")
 
 
 def build(config: Mapping):
@@ -62,6 +63,10 @@ class Network:
             fields = _ncsnpp(config)
         else:
             fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NETWORK}
+        if kind == "latent":
+            if not (config["vocabulary"] and config["words"]) and not (config["boxes"] and config["box_classes"]):
+                raise ValueError("network latent reads words or boxes: set vocabulary and words, or boxes and box_classes")
+            fields |= {k: config[k] for k in WORDS}
         fields |= {
             "out_channels": config["channels"] * (2 if config["loss"] == "hybrid" else 1),
             "classes": config["classes"] or None,
@@ -98,8 +103,15 @@ def _module(network: Network):
 
     from .. import nets
 
+    dtype, fields = jnp.bfloat16 if network.bfloat16 else None, dict(network.fields)
+    if network.kind == "latent":
+        told = {k: fields.pop(k) for k in WORDS}
+        reader = nets.TokenEncoder(told["context"], told["vocabulary"], told["words"], told["box_classes"],
+                                   told["encoder_layers"], dtype=dtype)  # fmt: skip
+        net = nets.LatentUNet(dtype=dtype, context=told["context"], depth=told["depth"], **fields)
+        return nets.Conditioned(net, reader)
     make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp}[network.kind]
-    return make(dtype=jnp.bfloat16 if network.bfloat16 else None, **dict(network.fields))
+    return make(dtype=dtype, **fields)
 
 
 # --- do weights fit? ------------------------------------------------------------------------------------------------
@@ -127,7 +139,8 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 
 def signature(config: Mapping, shapes: Mapping[str, tuple]) -> str:
     """A fingerprint of a network's configuration together with the names and shapes of weights that fit it."""
-    names = NETWORK if config.get("network", "unet") == "unet" else ("network", "schedule", "sigma_data", *NCSNPP)
+    of = {"unet": NETWORK, "ncsnpp": ("network", "schedule", "sigma_data", *NCSNPP), "latent": ("network", *NETWORK, *WORDS)}
+    names = of[config.get("network", "unet")]
     network = [config.get(k) for k in ("size", "channels", "classes", "loss", *names)]
     text = json.dumps([network, sorted((name, list(shape)) for name, shape in shapes.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
