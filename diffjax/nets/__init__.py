@@ -3,6 +3,7 @@
 from .autoencoder import AutoencoderKL, AutoencoderVQ
 from .conditioners import ClassEmbedder, Conditioned, SpatialRescaler, TextTransformer, TokenEncoder
 from .ddpm import DDPMUNet
+from .discriminator import PatchDiscriminator
 from .dncnn import DnCNN
 from .encoder import Encoder
 from .latent_unet import ConditionUNet, LatentUNet
@@ -22,6 +23,7 @@ __all__ = [
     "LatentUNet",
     "MultiScaleNet",
     "NCSNpp",
+    "PatchDiscriminator",
     "RadialNet",
     "SpatialRescaler",
     "SuperRes",

@@ -1,0 +1,18 @@
+"""Phase one of fruits64: an autoencoder of 64 x 64 fruits with Gaussian moments, f = 4. Two cores suffice."""
+
+from diffjax.cli.config import FirstStageConfig
+
+config = FirstStageConfig(
+    name="fruits64_kl",
+    data="data/fruits64.npz",  # python -m experiments.fruits
+    flip=True,
+    kind="kl",
+    latent_channels=3,
+    width=32,
+    multipliers=(1, 2, 3),
+    blocks=1,
+    middle=False,
+    disc_start=1_000,
+    steps=1_600,
+    cooldown=500,
+)
