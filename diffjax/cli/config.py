@@ -118,8 +118,8 @@ class FirstStageConfig:
     kl_weight: float = 1e-6  # of sums over an image, as in the official code
     codebook_weight: float = 1.0
     beta: float = 0.25  # on the codebook's half of its loss
-    disc_weight: float = 0.5  # times the adaptive weight; 0: no discriminator
-    disc_start: int = 1_000  # the step from which the discriminator plays; before it costs nothing
+    disc_weight: float = 0.5  # times the adaptive weight
+    disc_start: int = 1_000  # the step from which the discriminator plays; before, it costs nothing. Beyond steps: never
     disc_loss: str = "hinge"  # hinge, vanilla
     disc_width: int = 32
     disc_layers: int = 2

@@ -12,12 +12,13 @@ import numpy as np
 from .. import metrics, zoo
 from ..nets import PatchDiscriminator
 from ..training import data, state, step
-from ..training.phase_one import AE, DISC, PhaseOne
+from ..training import first_stage as losses
 from ..zoo import first_stage
 from . import samples
 from .config import FirstStageConfig
 from .loop import Loop
 
+AE, DISC = first_stage.PLAYERS
 PICTURES = 32  # held-out images in a picture of reconstructions
 WORSE = {"psnr": 1.0, "lpips": 1.2}  # a loss of more dB, and a growth by more, since the discriminator's start is said aloud
 
@@ -27,10 +28,8 @@ class WorseWarning(UserWarning):
 
 
 def build(config: FirstStageConfig):
-    """-> (autoencoder network, discriminator or None) of a configuration. Raises ValueError."""
-    net = first_stage.build(dataclasses.asdict(config))
-    disc = PatchDiscriminator(width=config.disc_width, layers=config.disc_layers) if config.disc_weight else None
-    return net, disc
+    """-> (autoencoder network, discriminator) of a configuration. Raises ValueError."""
+    return first_stage.build(dataclasses.asdict(config)), PatchDiscriminator(config.disc_width, config.disc_layers)
 
 
 class FirstStageRun(Loop):
@@ -52,10 +51,12 @@ class FirstStageRun(Loop):
         self.lpips = zoo.lpips_weights() if c.channels in (1, 3) else None
         if self.lpips is None and c.perceptual:
             raise ValueError(f"perceptual {c.perceptual} needs images of 1 or 3 channels, not {c.channels}: use perceptual 0")
-        self.game = PhaseOne(self.net, disc, self.lpips, c.perceptual, c.kl_weight, c.codebook_weight, c.beta, c.disc_weight,
-                             c.disc_start, c.disc_loss)  # fmt: skip
+        weights = losses.Weights(c.perceptual, c.kl_weight, c.codebook_weight, c.disc_weight, start=c.disc_start,
+                                 disc_loss=c.disc_loss)  # fmt: skip
+        distance = (lambda x, y: jax.vmap(metrics.lpips, (0, 0, None))(x, y, self.lpips)) if c.perceptual else None
+        players = losses.players(self.net, disc, weights, perceptual=distance, beta=c.beta)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
-        optimizer = dict.fromkeys(self.game.losses, state.adam(self.rate, b1=c.b1, b2=c.b2, clip=c.clip or np.inf))
+        optimizer = dict.fromkeys(players, state.adam(self.rate, b1=c.b1, b2=c.b2, clip=c.clip or np.inf))
         self.images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit)
         hosts = jax.process_index(), jax.process_count()
         self.chief = hosts[0] == 0
@@ -63,16 +64,13 @@ class FirstStageRun(Loop):
         self.whole, self.sharded = step.shardings()
 
         key_init, key_steps = jax.random.split(jax.random.key(c.seed))
-        decays = {name: c.ema if name == AE else None for name in self.game.losses}
-        self.step = step.train_step(self.game.losses, optimizer, ema=decays, key=key_steps)
+        self.step = step.train_step(players, optimizer, ema={AE: c.ema, DISC: None}, key=key_steps)
 
         def start(key):
             keys = jax.random.split(key)
             x = np.zeros((1, c.size, c.size, c.channels), np.float32)
-            params = {AE: self.net.init(keys[0], x)}
-            if disc:
-                params[DISC] = disc.init(keys[1], x)
-            return state.init_state(params, optimizer, {name: name == AE for name in params})
+            params = {AE: self.net.init(keys[0], x), DISC: {"params": disc.init(keys[1], x)["params"]}}
+            return state.init_state(params, optimizer, {AE: True, DISC: False})
 
         begin = jax.jit(start, out_shardings=self.whole)
         self.start = lambda: begin(key_init)
@@ -132,7 +130,7 @@ class FirstStageRun(Loop):
     def compare(self, terms, done):
         """Warn if this is much worse than just before the discriminator's start."""
         before = self.before_start()
-        if done <= self.config.disc_start or not before or not self.config.disc_weight:
+        if done <= self.config.disc_start or not before:
             return
         worse = []
         if before["psnr"] - terms["psnr"] > WORSE["psnr"]:

@@ -3,7 +3,6 @@
 from .autoencoder import AutoencoderKL, AutoencoderVQ
 from .conditioners import ClassEmbedder, Conditioned, SpatialRescaler, TextTransformer, TokenEncoder
 from .ddpm import DDPMUNet
-from .discriminator import PatchDiscriminator
 from .dncnn import DnCNN
 from .encoder import Encoder
 from .latent_unet import ConditionUNet, LatentUNet
@@ -23,7 +22,6 @@ __all__ = [
     "LatentUNet",
     "MultiScaleNet",
     "NCSNpp",
-    "PatchDiscriminator",
     "RadialNet",
     "SpatialRescaler",
     "SuperRes",
