@@ -3,12 +3,14 @@
 from .autoencoder import AutoencoderKL, AutoencoderVQ
 from .conditioners import ClassEmbedder, Conditioned, SpatialRescaler, TextTransformer, TokenEncoder
 from .ddpm import DDPMUNet
+from .discriminator import PatchDiscriminator
 from .dncnn import DnCNN
 from .encoder import Encoder
 from .latent_unet import ConditionUNet, LatentUNet
 from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
 from .unet import SuperRes, UNet, init
+from .vgg import VGGDistance
 
 __all__ = [
     "AutoencoderKL",
@@ -22,11 +24,13 @@ __all__ = [
     "LatentUNet",
     "MultiScaleNet",
     "NCSNpp",
+    "PatchDiscriminator",
     "RadialNet",
     "SpatialRescaler",
     "SuperRes",
     "TextTransformer",
     "TokenEncoder",
     "UNet",
+    "VGGDistance",
     "init",
 ]

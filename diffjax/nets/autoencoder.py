@@ -60,6 +60,7 @@ class _Half(nn.Module):
 
     def end(self, h):
         h = jax.nn.silu(GroupNorm(self.groups, EPSILON, name="norm_out")(h))
+        self.sow("intermediates", "features", h)  # kept only for whom asks: what the last convolution sees
         return conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
 
 

@@ -131,11 +131,10 @@ def test_vq(golden_file):
         quantise = lambda h: net.apply(params, h, method="quantise")
 
         def latents(h):
-            # diffusers decodes what is quantised, in "out" as well
             zs = {"dec_force_not_quantize": h, "dec": quantise(field.get("z_for_decode", h)).z}
             return zs | {"dec_quantised": quantise(h).z} if official else zs
 
-        at = "dec_force_not_quantize" if official else "dec"
+        at = "dec_force_not_quantize"
         given = (field["in_x"], latents, at, field["v"], field.get("v_enc"))
         h, results, gradients = forth_and_back(net, params, *given)
         q = quantise(h)
