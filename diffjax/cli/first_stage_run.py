@@ -16,7 +16,7 @@ from ..training import first_stage as losses
 from ..zoo import first_stage
 from . import samples
 from .config import FirstStageConfig
-from .loop import Loop
+from .loop import QUICK, Loop
 
 AE, DISC = first_stage.PLAYERS
 PICTURES = 32  # held-out images in a picture of reconstructions
@@ -72,7 +72,7 @@ class FirstStageRun(Loop):
             params = {AE: self.net.init(keys[0], x), DISC: {"params": disc.init(keys[1], x)["params"]}}
             return state.init_state(params, optimizer, {AE: True, DISC: False})
 
-        begin = jax.jit(start, out_shardings=self.whole)
+        begin = jax.jit(start, out_shardings=self.whole, compiler_options=QUICK)
         self.start = lambda: begin(key_init)
         self.shapes = jax.eval_shape(begin, key_init)
         self.judge = jax.jit(self._judge)

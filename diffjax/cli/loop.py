@@ -19,6 +19,9 @@ from .config import read as read_config
 from .progress import Progress
 
 
+QUICK = {"xla_backend_optimization_level": 0}  # of the many small draws of parameters, which run once
+
+
 class Loop:
     """What runs of both phases share. A run sets, before ``claim_folder``:
 

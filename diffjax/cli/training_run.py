@@ -14,7 +14,7 @@ from ..training import data, latents, losses, state, step, times
 from ..zoo import first_stage, prior
 from . import samples
 from .config import TrainConfig
-from .loop import Loop
+from .loop import QUICK, Loop
 from .progress import Progress
 
 SIMPLE = ("v", "x0", "eps", "velocity")  # losses that are one error: its norm and log-variance can be chosen
@@ -77,7 +77,7 @@ class Run(Loop):
         self.step = step.train_step(batch_loss, optimizer, ema=c.ema, key=key_steps)
         plain = lambda *a, log_var=None: loss(*a, **more)
         self.held_out = step.held_out(example(plain), self.schedule, sharded=self.sharded)
-        begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole)
+        begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole, compiler_options=QUICK)
         self.start = lambda: begin(key_init)
         self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
         self.autoencoder = first_stage.load(c.autoencoder)[0] if c.autoencoder else None

@@ -20,6 +20,7 @@ import numpy as np
 from ..nets import Encoder, SuperRes, UNet
 from . import strict
 from .strict import Entry, module, norm
+from .transformer import entries as transformer
 
 # official constructor arguments -> our fields; None: says nothing about the parameters or the function
 FLAGS = {
@@ -69,6 +70,8 @@ def _part(part, name):
         return module([at], name, "conv")
     if part.kind in ("down", "up"):
         return module([at, "conv"], f"{name}.{'op' if part.kind == 'down' else 'conv'}", "conv")
+    if part.kind == "transformer":
+        return transformer(at, name, part.depth)
     if part.kind == "attention":
         return [
             *norm([at, "norm"], f"{name}.norm"),

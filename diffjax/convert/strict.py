@@ -111,7 +111,8 @@ def vote(state, *where):
     return max(sizes, key=sizes.count, default=None)
 
 
-def _some(names, most=8):
+def some(names, most=8):
+    """The first names of a list, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -126,7 +127,7 @@ def check(state, wanted, net):
     """Raise one ValueError that lists all mismatches and the configuration assumed, if there are any."""
     missing, left_over, wrong = mismatches(state, wanted)
     found = [
-        f"{label}: {_some(names)}"
+        f"{label}: {some(names)}"
         for label, names in (("missing", missing), ("left over", left_over), ("of another shape", wrong))
         if names
     ]

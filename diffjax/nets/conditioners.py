@@ -192,7 +192,9 @@ class TokenEncoder(nn.Module):
         if "boxes" in given:
             boxes, classes = given["boxes"], given["classes"]
             if boxes.shape != (*classes.shape, 4):
-                raise ValueError(f"boxes have shape {boxes.shape}, their classes {classes.shape}: give (..., N, 4) and (..., N)")
+                raise ValueError(
+                    f"boxes have shape {boxes.shape}, their classes {classes.shape}: give (..., N, 4) and (..., N)"
+                )
             angle = jnp.pi * boxes[..., None].astype(jnp.float32) * 2.0 ** jnp.arange(self.frequencies)
             waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*classes.shape, 8 * self.frequencies)
             x = nn.Dense(self.width, name="box")(waves) + _look_up(_table(self, "class", self.classes, self.width), classes,
@@ -214,8 +216,8 @@ class TokenEncoder(nn.Module):
 class Conditioned(nn.Module):
     """A network and what reads its condition as one: `apply(params, x, t, cond, train=False)`; parameters `net`, `reader`.
 
-    net: a `LatentUNet` or `ConditionUNet`; reader: one of the modules of this file. cond: a dict with what the reader reads and
-    whatever else the network takes. Raises ValueError for a condition of another kind.
+    net: a `LatentUNet` or `ConditionUNet`; reader: one of the modules of this file. cond: a dict with what the reader reads
+    and whatever else the network takes. Raises ValueError for a condition of another kind.
     """
 
     net: nn.Module
@@ -228,7 +230,9 @@ class Conditioned(nn.Module):
             cond = {reads[0]: cond}
         lacking = [name for name in reads if not isinstance(cond, Mapping) or cond.get(name) is None]
         if lacking:
-            raise ValueError(f"the condition lacks {', '.join(lacking)}: give cond={{{', '.join(f'{n!r}: ...' for n in reads)}}}")
+            raise ValueError(
+                f"the condition lacks {', '.join(lacking)}: give cond={{{', '.join(f'{n!r}: ...' for n in reads)}}}"
+            )
         read = self.reader(*(cond[name] for name in reads))
         read = zip(self.reader.gives, read if isinstance(read, tuple) else (read,))
         return self.net(x, t, {n: a for n, a in cond.items() if n not in reads} | dict(read), train)

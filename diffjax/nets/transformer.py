@@ -79,10 +79,10 @@ class Block(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """x + proj(blocks(proj(norm x))) over the pixels of x (..., H, W, C), which attend to each other and to context (..., L, D).
+    """x + proj(blocks(proj(norm x))) over the pixels of x (..., H, W, C), told context (..., L, D).
 
-    Without a context the second attention of a block is to the pixels again. The last projection starts at zero. `epsilon`
-    is that of the group norm.
+    The pixels attend to each other and to the context. Without a context the second attention of a block is to the pixels
+    again. The last projection starts at zero. `epsilon` is that of the group norm.
     """
 
     heads: int
