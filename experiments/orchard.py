@@ -9,8 +9,8 @@ One to three fruits of Fruits-360 at random places and sizes on white, 64x64, ea
   classes_train, classes_test  (N, 3): 0 no box, 1 apple, 2 cherry, 3 tomato
   vocabulary                   all this in words, JSON (diffjax.zoo.vocabulary)
 
-Boxes do not overlap. A sentence never says what is not so, but it does not say all: a colour may be left out, and where there are
-several of a kind they may be counted. The licence is that of the fruits, CC BY-SA 4.0.
+Boxes do not overlap. A sentence never says what is not so, but it does not say all: a colour may be left out, and where
+there are several of a kind they may be counted. The licence is that of the fruits, CC BY-SA 4.0.
 """
 
 from __future__ import annotations
@@ -54,12 +54,15 @@ def _main(argv) -> int:
         with np.load(o.fruits, allow_pickle=False) as archive:
             fruits = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--fruits {o.fruits} cannot be read ({errors.one_line(error)}): make it, python -m experiments.fruits") from None
+        why = errors.one_line(error)
+        raise UserError(f"--fruits {o.fruits} cannot be read ({why}): make it, python -m experiments.fruits") from None
     arrays = {"vocabulary": np.array(json.dumps(VOCABULARY.entry()))}
     with Progress(o.train + o.test, label="planting", unit="pictures") as bar:
         for part, count, seed in (("train", o.train, 0), ("test", o.test, 1)):
-            crops = cut(fruits[f"x_{part}"])
-            made = [picture(crops, fruits[f"y_{part}"], np.random.default_rng((seed, n))) for n in range(count) if not bar.update()]
+            crops, labels, made = cut(fruits[f"x_{part}"]), fruits[f"y_{part}"], []
+            for n in range(count):
+                made.append(picture(crops, labels, np.random.default_rng((seed, n))))
+                bar.update()
             for name in made[0]:
                 arrays[f"{name}_{part}"] = np.stack([one[name] for one in made])
     try:
@@ -187,7 +190,9 @@ def sentence(things, boxes, rng) -> str | None:
     apart = rng.random() < 0.5  # a red apple and a green apple: two apples, or one of each
     for (name, hue), box in zip(things, boxes):
         groups.setdefault((name, hue if apart else None), []).append((hue, box))
-    phrases = [(phrase(name, [hue for hue, _ in members], rng), [box for _, box in members]) for (name, _), members in groups.items()]
+    phrases = []
+    for (name, _), members in groups.items():
+        phrases.append((phrase(name, [hue for hue, _ in members], rng), [box for _, box in members]))
     if len(phrases) == 1:
         return phrases[0][0]
     for n in rng.permutation(len(phrases)):

@@ -18,7 +18,6 @@ from .config import CHANGEABLE
 from .config import read as read_config
 from .progress import Progress
 
-
 QUICK = {"xla_backend_optimization_level": 0}  # of the many small draws of parameters, which run once
 
 

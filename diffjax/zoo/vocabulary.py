@@ -37,8 +37,8 @@ class Vocabulary:
         return dataclasses.asdict(self)
 
     def condition(self, text: str = "", boxes: Sequence = ()) -> dict:
-        """{"tokens" (length,), "boxes" (N, 4), "classes" (N,)} of a text and of boxes, each (name, top, left, bottom, right) with
-        sides in [0, 1] of the picture.
+        """{"tokens" (length,), "boxes" (N, 4), "classes" (N,)} of a text and of boxes, each (name, top, left, bottom, right)
+        with sides in [0, 1] of the picture.
 
         Raises ValueError for an unknown word or name, for too many of them, and for a box that is none.
         """
@@ -47,7 +47,8 @@ class Vocabulary:
             raise ValueError(f"the text has {len(said)} words, this prior reads {self.length}: use fewer")
         if len(boxes) > self.boxes:
             raise ValueError(f"{len(boxes)} boxes are more than this prior's {self.boxes}: use fewer")
-        tokens, places, kinds = np.zeros(self.length, np.int32), np.zeros((self.boxes, 4), np.float32), np.zeros(self.boxes, np.int32)
+        tokens, kinds = np.zeros(self.length, np.int32), np.zeros(self.boxes, np.int32)
+        places = np.zeros((self.boxes, 4), np.float32)
         tokens[: len(said)] = [self._index(word, self.words, "word") for word in said]
         for n, (name, *sides) in enumerate(boxes):
             kinds[n], places[n] = self._index(name, self.classes, "box"), self._box(name, sides)
@@ -68,6 +69,6 @@ class Vocabulary:
     def _box(name, sides):
         sides = np.asarray(sides, np.float64)
         if sides.shape != (4,) or not (np.all(sides >= 0) and np.all(sides <= 1) and np.all(sides[:2] < sides[2:])):
-            raise ValueError(f"the box of {name!r} is {sides.tolist()}: give top, left, bottom, right in [0, 1], top < bottom and "
-                             "left < right")  # fmt: skip
+            raise ValueError(f"the box of {name!r} is {sides.tolist()}: give top, left, bottom, right in [0, 1], top < bottom "
+                             "and left < right")  # fmt: skip
         return sides
