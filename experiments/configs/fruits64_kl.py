@@ -12,7 +12,10 @@ config = FirstStageConfig(
     multipliers=(1, 2, 3),
     blocks=1,
     middle=False,
-    disc_start=1_000,
-    steps=1_600,
+    batch=8,
+    disc_start=800,
+    steps=1_400,
     cooldown=500,
+    checkpoint_every=200,
+    sample_every=400,
 )
