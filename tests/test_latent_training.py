@@ -64,7 +64,7 @@ def test_a_mirror_image_has_moments_of_its_own(stage, images, encoded):
     assert np.abs(other - batch["x"]["mean"][:, :, ::-1]).max() > 0.1, "mirroring the latent would not do"
     stream = data.Stream(batch, 8, flip=latents.mirrored)(0)
     assert set(latents.decode(jax.tree.map(lambda a: a[0], stream), jax.random.key(0))) == {"x", "cond"}
-    with pytest.raises(ValueError, match="without mirror images.*flip=True"):
+    with pytest.raises(ValueError, match=r"without mirror images.*flip=True"):
         dataclasses.replace(encoded, train_flipped=None).examples(flipped=True)
 
 
@@ -77,7 +77,7 @@ def test_the_file_gives_back_what_was_saved_and_says_what_does_not_fit(tmp_path,
     with pytest.raises(ValueError, match="another autoencoder: delete"):
         latents.load(file, autoencoder="abd")
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match="cannot be read.*encode the data again"):
+    with pytest.raises(ValueError, match=r"cannot be read.*encode the data again"):
         latents.load(file)
     np.savez(file, x=np.zeros(3))
     with pytest.raises(ValueError, match="no latents of ours"):
@@ -88,7 +88,7 @@ def test_a_scale_that_contradicts_the_data_is_said_with_the_right_one(images):
     """The identity on images of deviation s: a scale of 5 / s makes latents of deviation 5."""
     same = autoencoder.linear(np.eye(1), f=1)
     deviation = float((images.train.astype(float) / 127.5 - 1).std() ** 2 + (images.train / 127.5 - 1).mean() ** 2) ** 0.5
-    with pytest.raises(ValueError, match="standard deviation 5.* use scale") as caught:
+    with pytest.raises(ValueError, match=r"standard deviation 5.* use scale") as caught:
         latents.encode(same, images, scale=5 / deviation * 1.01)
     assert "\n" not in str(caught.value)
     right = float(str(caught.value).split("use scale ")[1].split(",")[0])
@@ -140,7 +140,9 @@ def test_the_learned_log_variance_reaches_the_loss_and_has_its_gradient():
         def apply(self, params, x, i, **_):
             return 0.0 * x
 
-    example = step.example_loss(Net(), LINEAR, losses.eps_loss, learned=lambda params: {"log_var": params}, decode=lambda e, k: e)
+    example = step.example_loss(
+        Net(), LINEAR, losses.eps_loss, learned=lambda params: {"log_var": params}, decode=lambda e, k: e
+    )
     loss = lambda params: example(params, jax.random.key(0), {"x": jnp.zeros((40, 40, 1))}, 3.0, True)[0]
     slope = jax.grad(loss)(jnp.zeros(30))
     assert np.flatnonzero(slope).tolist() == [2]
@@ -215,7 +217,9 @@ def test_pictures_of_the_orchard_show_what_their_sentence_and_boxes_say():
 def test_parts_of_a_condition_are_dropped_one_at_a_time():
     cond = {"tokens": jnp.ones(3, jnp.int32), "boxes": jnp.ones((2, 4)), "classes": jnp.ones(2, jnp.int32)}
     keys = jax.random.split(jax.random.key(0), 2000)
-    left = jax.vmap(lambda key: jax.tree.map(lambda a: a.any(), data.drop_parts({"x": 0.0, "cond": cond}, key, 0.6)["cond"]))(keys)
+    left = jax.vmap(lambda key: jax.tree.map(lambda a: a.any(), data.drop_parts({"x": 0.0, "cond": cond}, key, 0.6)["cond"]))(
+        keys
+    )
     np.testing.assert_array_equal(left["boxes"], left["classes"])
     assert np.all(left["tokens"] | left["boxes"])
     np.testing.assert_allclose([left["tokens"].mean(), left["boxes"].mean()], 0.7, atol=0.04)
@@ -227,7 +231,10 @@ def test_parts_of_a_condition_are_dropped_one_at_a_time():
 def test_configurations_of_both_phases_belong_together():
     known = configs.load()
     assert len(orchard.WORDS) == known["orchard64"].vocabulary and orchard.VOCABULARY.length == known["orchard64"].words
-    assert (orchard.VOCABULARY.boxes, len(orchard.VOCABULARY.classes)) == (known["orchard64"].boxes, known["orchard64"].box_classes)
+    assert (orchard.VOCABULARY.boxes, len(orchard.VOCABULARY.classes)) == (
+        known["orchard64"].boxes,
+        known["orchard64"].box_classes,
+    )
     for name in ("fruits64", "orchard64"):
         config, _ = train.parse([name], known)
         first, _ = train.parse([name, "--phase", "first"], known)

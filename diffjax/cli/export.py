@@ -80,7 +80,7 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
         if word in str(config.data).lower():
             card |= DATA[word] | {"class_names": list(classes)[: config.classes]}
     card["config"] = dataclasses.asdict(config)
-    card |= entry
+    card |= entry | zoo.prior.read_vocabulary(run)
     card["training"] = {
         "command": configuration.command(config),
         "checkpoint": step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from .config import TrainConfig
 from .loop import QUICK, Loop
 from .progress import Progress
 
+LATENTS = first_stage.LATENTS
 SIMPLE = ("v", "x0", "eps", "velocity")  # losses that are one error: its norm and log-variance can be chosen
 
 
@@ -80,9 +82,14 @@ class Run(Loop):
         begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole, compiler_options=QUICK)
         self.start = lambda: begin(key_init)
         self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
-        self.autoencoder = first_stage.load(c.autoencoder)[0] if c.autoencoder else None
+        images = self._images()
         self.claim_folder()
-        self.data = self._latents(*hosts) if c.autoencoder else self._pixels(*hosts)
+        self.data = self._latents(images) if c.autoencoder else images
+        self.held_out_count = len(jax.tree.leaves(self.data.examples("test"))[0])
+        if c.autoencoder and c.flip:
+            self.stream = data.Stream(self.data.examples(flipped=True), c.batch, c.seed, latents.mirrored, *hosts)
+        else:
+            self.stream = data.Stream(self.data.examples(), c.batch, c.seed, c.flip, *hosts)
         untrained = prior.from_config(dataclasses.asdict(c), None, autoencoder=self.autoencoder)
         examples = self.data.examples("test", slice(samples.ROWS))
         self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded), conds=examples.get("cond"))
@@ -93,38 +100,39 @@ class Run(Loop):
         example = latents.decode(example, k_draw) if self.config.autoencoder else data.decode(example)
         return data.drop_parts(example, k_parts, self.config.part_dropout) if self.config.part_dropout else example
 
-    def _pixels(self, *hosts):
-        c = self.config
-        images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit, classes=c.classes, tokens=bool(c.vocabulary))
-        self.stream = data.Stream(images.examples(), c.batch, c.seed, c.flip, *hosts)
-        self.held_out_count = len(images.test)
-        return images
+    def _images(self):
+        """The pictures of the data, or None where their latents lie in the folder. Sets ``autoencoder``."""
+        c, self.autoencoder = self.config, None
+        size, channels = c.size, c.channels
+        if c.autoencoder:
+            self.autoencoder, about = first_stage.load(c.autoencoder)
+            size, channels = about["size"], about["channels"]
+            h, w, made = self.autoencoder.latent_shape((size, size, channels))
+            if (h, made) != (c.size, c.channels):
+                raise ValueError(f"latents of {c.autoencoder} are {h}x{w}x{made}, the network is made for {c.size}x{c.size}x"
+                                 f"{c.channels}: use --size {h} --channels {made}")  # fmt: skip
+            if (pathlib.Path(c.out) / LATENTS).is_file():
+                return None
+        return data.load(c.data, size=size, channels=channels, fit=c.fit, classes=c.classes, tokens=c.network == "latent")
 
-    def _latents(self, *hosts):
-        """The moments of the data: those in the folder, or encoded now."""
-        c, file, now = self.config, self.folder / "latents.npz", latents.fingerprint(self.autoencoder)
-        _, about = first_stage.load(c.autoencoder)
-        if not file.is_file():
-            images = data.load(c.data, size=about["size"], channels=about["channels"], fit=c.fit, classes=c.classes,
-                               tokens=bool(c.vocabulary))  # fmt: skip
+    def _latents(self, images):
+        """The moments of the data: those in the folder, or encoded now. Gives ``autoencoder`` its shift and scale."""
+        c, file, now = self.config, self.folder / LATENTS, latents.fingerprint(self.autoencoder)
+        if images is None:
+            found = latents.load(file, autoencoder=now)
+        else:
             total = (len(images.train) + len(images.test)) * (2 if c.flip else 1)
             with Progress(total, label="encoding", unit="images") as bar:
-                made = latents.encode(self.autoencoder, images, flip=c.flip, scale=c.latent_scale or None, report=bar.update,
-                                      about={"autoencoder": now, "data": c.data})  # fmt: skip
+                found = latents.encode(self.autoencoder, images, flip=c.flip, scale=c.latent_scale or None, report=bar.update,
+                                       about={"autoencoder": now, "data": c.data})  # fmt: skip
             if self.chief:
-                latents.save(file, made)
-        found = latents.load(file, autoencoder=now)
-        if found.shape != (c.size, c.size, c.channels):
-            h, w, channels = found.shape
-            raise ValueError(f"latents of {c.autoencoder} are {h}x{w}x{channels}, the network is made for {c.size}x{c.size}x"
-                             f"{c.channels}: use --size {h} --channels {channels}")  # fmt: skip
+                latents.save(file, found)
         self.autoencoder = found.normalise(self.autoencoder)
-        flip = latents.mirrored if c.flip else False
-        self.stream = data.Stream(found.examples(flipped=c.flip), c.batch, c.seed, flip, *hosts)
-        self.held_out_count = found.count("test")
         return found
 
     def sign(self):
+        if self.config.network == "latent":
+            prior.write_vocabulary(self.folder, data.vocabulary(self.config.data))
         prior.sign(self.folder, dataclasses.asdict(self.config), self.shapes.params)
 
     def picture(self, now, file):

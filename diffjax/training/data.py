@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -170,6 +171,14 @@ def _tokens(path, part):
         raise ValueError(f"data {path} has no words or boxes (tokens_{part}, boxes_{part}, classes_{part}): use an .npz that "
                          "has them, as experiments/orchard.py makes it")  # fmt: skip
     return [{name: a if name == "boxes" else a.astype(np.int32) for name, a in found.items()}]
+
+
+def vocabulary(path) -> dict | None:
+    """What an .npz of words and boxes says of their numbers ("vocabulary", JSON), or None."""
+    if pathlib.Path(path).suffix != ".npz" or not pathlib.Path(path).is_file():
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        return json.loads(str(archive["vocabulary"])) if "vocabulary" in archive.files else None
 
 
 def drop_parts(example, key, share):

@@ -14,6 +14,7 @@ from ..base import nearest
 from . import network
 
 CARD, WEIGHTS = "card.json", "autoencoder.safetensors"
+LATENTS = "latents.npz"  # in the folder of a run of a latent prior
 KINDS = ("kl", "vq")
 FIELDS = "channels latent_channels width multipliers blocks attention middle groups".split()
 PLAYERS = ("autoencoder", "discriminator")
@@ -70,7 +71,7 @@ def of_run(folder: Path, config: Mapping) -> tuple[autoencoder.Autoencoder | Non
     from ..training import latents
 
     auto, about = load(config["autoencoder"])
-    found = latents.load(folder / "latents.npz", autoencoder=latents.fingerprint(auto))
+    found = latents.load(folder / LATENTS, autoencoder=latents.fingerprint(auto))
     auto = found.normalise(auto)
     return auto, {"autoencoder": entry(auto, about)}
 

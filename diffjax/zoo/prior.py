@@ -20,12 +20,14 @@ from .. import denoisers
 from ..base import is_concrete, nearest
 from . import first_stage, network
 from .network import build
+from .vocabulary import Vocabulary
 
 __all__ = ["Assumed", "Prior", "build", "from_config", "load", "names", "read_json", "read_run", "save", "sign",
            "write_card"]  # fmt: skip
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 SIGNATURE = "signature.txt"  # beside a training run's config.json; of a card it is an entry
+WORDS = "vocabulary.json"  # likewise
 _HERE = Path(__file__).parent
 
 
@@ -73,6 +75,13 @@ class Prior:
     @property
     def card(self) -> dict:
         return json.loads(self.text)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words and boxes it can be told: ``prior.vocabulary.condition("a red apple")``. ValueError if there are none."""
+        if "vocabulary" not in self.card:
+            raise ValueError(f"prior {self.name!r} knows no words: leave the text and the boxes out")
+        return Vocabulary.of(self.card["vocabulary"])
 
     @property
     def image_shape(self) -> tuple:
@@ -245,7 +254,7 @@ def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
         params = {"params": params["params"]}
         card = {"name": config.get("name", folder.name), "config": config, "training": {"checkpoint": step}}
         auto, entry = first_stage.of_run(folder, config)
-        card |= entry
+        card |= entry | read_vocabulary(folder)
     else:
         raise ValueError(
             f"folder {folder} holds no prior: it has neither {CARD} with {WEIGHTS} nor a training run's config.json"
@@ -297,6 +306,18 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16, aut
     (folder / (WEIGHTS + ".tmp")).write_bytes(save(arrays))
     (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
     write_card(folder, card)
+
+
+def write_vocabulary(folder: str | os.PathLike, entry: Mapping | None) -> None:
+    """Keep the words of a training run's data in its folder, where there are any."""
+    if entry is not None:
+        (Path(folder) / WORDS).write_text(json.dumps(entry) + "\n", encoding="utf-8")
+
+
+def read_vocabulary(folder: str | os.PathLike) -> dict:
+    """The entry of a card for the words of a training run: {"vocabulary": ...}, or {}."""
+    file = Path(folder) / WORDS
+    return {"vocabulary": read_json(file)} if file.is_file() else {}
 
 
 def packed(params, dtype) -> dict[str, np.ndarray]:
