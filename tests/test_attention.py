@@ -50,6 +50,24 @@ def test_equals_the_formula(form, queries, keys, heads, lead):
     np.testing.assert_allclose(FORMS[form](q, k, v), formula(q, k, v), atol=2e-6)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_masked_keys_do_not_count(form):
+    """Where no key counts, all do: the mean."""
+    q, k, v = arrays(5, 7, lead=(3,))
+    mask = np.array([[1, 0, 1, 1, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0], [0] * 7], bool)
+    got = FORMS[form](q, k, v, jnp.asarray(mask))
+    for i, kept in enumerate(mask[:2]):
+        np.testing.assert_allclose(got[i], formula(q[i], k[i][kept], v[i][kept]), atol=2e-6)
+    np.testing.assert_allclose(got[2], jnp.broadcast_to(v[2].mean(0), got[2].shape), atol=2e-6)
+
+
+def test_masked_keys_of_many_tokens_do_not_count():
+    q, k, v = arrays(263, 264, heads=1, size=2)
+    mask = np.random.default_rng(0).integers(0, 2, 264).astype(bool)
+    got = jax.jit(attention, compiler_options=FAST)(q, k, v, mask)
+    np.testing.assert_allclose(got, formula(q, k[mask], v[mask]), atol=5e-6)
+
+
 def size_of(q, k, v, form):
     return (form(q, k, v) ** 3).sum()
 

@@ -17,6 +17,7 @@ from diffjax import nets
 from diffjax.convert import diffusers_unet, latent
 
 OUT, GRADIENT = 5e-5, 3e-4
+UNSEEN = ("heads", "head_channels", "heads_upsample", "qkv_order", "dropout")  # fields that no state dict shows
 FAST = {"xla_backend_optimization_level": 0}  # these programs run once
 
 
@@ -39,7 +40,9 @@ def fields_of(kwargs, groups):
 def convert_ldm(kwargs, groups, state):
     """(net, params): the configuration is read off the weights, and is that of the constructor's arguments."""
     fields = fields_of(kwargs, groups)
-    hints = {name: fields[name] for name in ("heads", "head_channels", "heads_upsample", "qkv_order") if name in fields}
+    hints = {name: fields[name] for name in UNSEEN if name in fields}
+    if len(set(fields["multipliers"])) == 1 and "context" in fields:  # then no array shows it
+        hints["context"] = fields["context"]
     net, params = latent.convert(state, groups=groups, **hints)
     assert net == nets.LatentUNet(**fields)
     return net, params
