@@ -85,6 +85,12 @@ class Autoencoder:
             if not np.all(np.isfinite(value)) or (name == "scale" and np.any(value == 0)):
                 raise ValueError(f"{name} {value} cannot be undone: give finite numbers, for scale none of them 0 (default 1)")
 
+    @property
+    def linear(self) -> bool:
+        """Whether decode is known to be a linear map, without an offset."""
+        shift = numbers(self.shift)
+        return getattr(self.decoder, "linear", False) and shift is not None and not shift.any()
+
     def latent_shape(self, shape) -> tuple:
         """(..., H / f, W / f, channels) of the latents of images of ``shape`` (..., H, W, C)."""
         *lead, height, width, _ = shape
@@ -174,6 +180,7 @@ class _Encode:
 @dataclasses.dataclass(frozen=True)
 class _Decode:
     f: int
+    linear: bool
 
     def __call__(self, params, raw):
         *lead, height, width, _ = raw.shape
@@ -198,6 +205,8 @@ def linear(D, b=0.0, *, f: int, logvar=None, shift=0.0, scale=1.0) -> Autoencode
     D = host(D)
     inverse = (np if is_concrete(D) else jnp).linalg.pinv(D)
     single = lambda a: jnp.asarray(a, jnp.result_type(float))
+    offset = numbers(b)
+    decode = _Decode(f, offset is not None and not offset.any())
     b = jnp.broadcast_to(single(b), D.shape[:1])
     params = {"D": single(D), "b": b, "inverse": single(inverse), "logvar": None if logvar is None else single(logvar)}
-    return Autoencoder(params, shift, scale, _Encode(f), _Decode(f), f, D.shape[1])
+    return Autoencoder(params, shift, scale, _Encode(f), decode, f, D.shape[1])

@@ -157,8 +157,11 @@ def config_from_state(state):
 
     widths = [width(level) for level in range(levels)]
     has = lambda start: any(name.startswith(start) for name in state)
-    quantised = has("quantize.")
     quant, post = has("quant_conv."), has("post_quant_conv.")
+    ends = [strict.vote(state, *where) for where in (
+        [("quant_conv.weight", 0), ("quant_conv.bias", 0)], [("post_quant_conv.weight", 1)],
+    )]  # fmt: skip
+    quantised = has("quantize.") or (ends[0] is not None and ends[0] == ends[1])  # so that a missing codebook is named
     each = 1 if quantised else 2
     z = strict.vote(state, ("decoder.conv_in.weight", 1), ("post_quant_conv.weight", 0), ("post_quant_conv.bias", 0))
     z = z or (strict.vote(state, ("encoder.conv_out.bias", 0), ("encoder.conv_out.weight", 0)) or each) // each

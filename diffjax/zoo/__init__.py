@@ -3,7 +3,7 @@
 from . import bundled
 from .classifier import fashion_classifier
 from .dncnn import dncnn
-from .lpips import lpips_weights
+from .lpips import lpips_weights, perceptual
 from .prior import Assumed, Prior, load, names, save
 
 
@@ -24,5 +24,6 @@ __all__ = [
     "load_classifier",
     "lpips_weights",
     "names",
+    "perceptual",
     "save",
 ]

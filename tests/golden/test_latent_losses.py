@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import check, load
-from test_latent_first_stages import FAST, GRADIENTS, VALUES, compare, last, once, weights
+from test_latent_first_stages import FAST, VALUES, compare, last, once, weights
 
 from diffjax import replace
 from diffjax.autoencoder import kl
@@ -169,7 +169,3 @@ def named(generated, judged, run, step, judge_params):
     kernels = {"0.weight": first["kernel"], "2.weight": second["kernel"]}
     results |= {f"{o1}_grad_disc_main.{name}": a.transpose(3, 0, 1, 2) for name, a in kernels.items()}
     return results | {f"{o1}_grad_disc_main.3.weight": gain["scale"]}
-
-
-def test_tolerances_are_those_of_the_networks():
-    assert VALUES <= 5e-5 and GRADIENTS <= 3e-4
