@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import process
 from ..base import expand, nearest
@@ -130,9 +131,10 @@ def elbo_factor(prediction, schedule, t):
     """lambda_t of :func:`error`. Raises ValueError for another prediction than eps and for a formula."""
     if prediction != "eps" or not schedule.discrete:
         raise ValueError(f"elbo_weight is of the bound of a network of eps on a table, not of {prediction}: use elbo_weight=0")
-    t = jnp.maximum(t, 2)
-    share = (schedule.alpha(t) / schedule.alpha(t - 1)) ** 2  # 1 - beta_t
-    return jnp.asarray((1 - share) / (2 * share * schedule.sigma(t - 1) ** 2))
+    rows = np.arange(2, schedule.T + 1)  # a table first: on the host in float64, where 1 - share loses nothing
+    share = (schedule.alpha(rows) / schedule.alpha(rows - 1)) ** 2  # 1 - beta_t
+    factors = (1 - share) / (2 * share * schedule.sigma(rows - 1) ** 2)
+    return jnp.interp(jnp.asarray(t, jnp.result_type(float)), rows, jnp.asarray(factors, jnp.result_type(float)))
 
 
 def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0, time=None, cdf="exact"):
