@@ -19,8 +19,8 @@ config = TrainConfig(
     patch=1,
     batch=64,
     lr=1.5e-3,
-    ema=0.999,
-    steps=6_000,
-    cooldown=2_000,
+    ema=0.995,
+    steps=1_400,
+    cooldown=500,
     eval_images=128,
 )

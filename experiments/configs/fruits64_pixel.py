@@ -18,8 +18,8 @@ config = TrainConfig(
     patch=2,
     batch=32,
     lr=1.5e-3,
-    ema=0.999,
-    steps=3_000,
-    cooldown=1_000,
+    ema=0.995,
+    steps=1_400,
+    cooldown=500,
     eval_images=128,
 )
