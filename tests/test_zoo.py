@@ -224,7 +224,7 @@ def test_a_run_is_a_prior_and_is_exported(run, tmp_path, capsys):
 
 def test_a_card_names_the_data_and_its_licence(run, tmp_path, monkeypatch):
     config = dataclasses.replace(debug, data="data/fruits32.npz", classes=3, channels=3)
-    monkeypatch.setattr("diffjax.cli.training_run.read_config", lambda file: config)
+    monkeypatch.setattr("diffjax.cli.config.read", lambda file: config)
     monkeypatch.setattr("diffjax.zoo.prior.read_run", lambda *_: (tiny_prior.params(config=COLOUR), 40))
     assert export.main([str(run), str(tmp_path / "fruits")]) == 0
     card = zoo.load(tmp_path / "fruits").card

@@ -65,18 +65,22 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
     import jax
 
     from .. import zoo
-    from . import training_run
 
     if not (Path(run) / "config.json").is_file():
         raise UserError(f"{run} is not the folder of a training run: it has no config.json")
-    config = training_run.read_config(Path(run) / "config.json")
+    config = configuration.read(Path(run) / "config.json")
+    if isinstance(config, configuration.FirstStageConfig):
+        raise UserError(f"{run} is the run of an autoencoder: export the prior that was trained on its latents")
     folder = _new(target, zoo)
     params, step = zoo.prior.read_run(Path(run), which)
+    params = {"params": params["params"]}  # not what only the loss asks for
+    auto, entry = zoo.first_stage.of_run(Path(run), dataclasses.asdict(config))
     card = {"name": folder.name}
     for word, classes in (("fashion", zoo.bundled.FASHION_CLASSES), ("fruits", zoo.bundled.FRUITS_CLASSES)):
         if word in str(config.data).lower():
             card |= DATA[word] | {"class_names": list(classes)[: config.classes]}
     card["config"] = dataclasses.asdict(config) | {"out": f"runs/{config.name}"}  # not where it lay on this machine
+    card |= entry | zoo.prior.read_vocabulary(run)
     card["training"] = {
         "command": configuration.command(config),
         "checkpoint": step,
@@ -91,7 +95,7 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
         "use": f"diffjax restore --prior {target}",
     }
     try:
-        zoo.save(folder, params, card)
+        zoo.save(folder, params, card, autoencoder=auto)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): give another folder") from None
     return folder

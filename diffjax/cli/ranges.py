@@ -7,10 +7,18 @@ import math
 from .errors import UserError
 
 COUNTS = "size channels width blocks heads groups patch T batch log_every checkpoint_every eval_images keep sample_every"
-COUNTS += " sample_steps"
-POSITIVE = "lr clip fourier_scale sigma_min sigma_max"
-NOT_NEGATIVE = "classes steps warmup cooldown weight_decay gamma sigma_data seed"
-SHARES = {"label_dropout": "to 1", "dropout": "below 1", "ema": "below 1", "b1": "below 1", "b2": "below 1"}
+COUNTS += " sample_steps latent_channels codes context depth disc_width disc_layers"
+POSITIVE = "lr fourier_scale sigma_min sigma_max"
+NOT_NEGATIVE = "classes steps warmup cooldown weight_decay gamma sigma_data seed latent_scale vocabulary words boxes"
+NOT_NEGATIVE += " box_classes encoder_layers perceptual kl_weight codebook_weight beta disc_weight disc_start clip"
+SHARES = {
+    "label_dropout": "to 1",
+    "dropout": "below 1",
+    "ema": "below 1",
+    "b1": "below 1",
+    "b2": "below 1",
+    "part_dropout": "to 1",
+}
 
 
 def check(config) -> None:
@@ -23,13 +31,15 @@ def check(config) -> None:
     for name in POSITIVE.split():
         if not 0 < at(name) < math.inf:
             raise fail(name, "a number above 0")
+    if not getattr(config, "phase", "") and not config.clip > 0:  # of phase one 0 means that nothing is clipped
+        raise fail("clip", "a number above 0")
     for name in NOT_NEGATIVE.split():
         if not 0 <= at(name) < math.inf:
             raise fail(name, "0 or more")
     if config.seed >= 2**32:
         raise fail("seed", f"0 to {2**32 - 1}")
     for name, wanted in SHARES.items():
-        if not (0 <= at(name) < 1 or (at(name) == 1 and wanted == "to 1")):
+        if hasattr(config, name) and not (0 <= at(name) < 1 or (at(name) == 1 and wanted == "to 1")):
             raise fail(name, f"a share, 0 {wanted}")
     if not config.multipliers or not min(config.multipliers) > 0:
         raise fail("multipliers", "numbers above 0, one for each level")

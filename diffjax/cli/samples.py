@@ -11,27 +11,31 @@ from ..base import replace
 from ..sample import sample
 from .images import pillow, save_page
 
-COLUMNS = 8
+COLUMNS = ROWS = 8
 
 
-def make_sampler(prior, steps, devices, seed=0):
+def make_sampler(prior, steps, devices, seed=0, conds=None):
     """-> jitted f(params) -> (rows, columns, H, W, C) in [-1, 1]: what ``prior`` makes with these parameters, by DDIM on
-    ``steps`` log-SNR steps with clipped x0. Rows are classes, or 8 rows of a prior without. devices: (replicated, sharded)."""
-    rows = prior.classes or 8
+    ``steps`` log-SNR steps, x0 clipped where it is of pixels. Rows are classes, or 8 rows of a prior without, each with one of
+    ``conds``, a condition with a leading axis, where the prior takes one. devices: (replicated, sharded)."""
+    rows = prior.classes or ROWS
+    if not prior.conditional:
+        conds = np.arange(rows)
     table = timetables.log_snr(prior.schedule, steps)
     whole, sharded = devices
     even = rows * COLUMNS % len(sharded.device_set) == 0
 
-    def one(params, key, label):
-        denoise = replace(prior, params=params).denoiser(label if prior.classes else None)
+    def one(params, key, cond):
+        denoise = replace(prior, params=params).denoiser(cond if prior.classes or prior.conditional else None)
         return sample(key, denoise, table, prior.shape, kernel=kernels.DDIM()).x
 
     def grid(params):
         keys = jax.random.split(jax.random.key(seed), rows * COLUMNS)
-        labels = jnp.repeat(jnp.arange(rows), COLUMNS)
+        told = jax.tree.map(lambda a: jnp.repeat(jnp.resize(jnp.asarray(a), (rows, *np.shape(a)[1:])), COLUMNS, 0), conds)
         if even:
-            keys, labels = jax.lax.with_sharding_constraint((keys, labels), sharded)
-        return jax.vmap(one, (None, 0, 0))(params, keys, labels).reshape(rows, COLUMNS, *prior.shape)
+            keys, told = jax.lax.with_sharding_constraint((keys, told), sharded)
+        x = prior.decode(jax.vmap(one, (None, 0, 0))(params, keys, told))
+        return x.reshape(rows, COLUMNS, *x.shape[1:])
 
     return jax.jit(grid, out_shardings=whole)
 

@@ -4,6 +4,10 @@ CONFIG is the name of a prior that ships (it is trained as that one was), "defau
 field of it is an option: ``diffjax train default --name mine --data photos/ --channels 3 --fit resize``. The run is in one
 folder (runs/NAME): the same command continues it where it stopped, also after a kill. Interrupt it (Ctrl-C) and it saves
 first. With another --steps it goes on for longer, or begins to cool down at once.
+
+Latent diffusion is trained in two phases. The first is a configuration of its own: an autoencoder against a discriminator
+(``diffjax train first_stage --name mine_kl --data photos/``). The second is any prior with --autoencoder runs/mine_kl: it
+encodes the data once to moments of latents, which stay in its folder, and learns those.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from pathlib import Path
 
 from . import config as configuration
 from . import errors, interrupt, options, ranges
-from .config import TrainConfig
+from .config import FirstStageConfig, TrainConfig
 from .errors import UserError
 
+PHASES = ("first", "second")
 
-def main(argv=None, configs: dict[str, TrainConfig] | None = None) -> int:
+
+def main(argv=None, configs: dict | None = None) -> int:
     """``configs``: by name, what CONFIG can be besides the priors that ship."""
     return interrupt.run(lambda stop: _main(argv, configs, stop))
 
@@ -32,10 +38,12 @@ def _main(argv, configs, stop) -> int:
         jax.distributed.initialize()
     options.start(o, _devices(config.batch))
     with errors.needs("training", 'pip install "diffjax[train]"'):
+        from .first_stage_run import FirstStageRun
         from .training_run import Run
 
     with errors.library_errors():
-        run = Run(config)  # checks all that can be known before the first step
+        of_phase = FirstStageRun if isinstance(config, FirstStageConfig) else Run
+        run = of_phase(config)  # checks all that can be known before the first step
     stop.cleanup = run.lock.release
     try:
         return run.train(stop)
@@ -49,15 +57,16 @@ def _devices(batch: int) -> int:
     return next(n for n in range(max(min(cores, batch), 1), 0, -1) if batch % n == 0)
 
 
-def parse(argv=None, configs: dict[str, TrainConfig] | None = None) -> tuple[TrainConfig, argparse.Namespace]:
+def parse(argv=None, configs: dict | None = None) -> tuple[TrainConfig | FirstStageConfig, argparse.Namespace]:
     """-> the configuration with the options put in, and the options that belong to the machine."""
     known = configuration.bundled() | (configs or {})
     parser = options.Parser("train", __doc__, interrupt.EXIT_CODES)
     parser.add_argument("config", metavar="CONFIG", help=f"{', '.join(known)}, a JSON file, or the folder of a run")
     parser.add_machine("split the host into N devices (default: one per core, as far as they share a batch evenly)")
     parser.add_argument("--distributed", action="store_true", help="one process of several (a pod); they find each other")
+    parser.add_argument("--phase", metavar="PHASE", help="first: the autoencoder of CONFIG; second: CONFIG (default)")
     group = parser.add_argument_group("fields of the configuration, explained in diffjax/cli/config.py")
-    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    fields = {f.name: f for kind in (FirstStageConfig, TrainConfig) for f in dataclasses.fields(kind) if f.name != "phase"}
     for field in fields.values():
         default = "CONFIG's" if field.default is dataclasses.MISSING else field.default
         group.add_argument(
@@ -67,8 +76,12 @@ def parse(argv=None, configs: dict[str, TrainConfig] | None = None) -> tuple[Tra
             help=f"(default {default!r})",
         )
     o = parser.parse(argv)
-    config = find(o.config, known)
+    config = phase(find(o.config, known), o.phase, known)
     given = {k: convert(k, text, field.type) for k, field in fields.items() if (text := getattr(o, k)) is not None}
+    own = {f.name for f in dataclasses.fields(config)}
+    if strange := next((name for name in given if name not in own), None):
+        which = "first" if isinstance(config, FirstStageConfig) else "second"
+        raise UserError(f"--{strange.replace('_', '-')} is no field of {config.name}, which is phase {which}: leave it out")
     config = dataclasses.replace(config, **given)
     ranges.check(config)
     if not config.data:
@@ -78,7 +91,23 @@ def parse(argv=None, configs: dict[str, TrainConfig] | None = None) -> tuple[Tra
     return config, o
 
 
-def find(name: str, known: dict[str, TrainConfig]) -> TrainConfig:
+def phase(config, name: str | None, known: dict):
+    """The configuration of that phase: ``config``, or that of its autoencoder. Raises UserError."""
+    if name is not None and name not in PHASES:
+        raise errors.unknown("phase", name, PHASES)
+    if name == "first" and isinstance(config, TrainConfig):
+        if not config.autoencoder:
+            raise UserError(f"{config.name} learns pixels and has no first phase: leave out --phase, or give --autoencoder")
+        stem = Path(config.autoencoder).name
+        config = known[stem] if stem in known else find(config.autoencoder, known)
+        if not isinstance(config, FirstStageConfig):
+            raise UserError(f"{config.name} is no first phase: train its autoencoder by its own configuration")
+    if name == "second" and isinstance(config, FirstStageConfig):
+        raise UserError(f"{config.name} is an autoencoder: phase second is a prior with --autoencoder runs/{config.name}")
+    return config
+
+
+def find(name: str, known: dict):
     """The configuration that CONFIG means. Raises UserError."""
     if name in known:
         return known[name]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import pathlib
-import sys
-import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..base import nearest
 from ..nets import init
-from ..training import checkpoints, data, losses, state, step, times
-from ..zoo import prior
+from ..training import data, latents, losses, state, step, times
+from ..zoo import first_stage, prior
 from . import samples
-from .config import CHANGEABLE, TrainConfig
-from .config import read as read_config
-from .lock import Lock
+from .config import TrainConfig
+from .loop import QUICK, Loop
 from .progress import Progress
+
+LATENTS = first_stage.LATENTS
+SIMPLE = ("v", "x0", "eps", "velocity")  # losses that are one error: its norm and log-variance can be chosen
 
 
 def build(config: TrainConfig):
@@ -34,10 +33,13 @@ def optimiser(config):
 
 
 def start(config, net, optimizer, key) -> state.TrainState:
-    return state.init_state(init(net, key, (config.size, config.size, config.channels)), optimizer)
+    params = dict(init(net, key, (config.size, config.size, config.channels)))
+    if config.learn_log_var:  # beside the network's own: what samples does not ask for it
+        params["log_var"] = {"rows": jnp.zeros(config.T)}
+    return state.init_state(params, optimizer)
 
 
-class Run:
+class Run(Loop):
     """One training run. Building it raises ValueError, in one line, for all that can be known before the first step."""
 
     def __init__(self, config: TrainConfig):
@@ -47,6 +49,11 @@ class Run:
         if c.times not in times.RULES:
             raise ValueError(f"unknown times {c.times!r}: {nearest(c.times, times.RULES)}")
         losses.weight(c.weighting, "v", 0.0)
+        if (c.norm != "l2" or c.learn_log_var) and c.loss not in SIMPLE:
+            raise ValueError(f"norm {c.norm} and learn_log_var {c.learn_log_var} are of the losses {', '.join(SIMPLE)}, not "
+                             f"of {c.loss}: use --loss v, or leave them out")  # fmt: skip
+        if c.norm not in losses.NORMS:
+            raise ValueError(f"norm {c.norm!r} is unknown: {nearest(c.norm, losses.NORMS)}")
         for name in "batch log_every eval_images checkpoint_every sample_every sample_steps keep T".split():
             if getattr(c, name) < 1:
                 raise ValueError(f"{name} {getattr(c, name)} is too small: use at least 1")
@@ -55,177 +62,91 @@ class Run:
         self.net, self.schedule = build(c)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
         optimizer = optimiser(c)
-        self.images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit, classes=c.classes)
         hosts = jax.process_index(), jax.process_count()
         self.chief = hosts[0] == 0
-        self.stream = data.Stream(self.images.examples(), c.batch, c.seed, c.flip, *hosts)
         self.whole, self.sharded = step.shardings()
 
         key_init, key_steps = jax.random.split(jax.random.key(c.seed))
-        loss = step.LOSSES[c.loss]
-        weighted = lambda *a: loss(*a, weighting=c.weighting, gamma=c.gamma)
-        dropped = {"null": c.classes, "dropout": c.label_dropout} if c.classes else {}
-        example = lambda f: step.example_loss(self.net, self.schedule, f, **dropped)
+        loss, more = step.LOSSES[c.loss], {"norm": c.norm} if c.loss in SIMPLE else {}
+        weighted = lambda *a, **learned: loss(*a, weighting=c.weighting, gamma=c.gamma, **more, **learned)
+        self.null = prior.null_of(dataclasses.asdict(c))
+        options = {} if self.null is None else {"null": self.null, "dropout": c.label_dropout}
+        options |= {"decode": self._decode} if c.autoencoder or c.part_dropout else {}
+        options |= {"learned": lambda params: {"log_var": params["log_var"]["rows"]}} if c.learn_log_var else {}
+        example = lambda f: step.example_loss(self.net, self.schedule, f, **options)
         rule = times.Uniform(whole=True) if c.loss == "hybrid" else times.RULES[c.times]()
         batch_loss = step.mean_loss(example(weighted), self.schedule, rule=rule, sharded=self.sharded)
         self.step = step.train_step(batch_loss, optimizer, ema=c.ema, key=key_steps)
-        self.held_out = step.held_out(example(loss), self.schedule, sharded=self.sharded)
-        untrained = prior.from_config(dataclasses.asdict(c), None)
-        self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded))
-        begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole)
+        plain = lambda *a, log_var=None: loss(*a, **more)
+        self.held_out = step.held_out(example(plain), self.schedule, sharded=self.sharded)
+        begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole, compiler_options=QUICK)
         self.start = lambda: begin(key_init)
         self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
-        self.folder = pathlib.Path(c.out)
-        self.lock = Lock(self.folder)
-        try:
-            self._claim_folder()
-        except BaseException:
-            self.lock.release()
-            raise
+        images = self._images()
+        self.notes = () if images is None else images.notes
+        with self.claimed():
+            self.data = self._latents(images) if c.autoencoder else images
+        self.held_out_count = len(jax.tree.leaves(self.data.examples("test"))[0])
+        if c.autoencoder and c.flip:
+            self.stream = data.Stream(self.data.examples(flipped=True), c.batch, c.seed, latents.mirrored, *hosts)
+        else:
+            self.stream = data.Stream(self.data.examples(), c.batch, c.seed, c.flip, *hosts)
+        untrained = prior.from_config(dataclasses.asdict(c), None, autoencoder=self.autoencoder)
+        examples = self.data.examples("test", slice(samples.ROWS))
+        self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded), conds=examples.get("cond"))
 
-    def _claim_folder(self):
-        """Make the folder, or check that what is there belongs to this configuration; write config.json."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK):
-                raise OSError("not writable")
-        except OSError as error:
-            raise ValueError(f"output folder {self.folder} cannot be written ({error}): use --out") from None
-        file = self.folder / "config.json"
-        place = self.folder / "checkpoints"
-        if place.is_dir() and any(place.iterdir()) and not file.is_file():
-            raise ValueError(f"{self.folder} holds checkpoints and no config.json, which says of what run: put it back, or "
-                             "use another --out")  # fmt: skip
-        strangers = [n for n in ("config.json", "log.jsonl") if (self.folder / n).exists()]
-        if strangers and not (self.folder / prior.SIGNATURE).is_file() and not place.is_dir():
-            raise ValueError(f"{self.folder} has a {strangers[0]} that no training run wrote: use another --out")
+    def _decode(self, example, key):
+        """What is stored of an example to what is learned."""
+        k_draw, k_parts = jax.random.split(key)
+        example = latents.decode(example, k_draw) if self.config.autoencoder else data.decode(example)
+        return data.drop_parts(example, k_parts, self.config.part_dropout) if self.config.part_dropout else example
+
+    def _images(self):
+        """The pictures of the data, or None where their latents lie in the folder. Sets ``autoencoder``."""
+        c, self.autoencoder = self.config, None
+        size, channels = c.size, c.channels
+        if c.autoencoder:
+            self.autoencoder, about = first_stage.load(c.autoencoder)
+            size, channels = about["size"], about["channels"]
+            h, w, made = self.autoencoder.latent_shape((size, size, channels))
+            if (h, made) != (c.size, c.channels):
+                raise ValueError(f"latents of {c.autoencoder} are {h}x{w}x{made}, the network is made for {c.size}x{c.size}x"
+                                 f"{c.channels}: use --size {h} --channels {made}")  # fmt: skip
+            if (pathlib.Path(c.out) / LATENTS).is_file():
+                return None
+        return data.load(c.data, size=size, channels=channels, fit=c.fit, classes=c.classes, tokens=c.network == "latent")
+
+    def _latents(self, images):
+        """The moments of the data: those in the folder, or encoded now. Gives ``autoencoder`` its shift and scale."""
+        c, file, now = self.config, self.folder / LATENTS, latents.fingerprint(self.autoencoder)
+        if images is None:
+            found = latents.load(file, autoencoder=now)
+        else:
+            total = (len(images.train) + len(images.test)) * (2 if c.flip else 1)
+            with Progress(total, label="encoding", unit="images") as bar:
+                found = latents.encode(self.autoencoder, images, flip=c.flip, scale=c.latent_scale or None, report=bar.update,
+                                       about={"autoencoder": now, "data": c.data})  # fmt: skip
+            if self.chief:
+                latents.save(file, found)
+        self.autoencoder = found.normalise(self.autoencoder)
+        return found
+
+    def sign(self):
+        if self.config.network == "latent":
+            prior.write_vocabulary(self.folder, data.vocabulary(self.config.data))
+        prior.sign(self.folder, dataclasses.asdict(self.config), self.shapes.params)
+
+    def picture(self, now, file):
+        grid = self.sampler(now.ema)
         if self.chief:
-            self.lock.take()
-        if place.is_dir() and file.is_file():
-            old = read_config(file)
-            for name in (f.name for f in dataclasses.fields(TrainConfig) if f.name not in CHANGEABLE):
-                before, now = getattr(old, name), getattr(self.config, name)
-                if before != now:
-                    raise ValueError(f"{self.folder} holds a run with {name} {before}, not {now}: use that, or another --out")
-        if self.chief:
-            write(file, json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
-            prior.sign(self.folder, dataclasses.asdict(self.config), self.shapes.params)
+            samples.save(file, grid)
 
-    def train(self, stop) -> int:
-        """Run to the end, or until ``stop`` (``interrupt.guard``'s) says so; -> exit code."""
-        try:
-            with checkpoints.Checkpoints(self.folder / "checkpoints", self.config.keep) as store:
-                return self._train(self.config, store, stop)
-        except checkpoints.SaveError as error:
-            self.say(f"\nerror: {error}: make room or rights, the same command goes on from the step before")
-            return 1
-
-    def _train(self, c, store, stop) -> int:
-        kept, begin = store.resume(checkpoints.abstract(state.to_items(self.shapes), self.whole), self.say)
-        now = self.start() if kept is None else state.from_items(kept)
-        if begin >= c.steps:
-            self.say(f"{self.folder} already has {begin} steps: give --steps above that to go on")
-            return 0
-        if begin:
-            self.say(f"resuming at step {begin} of {c.steps}")
-        size = sum(a.size for a in jax.tree.leaves(now.params))
-        images, devices = len(self.images.train), jax.device_count()
-        self.say(f"{c.name}: {size:,} parameters, {images:,} images, {devices} device{'s' * (devices > 1)}, into {c.out}")
-        for note in self.images.notes:
-            self.say(f"note: {note}")
-        log = Log(self.folder / "log.jsonl", begin, self.chief)
-        recent, shown, done = [], {}, begin
-        with Progress(c.steps, start=begin, label=c.name, unit="images", per_step=c.batch) as bar:
-            while done < c.steps and not stop:
-                now, metrics = self.step(now, self.put(self.stream(done)))
-                done += 1
-                stop.patience = None  # there is something to save from now on
-                recent.append(metrics)
-                if len(recent) > 1:  # one step behind: the host prepares the next batch while the devices compute
-                    shown["loss"] = float(recent[-2]["loss"])
-                bar.update(done, **shown)
-                save = done == c.steps or done % c.checkpoint_every == 0 or bool(stop)
-                if save or done % c.log_every == 0:
-                    means = self.means(done, recent)
-                    if means is None:
-                        return 1
-                    log.write(
-                        "train",
-                        done,
-                        images=done * c.batch,
-                        lr=float(self.rate(done - 1)),
-                        images_per_s=round(bar.rate() * c.batch, 2),
-                        **means,
-                    )
-                    recent = []
-                if save:
-                    shown["held_out"], terms = self.evaluate(now)
-                    log.write("held_out", done, mean=shown["held_out"], levels=step.LEVELS, **terms)
-                    store.save(done, state.to_items(now), shown["held_out"])
-                if done == c.steps or done % c.sample_every == 0:
-                    grid = self.sampler(now.ema)
-                    if self.chief:
-                        samples.save(self.folder / f"samples_{done:07d}.png", grid)
-        store.wait()
-        left = ": the same command goes on from there" if done < c.steps else ""
-        self.say((f"saved step {done} in {c.out}" if done > begin else f"nothing new to save in {c.out}") + left)
-        return stop.code if done < c.steps else 0
-
-    def say(self, text):
-        if self.chief:
-            print(text, file=sys.stderr, flush=True)
-
-    def put(self, batch):
-        """This host's part of the batch onto its devices."""
-        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.sharded, a), batch)
-
-    def means(self, done, recent):
-        """The means of the steps since the last record; None, said aloud, if they are not finite."""
-        values = {k: np.array([float(m[k]) for m in recent]) for k in recent[0]}
-        bad = ~np.isfinite(np.stack(list(values.values()))).all(0)
-        if bad.any():
-            first = done - len(recent) + 1 + int(np.argmax(bad))
-            self.say(f"\nerror: the loss is not finite from step {first} on: use a smaller --lr; the last checkpoint is kept")
-            return None
-        return {k: float(v.mean()) for k, v in values.items()}
-
-    def evaluate(self, now):
+    def evaluate(self, now, done):
         """Held-out loss of the averaged weights: its mean over the noise levels, and each term at each level."""
-        total, devices = len(self.images.test), jax.device_count()
+        total, devices = self.held_out_count, jax.device_count()
         count = min(self.config.eval_images, total)
         count -= count % devices if count > devices else 0  # an even share each
         chosen = np.random.default_rng(0).permutation(total)[:count]
-        terms = self.held_out(now.ema, self.images.examples("test", chosen))
+        terms = self.held_out(now.ema, self.data.examples("test", chosen))
         terms = {k: [round(float(v), 6) for v in values] for k, values in terms.items()}
-        return float(np.mean(terms["loss"])), terms
-
-
-class Log:
-    """JSON lines {"kind", "step", "seconds", ...}. Lines after the step at which a run is resumed are dropped, and the
-    seconds go on from there."""
-
-    def __init__(self, file, begin, chief):
-        kept = []
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            try:
-                kept.append(json.loads(line))
-            except json.JSONDecodeError:  # the kill cut the last line
-                continue
-        kept = [record for record in kept if record["step"] <= begin]
-        self.chief, self.begun = chief, time.monotonic() - max((r["seconds"] for r in kept), default=0.0)
-        if chief:
-            write(file, "".join(json.dumps(record) + "\n" for record in kept))
-            self.file = file.open("a")
-
-    def write(self, kind, step, **values):
-        if self.chief:
-            seconds = round(time.monotonic() - self.begun, 2)
-            self.file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **values}) + "\n")
-            self.file.flush()
-
-
-def write(file, text):
-    """Whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
+        return float(np.mean(terms["loss"])), {"levels": step.LEVELS, **terms}

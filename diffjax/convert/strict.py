@@ -65,8 +65,10 @@ def shapes(net, *inputs):
 
 
 def image_inputs(net, size, channels, *extra):
-    """Shapes of (x, t, *extra, y) for `shapes`: one image of size x size."""
+    """Shapes of (x, t, *extra, y) for `shapes`: one image of size x size; y is the condition where there is one."""
     x = jax.ShapeDtypeStruct((size, size, channels), jnp.float32)
+    if hasattr(net, "blank"):
+        return (x, jax.ShapeDtypeStruct((), jnp.float32), *extra, jax.eval_shape(net.blank, x))
     y = [jax.ShapeDtypeStruct((), jnp.int32)] if net.classes else []
     return (x, jax.ShapeDtypeStruct((), jnp.float32), *extra, *y)
 

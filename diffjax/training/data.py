@@ -7,9 +7,11 @@ permutation and takes its own rows of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gzip
+import json
 import os
 import pathlib
 import zlib
@@ -22,6 +24,7 @@ import numpy as np
 from .. import pictures
 from ..base import nearest
 
+TOKENS = ("tokens", "boxes", "classes")  # of a condition of words and boxes
 IDX_HINT = (
     "Fashion-MNIST's four idx files come with the Debian package dataset-fashion-mnist "
     "(apt-get install dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist)"
@@ -30,20 +33,20 @@ IDX_HINT = (
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """train, test: (N, H, W, C) uint8; labels (N,) int32 or None; names: of the classes, or (); notes: a sentence for each
-    thing that was done to pictures or left out."""
+    """train, test: (N, H, W, C) uint8; labels (N,) int32, or None, or another condition, {name: (N, ...)}; names: of the
+    classes, or (); notes: a sentence for each thing that was done to pictures or left out."""
 
     train: np.ndarray
-    train_labels: np.ndarray | None
+    train_labels: Any
     test: np.ndarray
-    test_labels: np.ndarray | None
+    test_labels: Any
     names: tuple = ()
     notes: tuple = ()
 
     def examples(self, part="train", rows=slice(None)) -> dict:
         """{"x": images, "cond": labels} of a part, without "cond" where there are no labels."""
         x, y = (self.train, self.train_labels) if part == "train" else (self.test, self.test_labels)
-        return {"x": x[rows]} if y is None else {"x": x[rows], "cond": y[rows]}
+        return {"x": x[rows]} | ({} if y is None else {"cond": jax.tree.map(lambda a: a[rows], y)})
 
 
 def scale(images):
@@ -60,7 +63,8 @@ def decode(example, key=None):
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int = 512, classes: int = 0) -> Images:
+def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int = 512, classes: int = 0,
+         tokens: bool = False) -> Images:  # fmt: skip
     """Read a data set.
 
     path:     folder with idx files (``train-images-idx3-ubyte[.gz]`` ...), folder of pictures (``train/`` and
@@ -70,6 +74,8 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
               shorter side to ``size`` and crops the centre
     holdout:  images set aside (the same for every run) where the data has no test part
     classes:  labels must exist and lie in 0..classes - 1; 0: labels are dropped
+    tokens:   the condition is words and boxes, of an .npz: what it has of ``tokens_train``, ``boxes_train``, ``classes_train``
+              and the same of ``test``, in place of labels
     Raises ValueError, in one line, for whatever is missing, unreadable or of the wrong kind.
     """
     if fit not in ("pad", "resize"):
@@ -86,6 +92,8 @@ def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int =
     else:
         raise ValueError(f"data {path} is neither a folder nor an .npz file")
     train, train_labels, test, test_labels, names = read(path, prepare)
+    if tokens:
+        return Images(train, *_tokens(path, "train"), test, *_tokens(path, "test"), notes=tuple(notes))
     train_labels = _labels(train_labels, train, "train", path, classes)
     test_labels = None if test is None else _labels(test_labels, test, "test", path, classes)
     if test is None:
@@ -169,6 +177,35 @@ def _read_npz(path, prepare):
         raise ValueError(f"{path} has neither x_train nor x: store uint8 images (N, H, W, C) under one of these names")
     y, test, test_y = data.get("y_train", data.get("y")), data.get("x_test"), data.get("y_test")
     return prepare(x, path), y, None if test is None else prepare(test, path), test_y, ()
+
+
+def _tokens(path, part):
+    """[{name: array}] of words and boxes. Raises ValueError where there are none."""
+    with np.load(path, allow_pickle=False) if path.suffix == ".npz" else contextlib.nullcontext() as archive:
+        found = {} if archive is None else {
+            name: archive[f"{name}_{part}"] for name in TOKENS if f"{name}_{part}" in archive.files
+        }  # fmt: skip
+    if not found:
+        raise ValueError(f"data {path} has no words or boxes (tokens_{part}, boxes_{part}, classes_{part}): use an .npz that "
+                         "has them, as experiments/orchard.py makes it")  # fmt: skip
+    return [{name: a if name == "boxes" else a.astype(np.int32) for name, a in found.items()}]
+
+
+def vocabulary(path) -> dict | None:
+    """What an .npz of words and boxes says of their numbers ("vocabulary", JSON), or None."""
+    if pathlib.Path(path).suffix != ".npz" or not pathlib.Path(path).is_file():
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        return json.loads(str(archive["vocabulary"])) if "vocabulary" in archive.files else None
+
+
+def drop_parts(example, key, share):
+    """An example told words and boxes, with only the one or only the other in ``share`` of all cases."""
+    u, cond = jax.random.uniform(key), dict(example["cond"])
+    for name, a in cond.items():
+        lost = u < share / 2 if name == "tokens" else (u >= share / 2) & (u < share)
+        cond[name] = jax.numpy.where(lost, jax.numpy.zeros_like(a), a)
+    return {**example, "cond": cond}
 
 
 def _read_pictures(folder, prepare, classes, notes):

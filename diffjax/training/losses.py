@@ -10,13 +10,15 @@ of an image's pixels: "mean", or "half_sum", half their sum (the score-SDE code'
 Sources: Ho et al. 2020 (eps); Salimans and Ho 2022, arXiv:2202.00512 (v, and losses equal to x_0 and eps ones);
 Nichol and Dhariwal 2021, arXiv:2102.09672 (hybrid); Hang et al. 2023, arXiv:2303.09556 (min-SNR); Vincent 2011 and Song et al.
 2021, arXiv:2011.13456, eq. 7 (score matching); Song et al. 2021, arXiv:2101.09258 (likelihood weighting); Liu et al. 2023,
-arXiv:2209.03003, and Lipman et al. 2023, arXiv:2210.02747 (flow matching).
+arXiv:2209.03003, and Lipman et al. 2023, arXiv:2210.02747 (flow matching); Rombach et al. 2022, arXiv:2112.10752 (L1, learned
+log-variance, the term of the bound).
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import process
 from ..base import expand, nearest
@@ -26,6 +28,7 @@ from ..likelihood import variational
 
 WEIGHTINGS = ("plain", "x0", "eps", "v", "velocity", "min_snr")
 REDUCTIONS = ("mean", "half_sum")
+NORMS = ("l2", "l1")
 
 
 def reduce(squares, reduction: str = "mean"):
@@ -53,29 +56,30 @@ def weight(name: str, prediction: str, log_snr, gamma=5.0):
     return jnp.exp(log[name] - log[prediction])
 
 
-def v_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
+def v_loss(net, schedule, x_0, t, noise, **options):
     """mean over pixels of |net - v|^2, weighted.
 
-    x_0, noise: one image in [-1, 1] and unit noise; t in (0, T]; time: what the network is told (``denoisers.times``).
+    x_0, noise: one image in [-1, 1] (or a latent of about unit deviation) and unit noise; t in (0, T]; options: of
+    :func:`error`.
     """
     v = expand(schedule.alpha(t), noise) * noise - expand(schedule.sigma(t), x_0) * x_0
-    return _squared_error("v", v, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+    return error("v", v, net, schedule, x_0, t, noise, **options)
 
 
-def eps_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
+def eps_loss(net, schedule, x_0, t, noise, **options):
     """mean over pixels of |net - eps|^2, weighted. Arguments as for :func:`v_loss`."""
-    return _squared_error("eps", noise, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+    return error("eps", noise, net, schedule, x_0, t, noise, **options)
 
 
-def x0_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
+def x0_loss(net, schedule, x_0, t, noise, **options):
     """mean over pixels of |net - x_0|^2, weighted. Arguments as for :func:`v_loss`."""
-    return _squared_error("x0", x_0, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+    return error("x0", x_0, net, schedule, x_0, t, noise, **options)
 
 
-def velocity_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
+def velocity_loss(net, schedule, x_0, t, noise, **options):
     """Flow matching: |net - (eps - x_0)|^2, weighted; eps - x_0 is the velocity dx_t/dt of ``schedules.RectifiedFlow``.
     Arguments as for :func:`v_loss`."""
-    return _squared_error("velocity", noise - x_0, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+    return error("velocity", noise - x_0, net, schedule, x_0, t, noise, **options)
 
 
 def score_loss(net, schedule, x_0, t, noise, *, likelihood=False, weighting="plain", gamma=5.0, time=None, reduction="mean"):
@@ -87,17 +91,50 @@ def score_loss(net, schedule, x_0, t, noise, *, likelihood=False, weighting="pla
     Other arguments as for :func:`v_loss`.
     """
     x_t, sigma = process.q_sample(schedule, x_0, t, noise), expand(schedule.sigma(t), noise)
-    error = reduce((sigma * net(x_t, as_time(time)(schedule, t)) + noise) ** 2, reduction)
+    mse = reduce((sigma * net(x_t, as_time(time)(schedule, t)) + noise) ** 2, reduction)
     factor = weight(weighting, "eps", schedule.log_snr(t), gamma)
     if likelihood:
         factor = factor * process.sde(schedule, t)[1] / schedule.sigma(t) ** 2
-    return error * jnp.asarray(factor).astype(error.dtype), {"mse": error}
+    return mse * jnp.asarray(factor).astype(mse.dtype), {"mse": mse}
 
 
-def _squared_error(prediction, target, net, schedule, x_0, t, noise, weighting, gamma, time, reduction):
+def error(prediction, target, net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean",
+          norm="l2", log_var=None, simple_weight=1.0, elbo_weight=0.0):  # fmt: skip
+    """The error d of ``net`` at x_t against ``target``, and what latent diffusion (Rombach et al. 2022) makes of it:
+
+        simple_weight (w d / exp(log_var_t) + log_var_t) + elbo_weight lambda_t d,   terms: "mse" (or "mae") d
+
+    weighting, gamma:  w, see :func:`weight`; time: what the network is told (``denoisers.times``); reduction: :func:`reduce`
+    norm:      "l2", squares of the errors, or "l1", their magnitudes
+    log_var:   (T,), the learned log-variance of the error at each row, its gradient included; None: 0
+    elbo_weight:  of one term of the variational bound, lambda_t = beta_t / (2 (1 - beta_t) (1 - abar_(t-1))); at t = 1, where
+               it is infinite, that of t = 2, as in the official code; only for a network of eps on a table
+    Raises ValueError for unknown names, and for an ``elbo_weight`` where there is no such term.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm {norm!r} is unknown: {nearest(norm, NORMS)}")
     x_t = process.q_sample(schedule, x_0, t, noise)
-    error = reduce((net(x_t, as_time(time)(schedule, t)) - target) ** 2, reduction)
-    return error * weight(weighting, prediction, schedule.log_snr(t), gamma).astype(error.dtype), {"mse": error}
+    difference = net(x_t, as_time(time)(schedule, t)) - target
+    d = reduce(difference**2 if norm == "l2" else jnp.abs(difference), reduction)
+    loss = d * weight(weighting, prediction, schedule.log_snr(t), gamma).astype(d.dtype)
+    if log_var is not None:
+        rows = jnp.arange(1, log_var.shape[0] + 1, dtype=d.dtype)
+        here = jnp.interp(jnp.asarray(t, d.dtype), rows, log_var.astype(d.dtype))
+        loss = loss * jnp.exp(-here) + here
+    loss = simple_weight * loss
+    if not (isinstance(elbo_weight, (int, float)) and elbo_weight == 0):
+        loss = loss + elbo_weight * elbo_factor(prediction, schedule, t).astype(d.dtype) * d
+    return loss, {"mse" if norm == "l2" else "mae": d}
+
+
+def elbo_factor(prediction, schedule, t):
+    """lambda_t of :func:`error`. Raises ValueError for another prediction than eps and for a formula."""
+    if prediction != "eps" or not schedule.discrete:
+        raise ValueError(f"elbo_weight is of the bound of a network of eps on a table, not of {prediction}: use elbo_weight=0")
+    rows = np.arange(2, schedule.T + 1)  # a table first: on the host in float64, where 1 - share loses nothing
+    share = (schedule.alpha(rows) / schedule.alpha(rows - 1)) ** 2  # 1 - beta_t
+    factors = (1 - share) / (2 * share * schedule.sigma(rows - 1) ** 2)
+    return jnp.interp(jnp.asarray(t, jnp.result_type(float)), rows, jnp.asarray(factors, jnp.result_type(float)))
 
 
 def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0, time=None, cdf="exact"):

@@ -33,7 +33,7 @@ def shardings(devices=None):
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def example_loss(net, schedule, loss, *, null=None, dropout=0.0, decode=decode_images, time=None):
+def example_loss(net, schedule, loss, *, null=None, dropout=0.0, decode=decode_images, time=None, learned=None):
     """-> f(params, key, example, t, train) -> (loss, terms) for one example.
 
     net:      ``net.apply(params, x, i, train=..., rngs={"dropout": key})``, with the condition after i where there is one
@@ -43,6 +43,7 @@ def example_loss(net, schedule, loss, *, null=None, dropout=0.0, decode=decode_i
     decode:   (example, key) -> example, on the device: what is stored to what is trained on. The key is for those that
               draw (a latent from its stored moments). Default: 8-bit images to [-1, 1], see ``data.decode``
     time:     what the network is told of t (``denoisers.times``), as it will be when sampling
+    learned:  params -> {name: value}, what the loss is told of them besides the network (a learned ``log_var``)
     Raises ValueError for a dropout outside [0, 1] or without a null.
     """
     if not 0 <= dropout <= 1:
@@ -56,10 +57,11 @@ def example_loss(net, schedule, loss, *, null=None, dropout=0.0, decode=decode_i
         if train and cond is not None and dropout:
             lost = jax.random.bernoulli(k_cond, dropout)
             cond = jax.tree.map(lambda n, c: jnp.where(lost, n, c), null_like(cond, null), cond)
-        told = () if cond is None else (cond,)
-        apply = lambda x, i: net.apply(params, x, i, *told, train=train, rngs={"dropout": k_dropout})
+        given = () if cond is None else (cond,)
+        apply = lambda x, i: net.apply(params, x, i, *given, train=train, rngs={"dropout": k_dropout})
         noise = jax.random.normal(k_noise, x_0.shape, x_0.dtype)
-        return loss(apply, schedule, x_0, t, noise, **({} if time is None else {"time": time}))
+        told = ({} if time is None else {"time": time}) | ({} if learned is None else learned(params))
+        return loss(apply, schedule, x_0, t, noise, **told)
 
     return f
 

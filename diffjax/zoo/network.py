@@ -24,11 +24,13 @@ FORMULAS = {"vp": schedules.VP, "subvp": schedules.SubVP, "flow": schedules.Rect
 NETWORK = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
 NCSNPP = "width multipliers blocks attention patch dropout embedding fourier_scale progressive_input progressive".split()
 NEEDED = ("size", "channels", "classes", "loss", "schedule", "T", *NETWORK)
-NETWORKS = ("unet", "ncsnpp")
+NETWORKS = ("unet", "ncsnpp", "latent")
 LOSSES = ("v", "x0", "eps", "score", "velocity", "hybrid")
 # whole numbers of a configuration: from, to. More is no network of ours, and building it would not end
 WHOLE = {"size": (1, 8192), "channels": (1, 1024), "classes": (0, 10**6), "T": (1, 100_000), "width": (1, 2**16),
          "blocks": (1, 100), "heads": (1, 2**16), "groups": (1, 2**16), "patch": (1, 256)}  # fmt: skip
+WORDS = {"vocabulary": (0, 2**20), "words": (0, 2**12), "boxes": (0, 2**12), "box_classes": (0, 2**20), "context": (1, 2**16),
+         "depth": (1, 100), "encoder_layers": (0, 100)}  # fmt: skip
 
 
 def build(config: Mapping):
@@ -52,8 +54,9 @@ def build_schedule(config: Mapping):
 
 def check_numbers(config: Mapping) -> None:
     """The one door for what a card or a run's configuration says: kinds of values and their ranges. Raises ValueError."""
-    for name, (least, most) in WHOLE.items():
-        value = config[name]
+    told = WORDS if config.get("network") == "latent" else {}
+    for name, (least, most) in (WHOLE | told).items():
+        value = config.get(name)
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"{name} {printable(value, 40)} is out of range: use a whole number from {least} to {most}")
     if config["loss"] not in LOSSES:
@@ -99,6 +102,10 @@ class Network:
             fields = _ncsnpp(config)
         else:
             fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NETWORK}
+        if kind == "latent":
+            if not (config["vocabulary"] and config["words"]) and not (config["boxes"] and config["box_classes"]):
+                raise ValueError("network latent reads words or boxes: set vocabulary and words, or boxes and box_classes")
+            fields |= {k: config[k] for k in WORDS}
         fields |= {
             "out_channels": config["channels"] * (2 if config["loss"] == "hybrid" else 1),
             "classes": config["classes"] or None,
@@ -135,8 +142,15 @@ def _module(network: Network):
 
     from .. import nets
 
+    dtype, fields = jnp.bfloat16 if network.bfloat16 else None, dict(network.fields)
+    if network.kind == "latent":
+        told = {k: fields.pop(k) for k in WORDS}
+        reader = nets.TokenEncoder(told["context"], told["vocabulary"], told["words"], told["box_classes"],
+                                   told["encoder_layers"], dtype=dtype)  # fmt: skip
+        net = nets.LatentUNet(dtype=dtype, context=told["context"], depth=told["depth"], **fields)
+        return nets.Conditioned(net, reader)
     make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp}[network.kind]
-    return make(dtype=jnp.bfloat16 if network.bfloat16 else None, **dict(network.fields))
+    return make(dtype=dtype, **fields)
 
 
 # --- do weights fit? ------------------------------------------------------------------------------------------------
@@ -164,7 +178,8 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 
 def signature(config: Mapping, shapes: Mapping[str, tuple]) -> str:
     """A fingerprint of a network's configuration together with the names and shapes of weights that fit it."""
-    names = NETWORK if config.get("network", "unet") == "unet" else ("network", "schedule", "sigma_data", *NCSNPP)
+    of = {"unet": NETWORK, "ncsnpp": ("network", "schedule", "sigma_data", *NCSNPP), "latent": ("network", *NETWORK, *WORDS)}
+    names = of[config.get("network", "unet")]
     network = [config.get(k) for k in ("size", "channels", "classes", "loss", *names)]
     text = json.dumps([network, sorted((name, list(shape)) for name, shape in shapes.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -21,14 +21,16 @@ import numpy as np
 from .. import denoisers
 from ..base import is_concrete, nearest
 from ..wording import printable, some
-from . import network
+from . import first_stage, network
 from .network import build, read_json, safe_name
+from .vocabulary import Vocabulary
 
 __all__ = ["Assumed", "Prior", "build", "from_config", "load", "names", "read_json", "read_run", "save", "sign",
            "write_card"]  # fmt: skip
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 SIGNATURE = "signature.txt"  # beside a training run's config.json; of a card it is an entry
+WORDS = "vocabulary.json"  # likewise
 _HERE = Path(__file__).parent
 
 
@@ -45,10 +47,11 @@ class Prior:
     schedule:     the one it was trained on
     time:         what the network is told of the time (``denoisers.times``); default the index i = t - 1
     null:         the condition that means none, a pytree; None where there is none: no guidance, a condition is needed
+    autoencoder:  of a latent prior, the ``Autoencoder`` between its latents and pictures; None: it is one of pixels
 
     Part of the program
     net:          ``net.apply(params, x, i)``, with a fourth argument where it takes a condition
-    shape:        (H, W, C) of its images, in [-1, 1]
+    shape:        (H, W, C) of its images, in [-1, 1]; of a latent prior (h, w, c) of z, see :attr:`image_shape`
     loss:         what it predicts: "v", "x0", "eps", "score", "velocity" or "hybrid" (eps and a learned variance)
     classes:      number of labels; 0: its condition, if any, is no label
     class_names:  a tuple of ``classes`` strings, or ()
@@ -70,10 +73,30 @@ class Prior:
     time: Any = dataclasses.field(default_factory=denoisers.IndexTime)
     null: Any = None
     conditional: bool = False
+    autoencoder: Any = None
 
     @property
     def card(self) -> dict:
         return json.loads(self.text)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words and boxes it can be told: ``prior.vocabulary.condition("a red apple")``. ValueError if there are none."""
+        if "vocabulary" not in self.card:
+            raise ValueError(f"prior {self.name!r} knows no words: leave the text and the boxes out")
+        return Vocabulary.of(self.card["vocabulary"])
+
+    @property
+    def image_shape(self) -> tuple:
+        """(H, W, C) of the pictures: ``shape``, or what ``decode`` makes of it."""
+        if self.autoencoder is None:
+            return self.shape
+        channels = self.card["autoencoder"]["config"]["channels"]
+        return (*(side * self.autoencoder.f for side in self.shape[:2]), channels)
+
+    def decode(self, z):
+        """Pictures in about [-1, 1] of what was sampled: z itself, or its decoding."""
+        return z if self.autoencoder is None else self.autoencoder.decode(z)
 
     def label(self, label=None):
         """The index of a label given by number or class name; the null label for None.
@@ -117,14 +140,14 @@ class Prior:
             denoisers.null_like(cond, self.null)
         return jax.tree.map(jnp.asarray, cond)
 
-    def denoiser(self, cond=None, scale=1.0, clip=True):
+    def denoiser(self, cond=None, scale=1.0, clip=None):
         """``denoise(x, t) -> Prediction`` for one image of ``shape``.
 
         cond:   the condition: of a prior with classes a number or class name, else a pytree; None: the null condition, or
                 none for an unconditional prior; may be traced
         scale:  of classifier-free guidance: 1 (a plain number) is the network as it is, anything else runs it with the
                 condition and with the null; may be traced
-        clip:   clamp x0 to [-1, 1]
+        clip:   clamp x0 to [-1, 1]; default: of pixels yes, of latents, which have no bounds, no
         Condition and scale are leaves: others cost no retrace. Raises ValueError for what :meth:`condition` refuses, and for
         a scale without a condition or without a null.
         """
@@ -140,12 +163,13 @@ class Prior:
         denoise = make(self.net.apply, self.params, self.schedule, cond=told, learned_variance=learned, time=self.time)
         if guided:
             denoise = denoisers.classifier_free(denoise, told, self.null, scale)
+        clip = self.autoencoder is None if clip is None else clip
         return denoisers.clipped(denoise) if clip else denoise
 
 
 # --- as a pytree ------------------------------------------------------------------------------------------------------
 
-LEAVES = ("params", "schedule", "time", "null")
+LEAVES = ("params", "schedule", "time", "null", "autoencoder")
 PROGRAM = ("net", "shape", "loss", "classes", "class_names", "conditional")
 
 
@@ -224,8 +248,11 @@ def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
             )
         leaves = jax.device_put({key: a.astype(np.float32) for key, a in leaves.items()})
         params = {"params": network.nested(leaves)}
+        auto = first_stage.read(folder, card["autoencoder"]) if "autoencoder" in card else None
     elif (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
+        if config.get("phase") == "first":
+            raise ValueError(f"{folder} is the run of an autoencoder, no prior: train one with --autoencoder {folder}")
         _described(config, folder / "config.json", network.build_schedule)
         params, step = read_run(folder)
         shapes = {key: a.shape for key, a in network.flat(params["params"]).items()}
@@ -235,16 +262,20 @@ def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
             network.check(config, shapes, folder)
         if bad := [key for key, a in network.flat(params["params"]).items() if not np.isfinite(a).all()]:
             raise ValueError(f"checkpoint {step} of {folder} is not finite in {some(bad)}: it is damaged, or the run diverged")
+        params = {"params": params["params"]}
         card = {"name": config.get("name", folder.name), "config": config, "training": {"checkpoint": step}}
+        auto, entry = first_stage.of_run(folder, config)
+        card |= entry | read_vocabulary(folder)
     else:
         raise ValueError(
             f"folder {folder} holds no prior: it has neither {CARD} with {WEIGHTS} nor a training run's config.json"
         )
-    return from_config(config, params, card=card, name=card.get("name") or folder.name)
+    return from_config(config, params, card=card, name=card.get("name") or folder.name, autoencoder=auto)
 
 
-def from_config(config: Mapping, params, *, card: Mapping | None = None, name="") -> Prior:
-    """The prior of a training configuration and its trained parameters. Raises ValueError as :func:`build` does."""
+def from_config(config: Mapping, params, *, card: Mapping | None = None, name="", autoencoder=None) -> Prior:
+    """The prior of a training configuration and its trained parameters. autoencoder: of a latent prior. Raises ValueError as
+    :func:`build` does."""
     card = {} if card is None else card
     names = card.get("class_names") or ()
     if (
@@ -254,14 +285,27 @@ def from_config(config: Mapping, params, *, card: Mapping | None = None, name=""
     ):
         raise ValueError(f"class_names {printable(names, 60)} of prior {safe_name(name)}: the card needs one text for each of "
                          f"its {config['classes']} classes, or none")  # fmt: skip
-    null = np.int32(config["classes"]) if config["classes"] else None
+    conditional = config.get("network") == "latent"
     return Prior(params, network.build_schedule(config), safe_name(name), network.Network.of(config),
                  (config["size"], config["size"], config["channels"]), config["loss"], int(config["classes"]),
-                 tuple(names), json.dumps(card), null=null)  # fmt: skip
+                 tuple(names), json.dumps(card), null=null_of(config), conditional=conditional,
+                 autoencoder=autoencoder)  # fmt: skip
 
 
-def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> None:
+def null_of(config: Mapping):
+    """The condition that means none, of a training configuration: the label after the last, no words and no boxes, or None."""
+    if config.get("network") == "latent":
+        words, boxes = config["words"] if config["vocabulary"] else 0, config["boxes"] if config["box_classes"] else 0
+        told = {"tokens": np.zeros(words, np.int32), "boxes": np.zeros((boxes, 4), np.float32),
+                "classes": np.zeros(boxes, np.int32)}  # fmt: skip
+        return {name: a for name, a in told.items() if a.size}
+    return np.int32(config["classes"]) if config["classes"] else None
+
+
+def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16, autoencoder=None) -> None:
     """Write ``card.json`` and ``weights.safetensors`` (names joined by ".") into ``folder``, made if missing.
+
+    autoencoder: of a latent prior; its weights go beside, in ``autoencoder.safetensors``, and the card has an entry for it
 
     card: a dict; its entry "config", the training configuration, says which network the weights are compared with. Without
     it nothing is compared, and :func:`load` refuses the folder. The comparison is written into the card ("signature").
@@ -269,6 +313,34 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> 
     """
     from safetensors.numpy import save
 
+    arrays = packed(params, dtype)
+    folder = Path(folder)
+    if config := card.get("config"):
+        shapes = {key: a.shape for key, a in arrays.items()}
+        network.check(config, shapes, folder / WEIGHTS)
+        card = {**card, "signature": network.signature(config, shapes)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if autoencoder is not None:
+        first_stage.save(folder, autoencoder, dtype)
+    (folder / (WEIGHTS + ".tmp")).write_bytes(save(arrays))
+    (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
+    write_card(folder, card)
+
+
+def write_vocabulary(folder: str | os.PathLike, entry: Mapping | None) -> None:
+    """Keep the words of a training run's data in its folder, where there are any."""
+    if entry is not None:
+        (Path(folder) / WORDS).write_text(json.dumps(entry) + "\n", encoding="utf-8")
+
+
+def read_vocabulary(folder: str | os.PathLike) -> dict:
+    """The entry of a card for the words of a training run: {"vocabulary": ...}, or {}."""
+    file = Path(folder) / WORDS
+    return {"vocabulary": read_json(file)} if file.is_file() else {}
+
+
+def packed(params, dtype) -> dict[str, np.ndarray]:
+    """{names joined by ".": array} for a file. Raises ValueError if a weight does not fit into ``dtype`` or is not finite."""
     arrays = {}
     for key, leaf in network.flat(params["params"]).items():
         with np.errstate(over="ignore"):
@@ -276,15 +348,7 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> 
         if not np.isfinite(arrays[key]).all():
             raise ValueError(f"weight {key} is not finite as {np.dtype(dtype).name}: use dtype=np.float32, "
                              "or another checkpoint")  # fmt: skip
-    folder = Path(folder)
-    if config := card.get("config"):
-        shapes = {key: a.shape for key, a in arrays.items()}
-        network.check(config, shapes, folder / WEIGHTS)
-        card = {**card, "signature": network.signature(config, shapes)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / (WEIGHTS + ".tmp")).write_bytes(save(arrays))
-    (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
-    write_card(folder, card)
+    return arrays
 
 
 def sign(folder: str | os.PathLike, config: Mapping, params) -> None:
