@@ -11,6 +11,9 @@ One to three fruits of Fruits-360 at random places and sizes on white, 64x64, ea
 
 Boxes do not overlap. A sentence never says what is not so, but it does not say all: a colour may be left out, and where
 there are several of a kind they may be counted. The licence is that of the fruits, CC BY-SA 4.0.
+
+Beside it lies phase_one64.npz with x_train and x_test, what the one autoencoder of fruits64 and orchard64 learns: the fruits as
+they are, and twice as many of these pictures.
 """
 
 from __future__ import annotations
@@ -65,12 +68,15 @@ def _main(argv) -> int:
                 bar.update()
             for name in made[0]:
                 arrays[f"{name}_{part}"] = np.stack([one[name] for one in made])
+    both = {x: np.concatenate([fruits[x], arrays[x][: 2 * len(fruits[x])]]) for x in ("x_train", "x_test")}
+    out = Path(o.out)
     try:
-        Path(o.out).parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(o.out, **arrays)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for file, found in ((out, arrays), (out.with_name("phase_one64.npz"), both)):
+            np.savez_compressed(file, **found)
+            print(f"wrote {file}")
     except OSError as error:
         raise UserError(f"--out {o.out} cannot be written ({error.strerror}): give another file") from None
-    print(f"wrote {o.out}")
     return 0
 
 
