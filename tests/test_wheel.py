@@ -40,6 +40,7 @@ def wheel(tmp_path_factory):
 def test_what_is_in_it(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+        sizes = {entry.filename: entry.compress_size for entry in archive.infolist()}
     info = next(n.split("/")[0] for n in names if n.endswith(".dist-info/METADATA"))
     assert {n.split("/")[0] for n in names} == {"diffjax", info}  # no top-level package but one
     inside = {n for n in names if n.startswith("diffjax/")}
@@ -49,7 +50,10 @@ def test_what_is_in_it(wheel):
         assert {f"diffjax/zoo/{name}/card.json", f"diffjax/zoo/{name}/weights.safetensors"} <= inside
     assert {"diffjax/py.typed", "diffjax/zoo/images/fashion.npz"} <= inside
     assert not [n for n in inside if n.endswith((".png", ".md.json", ".pyc")) or "results" in n]
-    assert wheel.stat().st_size < 11e6
+    weights = {n for n in inside if n.endswith(".safetensors")}
+    assert weights == {str(p.relative_to(ROOT)) for p in (ROOT / "diffjax" / "zoo").rglob("*.safetensors")}
+    assert sum(sizes[n] for n in names if n not in weights) < 1.5e6  # code, cards and a few pictures: no stray data
+    assert sum(sizes[n] for n in weights) < 21e6  # 13 MB of today, and what is granted to latents (6) and volumes (2)
 
 
 def test_what_it_says_of_itself(wheel):
