@@ -12,8 +12,8 @@ One to three fruits of Fruits-360 at random places and sizes on white, 64x64, ea
 Boxes do not overlap. A sentence never says what is not so, but it does not say all: a colour may be left out, and where
 there are several of a kind they may be counted. The licence is that of the fruits, CC BY-SA 4.0.
 
-Beside it lies phase_one64.npz with x_train and x_test, what the one autoencoder of fruits64 and orchard64 learns: the fruits as
-they are, and twice as many of these pictures.
+Beside it lies phase_one64.npz with x_train and x_test, what the one autoencoder of fruits64 and orchard64 learns: the fruits
+as they are, and twice as many of these pictures.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from diffjax import autoencoder, schedules
 from diffjax.cli import train
 from diffjax.cli.config import FirstStageConfig, TrainConfig
 from diffjax.training import data, latents, losses, step
+from diffjax.zoo import first_stage, prior
 from diffjax.zoo.vocabulary import Vocabulary
 from experiments import configs, orchard
 
@@ -239,8 +240,28 @@ def test_configurations_of_both_phases_belong_together():
         config, _ = train.parse([name], known)
         first, _ = train.parse([name, "--phase", "first"], known)
         assert isinstance(config, TrainConfig) and isinstance(first, FirstStageConfig)
-        assert config.autoencoder == first.out and first.data == config.data
+        assert config.autoencoder == first.out and first.name == "fruits64_kl"
         assert (config.size, config.channels) == (first.size // 2 ** (len(first.multipliers) - 1), first.latent_channels)
+
+
+def test_an_autoencoder_that_ships_with_another_prior_is_not_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(prior, "_HERE", tmp_path / "zoo")
+    about = dataclasses.asdict(FirstStageConfig("a", "", size=8, width=8, multipliers=(1, 1), middle=False))
+    one, two, mine = (tmp_path / "zoo" / "one", tmp_path / "zoo" / "two", tmp_path / "two")
+    for folder in (one, two, mine):
+        folder.mkdir(parents=True)
+    net = first_stage.build(about)
+    autos = [first_stage.from_config(about, net.init(jax.random.key(n), jnp.zeros((8, 8, 3))), scale=1 + n) for n in (0, 1)]
+    assert first_stage.save(one, autos[0]) == {} and (one / first_stage.WEIGHTS).is_file()
+    assert first_stage.save(mine, autos[1]) == {} and (mine / first_stage.WEIGHTS).is_file()
+    shared = first_stage.save(two, dataclasses.replace(autos[0], scale=3.0))
+    assert shared == {"weights_of": "one"} and not any(two.iterdir())
+    z = jnp.ones((4, 4, 3))
+    found = first_stage.read(two, first_stage.entry(dataclasses.replace(autos[0], scale=3.0), about) | shared)
+    first = first_stage.read(one, first_stage.entry(autos[0], about))
+    np.testing.assert_allclose(found.decode(3 * z), first.decode(z), atol=1e-5)
+    with pytest.raises(ValueError, match="cannot be read"):  # a name from a card is no path
+        first_stage.read(two, first_stage.entry(autos[0], about) | {"weights_of": "../two"})
 
 
 @pytest.mark.parametrize(

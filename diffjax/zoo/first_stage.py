@@ -82,14 +82,20 @@ def entry(auto: autoencoder.Autoencoder, config: Mapping) -> dict:
     return {"config": dict(config), **numbers}
 
 
-def save(folder: Path, auto: autoencoder.Autoencoder, dtype=np.float16) -> None:
-    """Write the weights beside a card. Raises ValueError if one does not fit into ``dtype``."""
+def save(folder: Path, auto: autoencoder.Autoencoder, dtype=np.float16) -> dict:
+    """Write the weights beside a card; where a bundled prior has the very same, nothing is written. -> {"weights_of": its
+    name} for the card, or {}. Raises ValueError if a weight does not fit into ``dtype``."""
     from safetensors.numpy import save
 
     from . import prior
 
-    (folder / (WEIGHTS + ".tmp")).write_bytes(save(prior.packed(auto.params, dtype)))
+    made = save(prior.packed(auto.params, dtype))
+    for same in sorted(prior._HERE.glob(f"*/{WEIGHTS}")):
+        if same.parent.name != folder.name and same.read_bytes() == made:
+            return {"weights_of": same.parent.name}
+    (folder / (WEIGHTS + ".tmp")).write_bytes(made)
     (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
+    return {}
 
 
 def read(folder: Path, entry: Mapping) -> autoencoder.Autoencoder:
@@ -97,6 +103,8 @@ def read(folder: Path, entry: Mapping) -> autoencoder.Autoencoder:
     network."""
     from . import prior
 
+    if "weights_of" in entry:
+        folder = prior._HERE / network.safe_name(entry["weights_of"])
     leaves = {k: a.astype(np.float32) for k, a in prior.read_arrays(folder / WEIGHTS).items()}
     net = build(entry["config"])
     size, channels = entry["config"]["size"], entry["config"]["channels"]

@@ -321,7 +321,8 @@ def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16, aut
         card = {**card, "signature": network.signature(config, shapes)}
     folder.mkdir(parents=True, exist_ok=True)
     if autoencoder is not None:
-        first_stage.save(folder, autoencoder, dtype)
+        shared = first_stage.save(folder, autoencoder, dtype)
+        card = {**card, "autoencoder": {**card["autoencoder"], **shared}}
     (folder / (WEIGHTS + ".tmp")).write_bytes(save(arrays))
     (folder / (WEIGHTS + ".tmp")).replace(folder / WEIGHTS)
     write_card(folder, card)
