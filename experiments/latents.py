@@ -1,0 +1,150 @@
+"""Latents or pixels? ``python -m experiments.latents [PRIOR ...]``: priors of the same 64x64 fruits, side by side.
+
+The layout of the survey's Tables 3 and 4: unconditional synthesis (the null label) and conditional (guidance 1, 2, 4), each
+with network calls, and beside them what a sample costs. For each prior
+
+kernel     kernel distance (KID) of the samples to the test images, held-out varieties, in AlexNet's features; with one
+           standard error, from leaving out each variety in turn. The training images' own distance is the yardstick
+precision  share of samples within the reach of the training images, recall: of the training images within that of the samples
+           (three nearest neighbours, Kynkaanniemi et al. 2019)
+seconds    of one sample, in a batch of --batch, decoding included; all priors measured in turn, the median of the rounds.
+           Decoding alone beside it
+MB         temporary memory of the compiled program at that batch
+
+Writes latents.json, and latents.png with samples of each.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+
+import diffjax as dj
+from diffjax import metrics
+from diffjax.cli import quality
+from diffjax.training import data
+
+from .tools import provenance, records
+from .tools.study import Parser, command, grid, library_errors, made, run, use_cores, whole
+
+SCALES = (1.0, 2.0, 4.0)
+
+
+def main(argv=None) -> int:
+    use_cores()
+    p = Parser("experiments.latents", __doc__)
+    p.add_argument("priors", nargs="*", metavar="PRIOR", default=["fruits64", "runs/fruits64_pixel"],
+                   help="names or folders (default: fruits64 runs/fruits64_pixel)")  # fmt: skip
+    p.add_argument("--data", default="data/fruits64.npz", help="python -m experiments.fruits makes it")
+    p.add_argument("--samples", type=whole(100), default=500, help="of each row (default: 500)")
+    p.add_argument("--steps", type=whole(1), default=25, help="of DPM-Solver++ 2M, equal in log-SNR (default: 25)")
+    p.add_argument("--batch", type=whole(1), default=50)
+    p.add_argument("--rounds", type=whole(1), default=5, help="of the clock")
+    p.add_argument("--out", **provenance.OUT)
+    o = p.parse(argv)
+    begin = time.perf_counter()
+    with library_errors():
+        priors = {name: dj.zoo.load(name) for name in o.priors}
+        first = next(iter(priors.values()))
+        images = data.load(o.data, size=first.image_shape[0], channels=3, classes=first.classes)
+    features = quality.alexnet()
+    test, train = features(images.test), features(images.train)
+    varieties = quality.groups(o.data, len(test))
+    labels = images.test_labels[np.random.default_rng(0).permutation(len(test))[np.arange(o.samples) % len(test)]]
+
+    def judged(found):
+        kernel = lambda kept: metrics.kernel_distance(found, test[kept])
+        precision, recall = metrics.precision_recall(found, train)
+        return {"kernel": round(kernel(np.ones(len(test), bool)), 1),
+                "kernel_error": round(quality.jackknife(kernel, varieties), 1),
+                "precision": round(precision, 3), "recall": round(recall, 3)}  # fmt: skip
+
+    rows = [{"prior": "training images", "table": "real", "calls": 0, **judged(train)}]
+    columns = []
+    for prior in priors.values():
+        table = dj.timetables.log_snr(prior.schedule, o.steps)
+        draws = {False: sampler(prior, table, o), True: sampler(prior, table, o, guided=True)}
+        told = [("unconditional", None)] + [("conditional", scale) for scale in SCALES]
+        for what, scale in told:
+            null = np.full(o.samples, prior.classes)
+            x = draws[scale not in (None, 1.0)](null if scale is None else labels, scale or 1.0)
+            calls = o.steps * (1 if scale in (None, 1.0) else 2)
+            rows.append({"prior": prior.name, "table": what, "guidance": scale, "calls": calls, **judged(features(x))})
+            print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+            if scale in (None, 1.0, 2.0):
+                order = np.argsort(labels, kind="stable")[np.linspace(0, len(x) - 1, 6).astype(int)]
+                columns.append((f"{prior.name} {'no label' if scale is None else f'scale {scale:g}'}",
+                                [quality.to_float(x[n]) for n in order]))  # fmt: skip
+    rows += clock(priors, o)
+    picture = made(o.out) / "latents.png"
+    grid(columns, picture, [""] * 6)
+    print(records.write("latents", command("experiments.latents", argv), rows, o.out, samples=o.samples,
+                        priors={prior.name: prior.card.get("signature") for prior in priors.values()},
+                        seconds=round(time.perf_counter() - begin, 1)))  # fmt: skip
+    return 0
+
+
+def program(prior, table, guided=False, decode=True):
+    """jitted f(prior, keys, labels, scale) -> pictures in [-1, 1], or latents."""
+    import jax
+
+    def one(prior, key, label, scale):
+        denoise = prior.denoiser(label, scale if guided else 1.0)
+        z = dj.sample(key, denoise, table, prior.shape, kernel=dj.kernels.DPMSolverPP2M(), remat="none").x
+        return prior.decode(z) if decode else z
+
+    return jax.jit(jax.vmap(one, (None, 0, 0, None)))
+
+
+def sampler(prior, table, o, guided=False):
+    """f(labels, scale) -> uint8 (N, H, W, C)."""
+    import jax
+
+    run = program(prior, table, guided)
+
+    def draw(labels, scale=1.0):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), round(100 * scale)), len(labels))
+        found = []
+        for start in range(0, len(labels), o.batch):
+            at = np.arange(start, start + o.batch) % len(labels)  # the last batch is filled up: one compile
+            x = run(prior, keys[at], labels[at].astype(np.int32), np.float32(scale))
+            found.append(np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8))
+        return np.concatenate(found)[: len(labels)]
+
+    return draw
+
+
+def clock(priors, o) -> list:
+    """What a sample costs, all programs in turn."""
+    import jax
+
+    runs, rows = {}, {}
+    for prior in priors.values():
+        table = dj.timetables.log_snr(prior.schedule, o.steps)
+        told = (jax.random.split(jax.random.key(0), o.batch), np.zeros(o.batch, np.int32), np.float32(1))
+        whole = program(prior, table).lower(prior, *told).compile()
+        runs[prior.name, "seconds"] = lambda whole=whole, prior=prior, told=told: whole(prior, *told)
+        rows[prior.name] = {"prior": prior.name, "table": "cost", "calls": o.steps, "batch": o.batch,
+                            "parameters": sum(a.size for a in jax.tree.leaves(prior.params)),
+                            "MB": round(whole.memory_analysis().temp_size_in_bytes / 1e6, 1)}  # fmt: skip
+        if prior.autoencoder is not None:
+            z = jax.numpy.zeros((o.batch, *prior.shape))
+            decode = jax.jit(jax.vmap(lambda prior, z: prior.decode(z), (None, 0))).lower(prior, z).compile()
+            runs[prior.name, "seconds_decode"] = lambda decode=decode, prior=prior, z=z: decode(prior, z)
+    taken = {name: [] for name in runs}
+    for _ in range(o.rounds + 1):  # the first is not counted
+        for name, call in runs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(call())
+            taken[name].append(time.perf_counter() - begin)
+    for (name, what), seconds in taken.items():
+        rows[name][what] = round(float(np.median(seconds[1:])) / o.batch, 4)
+    for row in rows.values():
+        print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    return list(rows.values())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
