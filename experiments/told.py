@@ -134,8 +134,8 @@ def squared(crop, size=48):
 
 
 def classifier(fruits):
-    """(f(crops) -> classes 1, 2, 3, its accuracy on crops of the held-out varieties). It learns crops in several sizes, as small
-    as in the pictures: what was small and is enlarged is blurred."""
+    """(f(crops) -> classes 1, 2, 3, its accuracy on crops of the held-out varieties). It learns crops in several sizes, as
+    small as in the pictures: what was small and is enlarged is blurred."""
     import jax
     import jax.numpy as jnp
 
