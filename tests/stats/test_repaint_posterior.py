@@ -147,9 +147,9 @@ def comes_closer(found, name):
     return bool((found[:-1] - found[1:] > margins(name)).all())
 
 
-@pytest.mark.parametrize("name", ["g-box-05", "g-rand10-05"])
-def test_more_resampling_comes_closer_to_the_posterior(name):
-    found = [scores(name, times) for times in TIMES]
+@pytest.mark.parametrize("name, runs", [("g-box-05", TIMES), ("g-rand10-05", TIMES[:2])])
+def test_more_resampling_comes_closer_to_the_posterior(name, runs):
+    found = [scores(name, times) for times in runs]
     assert comes_closer(found, name), found
 
 
@@ -160,5 +160,5 @@ def inverted(denoise, measurement):
 
 def test_teeth_an_inverted_mask_does_not_come_closer():
     name = "g-rand10-05"
-    found = [scores(name, times, inverted) for times in TIMES]
+    found = [scores(name, times, inverted) for times in TIMES[:2]]
     assert not comes_closer(found, name)
