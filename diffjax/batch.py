@@ -21,8 +21,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from . import denoisers, kernels, parallel
 from .base import Measurement, nearest, replace
-from .method import as_method
-from .operators import Mask
+from .method import as_method, check_operator
+from .operators import Decoded, Mask, masked_latents
 from .registry import Entry
 from .sample import begin, plan, sample
 
@@ -60,14 +60,17 @@ def inpaint(prior, entry: Entry, ys, masks, **options) -> Restored:
 
 def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, cfg=1.0, samples=1, steps=None, seed=0,
             batch=16, devices=None, names=None, numbers=None, progress=None, announce=lambda: None, classifier=None,
-            classifier_scale=1.0, sweep=None, programs=None, finished=None) -> Restored:  # fmt: skip
+            classifier_scale=1.0, sweep=None, programs=None, finished=None, masked=False,
+            paste=False) -> Restored:  # fmt: skip
     """Restore images from measurements with one method.
 
-    prior:   a ``zoo.Prior``; entry: a method of ``registry.METHODS``
+    prior:   a ``zoo.Prior``; entry: a method of ``registry.METHODS``. With a latent prior the operators become
+             ``operators.Decoded``, and x is decoded
     ys:      (N, ...) measurements of images in [-1, 1]
     operators: one for all images, or a list of one for each, which differ in the values of their arrays only
     noise_std: of the measurements, in their units: 0.05 on [0, 1] is 0.1
-    labels:  N labels (None: no condition), for a prior that has classes; cfg: guidance scale, needs labels
+    labels:  N labels, for a prior that has classes, or N other conditions, as ``prior.condition`` takes them (None: no
+             condition); cfg: guidance scale, needs labels
     samples: restorations of each image; the one with number s of image n has the key fold_in(fold_in(key(seed), n), s),
              so it does not depend on ``batch`` (restorations at a time) or ``devices`` (default: all of jax)
     steps:   levels of the method's timetable (default: the method's)
@@ -80,13 +83,17 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
     sweep:   {hyper-parameter of the method's entry: values}, as many of each: every image is restored with each setting, by
              one program, from the same noise. Values: numbers, or pytrees of one structure (timetables of one length)
     programs: ``Programs`` to look the compiled program up in, and to leave it in
+    masked:  of a latent prior and masks: the latents are masked in place of the picture (``operators.masked_latents``)
+    paste:   of a latent prior: what was measured is put into the decoded picture (``Decoded.picture``). Off by default, as it
+             hides how well the latent fits
     finished: called with (n, x (samples, H, W, C), calls (samples,), table) as soon as image n is done. The results are then
              not kept, and ``x`` is None. Not with ``sweep``
     Raises ValueError for what the library refuses, before anything is compiled, and for a result that is not finite.
     """
     if finished is not None and sweep:
         raise ValueError("finished= is told of whole images, which sweep= has many of: leave one out")
-    job = check(prior, entry, ys, operators, noise_std, labels, cfg, steps, names, classifier, classifier_scale, sweep)
+    job = check(prior, entry, ys, operators, noise_std, labels, cfg, steps, names, classifier, classifier_scale, sweep,
+                masked, paste)  # fmt: skip
     announce()
     order = index(job, samples, seed, batch, devices, numbers)
     start = time.perf_counter()
@@ -96,7 +103,7 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
     end = time.perf_counter()
 
     settings = (-1,) if sweep else ()
-    x = None if x is None else x.reshape(*settings, len(job.ys), samples, *prior.shape)
+    x = None if x is None else x.reshape(*settings, len(job.ys), samples, *prior.image_shape)
     each = calls.reshape(-1, len(job.ys), samples)
     means = [int(c) if c == int(c) else float(c) for c in each.mean((1, 2)).round(1)]
     each, means = (each, means) if sweep else (each[0], means[0])
@@ -108,8 +115,9 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
 
 @dataclass(frozen=True)
 class Job:
-    """A task that was found to be in order. labels: (N,) indices; settings: {name: stacked values}; operators: stacked where
-    ``each`` image has its own; table: the timetable of the last image (all have as many rows)."""
+    """A task that was found to be in order. labels: of each image its index, or its condition, stacked; settings: {name:
+    stacked values}; operators: stacked where ``each`` image has its own; table: the timetable of the last image (all have as
+    many rows)."""
 
     prior: Any
     entry: Entry
@@ -117,28 +125,51 @@ class Job:
     operators: Any
     each: bool
     noise_std: Any
-    labels: np.ndarray
+    labels: Any
     cfg: float
     steps: int
     names: list
     classifier: Any
     classifier_scale: Any
     settings: dict
+    masked: bool = False
+    paste: bool = False
     table: Any = None
+
+    @property
+    def leaves(self):
+        """What of the prior and of guidance is an argument of the program: (weights, autoencoder, classifier, scale)."""
+        scale = None if self.cfg == 1 else np.float32(self.cfg)
+        return self.prior.params, self.prior.autoencoder, self.classifier, scale
 
     def operator(self, n):
         return jax.tree.map(lambda a: a[n], self.operators) if self.each else self.operators
 
-    def given(self, params, y, A, label):
+    def given(self, leaves, y, A, label):
         """(denoiser, measurement), as ``entry`` takes them."""
-        condition = label if self.prior.classes else None
-        denoise = replace(self.prior, params=params).denoiser(condition, self.cfg, clip=self.entry.clip)
-        return denoise, Measurement(y, A, self.noise_std)
+        params, autoencoder, _, scale = leaves
+        told = label if self.prior.classes or self.prior.conditional else None
+        clip = self.entry.clip and autoencoder is None  # latents have no bounds
+        denoise = replace(self.prior, params=params).denoiser(told, 1 if scale is None else scale, clip=clip)
+        measurement = Measurement(y, A, self.noise_std)
+        if self.masked:
+            measurement = masked_latents(measurement, autoencoder)
+        elif autoencoder is not None:
+            measurement = replace(measurement, A=Decoded(A, autoencoder))
+        return denoise, measurement
 
-    def build(self, params, y, A, label, setting):
-        """(method, kernel, timetable) of one image. params: the prior's and the classifier, or None."""
-        params, guide = params
-        denoise, measurement = self.given(params, y, A, label)
+    def picture(self, leaves, y, A, x):
+        """The picture of a result x: itself, or decoded."""
+        if leaves[1] is None:
+            return x
+        return Decoded(A, leaves[1]).picture(x, y if self.paste else None)
+
+    def build(self, leaves, y, A, label, setting):
+        """(method, kernel, timetable) of one image."""
+        guide = leaves[2]
+        denoise, measurement = self.given(leaves, y, A, label)
+        if self.masked and "bounds" in self.entry.settings():
+            setting = {"bounds": (-np.inf, np.inf)} | setting
         method, kernel, table = self.entry.build(denoise, measurement, self.steps, **setting)
         if guide is None:
             return as_method(method), kernel, table
@@ -151,7 +182,7 @@ class Job:
 
 
 def check(prior, entry, ys, operators, noise_std=0.0, labels=None, cfg=1.0, steps=None, names=None, classifier=None,
-          classifier_scale=1.0, sweep=None) -> Job:  # fmt: skip
+          classifier_scale=1.0, sweep=None, masked=False, paste=False) -> Job:  # fmt: skip
     """The arguments of :func:`restore` as a :class:`Job`. Raises ValueError for all that can be known beforehand."""
     ys = np.asarray(ys, np.float32)
     names = names or [f"image {n}" for n in range(len(ys))]
@@ -159,18 +190,29 @@ def check(prior, entry, ys, operators, noise_std=0.0, labels=None, cfg=1.0, step
     labelled = labels is not None and None not in labels
     if (cfg != 1 or classifier is not None) and not labelled:
         raise ValueError(f"{f'cfg {cfg:g}' if cfg != 1 else 'the classifier'} guides towards a label: give one for each image")
+    if prior.autoencoder is None and (masked or paste):
+        raise ValueError(
+            f"prior {prior.name!r} is one of pixels: {'masked' if masked else 'paste'}= is about latents, leave it out"
+        )
     if classifier is not None:
         classifier.check(prior)
         if entry.whole is not None:
             raise ValueError("a classifier guides a walk, and this method is none: take another one")
-    who = prior if prior.classes or classifier is None else classifier
-    indices = np.array([who.label(label) for label in labels or [None] * len(ys)], np.int32)
+    told = labels or [None] * len(ys)
+    if prior.conditional:
+        told = _stack([prior.condition(condition) for condition in told])
+    else:
+        who = prior if prior.classes or classifier is None else classifier
+        told = np.array([who.label(label) for label in told], np.int32)
     steps = entry.steps if steps is None else steps
-    job = Job(prior, entry, ys, _stack(operators) if each else operators, each, noise_std, indices, cfg, steps, names,
-              classifier, classifier_scale, _settings(sweep, entry))  # fmt: skip
+    job = Job(prior, entry, ys, _stack(operators) if each else operators, each, noise_std, told, cfg, steps, names,
+              classifier, classifier_scale, _settings(sweep, entry), masked, paste)  # fmt: skip
 
-    label, first = int(indices[0]) if labelled else None, jax.tree.map(lambda a: a[0], job.settings)
-    build = lambda y, A: job.build((prior.params, classifier), y, A, label, first)
+    first = jax.tree.map(lambda a: a[0], job.settings)
+    label = jax.tree.map(lambda a: a[0], told) if labelled or prior.conditional else None
+    build = lambda y, A: job.build(job.leaves, y, A, label, first)
+    if paste:
+        check_operator("paste=", job.operator(0), ("pinv",))
     build(np.zeros_like(ys[0]), job.operator(0))  # what is wrong whatever the image is
     for n, name in enumerate(names):
         try:
@@ -235,14 +277,14 @@ def index(job: Job, samples=1, seed=0, batch=16, devices=None, numbers=None) -> 
     keys = jax.jit(jax.vmap(lambda n, s: jax.random.fold_in(jax.random.fold_in(key, n), s)))(numbers[image], number)
 
     whole, split = (NamedSharding(mesh, s) for s in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
-    params = jax.device_put((job.prior.params, job.classifier), whole)
+    params = jax.device_put(job.leaves, whole)
     shared = None if job.each else jax.device_put(job.operators, whole)
     pick = lambda tree, n: jax.tree.map(lambda a: np.asarray(a)[n], tree)
 
     def arguments(chunk):
         at = slice(chunk * batch, (chunk + 1) * batch)
         A = jax.device_put(pick(job.operators, image[at]), split) if job.each else shared
-        rest = keys[at], job.ys[image[at]], job.labels[image[at]], pick(job.settings, setting[at])
+        rest = keys[at], job.ys[image[at]], pick(job.labels, image[at]), pick(job.settings, setting[at])
         placed = jax.device_put(rest, split)
         return params, *placed[:2], A, *placed[2:]
 
@@ -254,10 +296,12 @@ def index(job: Job, samples=1, seed=0, batch=16, devices=None, numbers=None) -> 
 
 @dataclass(frozen=True)
 class Program:
-    """call(*arguments, state, first, last) -> (x, state, finite (batch, rows), calls (batch,)); state: to begin with."""
+    """call(*arguments, state, first, last) -> (x, state, finite (batch, rows), calls (batch,)); state: to begin with;
+    picture(weights and the like, ys, operators, x) -> pictures."""
 
     call: Callable
     state: Any
+    picture: Callable
 
 
 def compiled(job: Job, order: Order, programs: Programs) -> Program:
@@ -268,7 +312,7 @@ def compiled(job: Job, order: Order, programs: Programs) -> Program:
 
     def one(params, key, y, A, label, setting, state, first, last):
         if entry.whole is not None:
-            x, calls = entry.whole(key, *job.given(params[0], y, A, label), job.steps, prior.shape, **setting)
+            x, calls = entry.whole(key, *job.given(params, y, A, label), job.steps, prior.shape, **setting)
             return x, state, jnp.isfinite(x).all()[None], jnp.int32(calls * network_calls)
         method, kernel, table = job.build(params, y, A, label, setting)
         part = {"state": state, "part": (first, last)}
@@ -285,11 +329,11 @@ def compiled(job: Job, order: Order, programs: Programs) -> Program:
 
     # All that the program is made of: what the prior is beside its weights (its network, its loss, its schedule's numbers, not
     # its name), and what else is no argument.
-    rest = replace(prior, params=None, name="", text="{}", class_names=())
-    constants = rest, job.noise_std, job.cfg, job.classifier_scale
+    rest = replace(prior, params=None, autoencoder=None, name="", text="{}", class_names=())
+    constants = rest, job.noise_std, job.classifier_scale
     constants = tuple((a.shape, a.dtype.str, a.tobytes()) for a in map(np.asarray, jax.tree.leaves(constants)))
     shapes = jax.tree.structure(given), tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(given))
-    signature = jax.tree.structure(rest), constants, entry, job.steps, order.mesh, shapes
+    signature = jax.tree.structure(rest), constants, entry, job.steps, job.masked, job.paste, order.mesh, shapes
     if signature not in programs:
         axes = (None, 0, 0, 0 if job.each else None, 0, 0)
         state = jax.eval_shape(jax.vmap(started, axes), *given)
@@ -298,8 +342,19 @@ def compiled(job: Job, order: Order, programs: Programs) -> Program:
             NamedSharding(order.mesh, PartitionSpec(order.mesh.axis_names)),
         )
         walk = parallel.shard(one, order.mesh, in_axes=(*axes, 0, None, None))
-        programs[signature] = Program(walk.lower(*given, state, np.int32(0), np.int32(1)).compile(), state)
+        walk = walk.lower(*given, state, np.int32(0), np.int32(1)).compile()
+        programs[signature] = Program(walk, state, _pictures(job, order, given, axes))
     return programs[signature]
+
+
+def _pictures(job, order, given, axes):
+    """``Job.picture`` of one batch as a program of its own: the walk is cut into pieces, and decodes once."""
+    if job.prior.autoencoder is None:
+        return lambda leaves, ys, A, x: x
+    axes = (*axes[:1], *axes[2:4], 0)
+    x = jax.device_put(np.zeros((order.batch, *job.prior.shape), np.float32),
+                       NamedSharding(order.mesh, PartitionSpec(order.mesh.axis_names)))  # fmt: skip
+    return parallel.shard(job.picture, order.mesh, in_axes=axes).lower(given[0], *given[2:4], x).compile()
 
 
 def run(job: Job, order: Order, program: Program, progress=None, finished=None):
@@ -325,6 +380,7 @@ def run(job: Job, order: Order, program: Program, progress=None, finished=None):
                 progress(chunk * rows + first, order.chunks * rows)
                 seconds = max(time.perf_counter() - start, 1e-6)
                 piece = int(np.clip(piece * PIECE / seconds, 1, 4 * piece))
+        x = program.picture(given[0], *given[2:4], x)
         _check_finite(np.asarray(x), finite, job.table, names)
         results += list(np.asarray(x))
         counts.append(calls)

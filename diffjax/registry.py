@@ -62,7 +62,7 @@ from .methods import (
     twisted,
 )
 from .methods.common import KINDS, Setup, by_kind, kind
-from .operators import Mask
+from .operators import Decoded, Mask
 from .schedules import discrete, linear_betas
 
 INPAINTING = ("inpainting",)
@@ -87,6 +87,8 @@ class Entry:
     whole:     (key, denoise, measurement, steps, shape, **settings) -> (x, network calls): all of the restoration, of what is
                no method of the loop; ``published`` then is the walk inside, with the same settings
     paper_steps: levels of the paper's setting that is meant, where it has several
+    latents:   settings in place of the house's where the operator is ``Decoded``; None: the method is not made for that, and
+               runs only where decode is linear, as far as the operator then has what it needs
     """
 
     name: str
@@ -101,6 +103,7 @@ class Entry:
     long: bool = False
     whole: Callable | None = None
     paper_steps: int | None = None
+    latents: dict | None = dataclasses.field(default=None, hash=False)
 
     @property
     def tasks(self) -> tuple:
@@ -115,9 +118,19 @@ class Entry:
         return named + [n for n in fields if n not in ("denoise", "measurement", *named)]
 
     def build(self, denoise, measurement, steps=None, **settings) -> Setup:
-        """(method, kernel, table) with the house's settings, ``settings`` in their place (they may be traced)."""
-        steps = self.steps if steps is None else steps
-        chosen = {n: by_kind(None, measurement, v) if isinstance(v, dict) else v for n, v in self.house.items()}
+        """(method, kernel, table) with the house's settings, ``settings`` in their place (they may be traced).
+
+        Raises ValueError where the operator is ``Decoded`` and the method needs more of it, and what the method refuses.
+        """
+        steps, house, A = self.steps if steps is None else steps, self.house, measurement.A
+        if isinstance(A, Decoded):
+            if self.latents is None and not A.linear:
+                raise ValueError(
+                    f"{self.name} does not restore through a decoder: in latent space use {', '.join(in_latents())}, or mask "
+                    "the latents themselves (operators.masked_latents)"
+                )
+            house = house | (self.latents or {})
+        chosen = {n: by_kind(None, measurement, v) if isinstance(v, dict) else v for n, v in house.items()}
         if "table" not in settings and self.grid is not None:
             chosen["table"] = self.grid(denoise.schedule, steps)
         return self.published(denoise, measurement, steps, **(chosen | settings))
@@ -152,6 +165,11 @@ def get(name: str) -> Entry:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: {nearest(name, METHODS)}")
     return METHODS[name]
+
+
+def in_latents() -> list[str]:
+    """The methods that restore in latent space, through a decoder."""
+    return [name for name, entry in METHODS.items() if entry.latents is not None]
 
 
 def papers() -> dict[str, Entry]:
@@ -191,6 +209,7 @@ def rows() -> list[dict]:
 # level) leaves the high levels of 32x32 images, where the layout is decided, unfitted, and the halves do not match. 2 is no
 # better than 1, and costs half as many calls again, as most of its steps are shortened.
 COPAINT = {"lr": 1.0, "lr_decay": 1.0}
+COPAINT_IN_LATENTS = {"bounds": (-np.inf, np.inf), "lr": 0.1}
 DDRM_ETA = {"inpainting": 0.85, "deblurring": 0.5, "super-resolution": 0.5}  # the paper's is 0.85
 # the official ones in our units: lambda 0.25, 1.75, 1.5 and zeta 1, 0.3, 0.25
 DIFFPIR = {
@@ -198,6 +217,10 @@ DIFFPIR = {
     "zeta": {"inpainting": 1.0, "deblurring": 0.3, "super-resolution": 0.3},
     "prior_std": 1.0,
 }
+
+
+# of a decoded picture: lipschitz is |A decode|^2, about what f x f pixels change by with one number of a latent
+DIFFPIR_IN_LATENTS = {"data": "gradient", "iterations": 4, "lipschitz": 20.0, "lam": 1.0, "zeta": 0.3}
 
 
 def _jumping(schedule, steps):
@@ -218,7 +241,7 @@ def _travelling(schedule, steps):
 
 def _copaint(name, about, steps, grid=_counted):
     of = functools.partial(copaint.published, variant=name)
-    return Entry(name, CoPaint, of, about, steps, grid, COPAINT, clip=False, long=True)
+    return Entry(name, CoPaint, of, about, steps, grid, COPAINT, clip=False, long=True, latents=COPAINT_IN_LATENTS)
 
 
 _ENTRIES: tuple[Any, ...] = (
@@ -233,10 +256,12 @@ _ENTRIES: tuple[Any, ...] = (
     Entry("ccdf", CCDF, ccdf.published, "replacement from a late start", 50, None, exact=False),
     Entry("nonequilibrium", Nonequilibrium, nonequilibrium.published, "multiplies each step by how well it fits y"),
     Entry("mcg", MCG, mcg.published, "replacement and a gradient step through the network"),
-    Entry("dps", DPS, dps.published, "a gradient step on |y - A x0| through the network", house={"scale": 1.0}),
-    Entry("psld", PSLD, psld.published, "DPS after decode, and the encoder must agree", clip=False),
+    Entry("dps", DPS, dps.published, "a gradient step on |y - A x0| through the network", house={"scale": 1.0},
+          latents={"scale": 0.3}),
+    Entry("psld", PSLD, psld.published, "DPS after decode, and the encoder must agree", clip=False,
+          latents={"omega": 0.3, "gamma": 0.03}),
     Entry("resample", ReSample, resample.published, "fits the latent to y on every tenth row, and noises it again",
-          house={"iterations": 50, "lr": 0.02}, clip=False, long=True),
+          house={"iterations": 50, "lr": 0.02}, clip=False, long=True, latents={}),
     Entry("pigdm", PiGDM, pigdm.published, "guided by the pseudo-inverse, through the network", house={"prior_std": 0.5},
           clip=False),
     Entry("mmps", MMPS, mmps.published, "the network's Jacobian as covariance", 50, exact=False, clip=False),
@@ -246,12 +271,13 @@ _ENTRIES: tuple[Any, ...] = (
     Entry("ddnm", DDNM, ddnm.published, "replaces the range, keeps the null space; no noise", clip=False),
     Entry("ddnm+", DDNMPlus, ddnm.published_plus, "DDNM for noisy measurements", clip=False),
     Entry("diffpir-20", DiffPIR, diffpir.published, "a proximal data step at each level, 20 calls", 20, _counted, DIFFPIR,
-          paper_steps=20),
-    Entry("diffpir", DiffPIR, diffpir.published, "DiffPIR, 100 calls", 100, _counted, DIFFPIR, paper_steps=100),
+          paper_steps=20, latents=DIFFPIR_IN_LATENTS),
+    Entry("diffpir", DiffPIR, diffpir.published, "DiffPIR, 100 calls", 100, _counted, DIFFPIR, paper_steps=100,
+          latents=DIFFPIR_IN_LATENTS),
     Entry("red-diff", REDDiff, red_diff.published, "Adam on one image", clip=False),
     Entry("dpir", DPIR, dpir.published, "8 denoisings at falling levels", 8, None, {"lam": 0.1}),
     Entry("optimise-start", optimised_start.Walk, optimised_start.published, "30 steps of Adam on x_T through 5 levels", 5,
-          None, exact=False, clip=False, long=True, whole=optimised_start.restored),
+          None, exact=False, clip=False, long=True, whole=optimised_start.restored, latents={}),
 )  # fmt: skip
 for _entry in _ENTRIES:
     register(_entry)

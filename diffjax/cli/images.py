@@ -218,7 +218,7 @@ def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: i
 def _bundled(name: str, size: int | None, channels: int, limit: int | None) -> Pictures:
     from ..zoo import bundled
 
-    name = name or bundled.for_channels(channels)
+    name = name or bundled.for_channels(channels, size)
     if name not in bundled.NAMES:
         raise unknown("bundled image set", name, bundled.NAMES)
     stack, labels = bundled.images(name)

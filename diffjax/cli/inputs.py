@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import pictures, zoo
 from ..operators import masks
-from . import errors, images, tasks, tiles
+from . import errors, images, latents, tasks, tiles, told
 from .errors import UserError
 
 
@@ -33,8 +33,8 @@ def pads(prior) -> bool:
 
 
 def load(o, prior, shape=None) -> images.Pictures:
-    """The images of --images, fitted to the prior's shape."""
-    shape = prior.shape if shape is None else shape
+    """The images of --images, fitted to the shape of the prior's."""
+    shape = prior.image_shape if shape is None else shape
     if Path(o.images).suffix == ".npy" and Path(o.images).is_file():
         return load_array(o.images, shape, o.limit)
     limit = o.limit or (4 if is_bundled(o.images) else None)
@@ -47,33 +47,36 @@ def measured(o, prior):
     task = masks.ALIASES.get(o.task, o.task)
     make = lambda shape, n: tasks.operators(task, shape[:2], 1, o.seed + n, o.border, o.blur)[0]
     with errors.library_errors(f"--task {task}: "):
-        factor = prior.shape[0] // make(prior.shape, 0)(np.zeros(prior.shape, np.float32)).shape[0]
+        shape = prior.image_shape
+        factor = shape[0] // make(shape, 0)(np.zeros(shape, np.float32)).shape[0]
     if not o.degraded:
         found = whole_or_fitted(o, prior, factor) if o.tiles else load(o, prior)
         operators = [make(x.shape, n) for n, x in enumerate(found.images)]
         ys = [np.asarray(A(np.asarray(x, np.float32))) for A, x in zip(operators, found.images)]
         ys = [tasks.hide(A, y + tasks.noise(y.shape, 2 * o.noise, o.seed, n)) for n, (A, y) in enumerate(zip(operators, ys))]
         return found, [np.asarray(y, np.float32) for y in ys], operators, [x.shape[:2] for x in found.images]
-    found = images.load(o.images, size=None, channels=prior.shape[-1], limit=o.limit)
+    found = images.load(o.images, size=None, channels=shape[-1], limit=o.limit)
     operators, shapes = [], []
     for n, (stem, y) in enumerate(zip(found.stems, found.images)):
         h, w = (factor * k for k in y.shape[:2])
-        if min(h, w) < prior.shape[0]:
-            least = prior.shape[0] // factor
+        if min(h, w) < shape[0]:
+            least = shape[0] // factor
             raise UserError(f"{stem} is {y.shape[1]}x{y.shape[0]}, and with --degraded what was measured is not resized: "
                             f"prior {prior.name} needs at least {least}x{least}")  # fmt: skip
         operators.append(make((h, w), n))
         shapes.append((h, w))
-        found.notes.extend([tiles.about(stem, (h, w), prior.shape[0])] * ((h, w) != prior.shape[:2]))
+        latents.check_sides(prior, stem, h, w)
+        found.notes.extend([tiles.about(stem, (h, w), shape[0])] * ((h, w) != shape[:2]))
     return found, [tasks.hide(A, y) for A, y in zip(operators, found.images)], operators, shapes
 
 
 def whole_or_fitted(o, prior, factor=1) -> images.Pictures:
     """For --tiles: pictures at their own size, cropped to a multiple of ``factor``, where that is at least the prior's."""
-    fitted, size = load(o, prior), prior.shape[0]
+    fitted, size = load(o, prior), prior.image_shape[0]
+    factor = latents.multiple(prior, factor)
     if not fitted.stems or is_bundled(o.images):
         return fitted
-    own = images.load(o.images, size=None, channels=prior.shape[-1], limit=o.limit)
+    own = images.load(o.images, size=None, channels=prior.image_shape[-1], limit=o.limit)
     for n, x in enumerate(own.images):
         h, w = (k // factor * factor for k in x.shape[:2])
         if min(h, w) < size:
@@ -146,6 +149,9 @@ def networks(o):
 
 
 def labels_of(o, prior, found):
+    if getattr(prior, "conditional", False):
+        ((condition, _),) = told.conditions(o, prior)
+        return None if condition is None else [condition] * len(found)
     if o.label is None:
         return None
     if o.label == "random":

@@ -31,6 +31,7 @@ def listing() -> str:
             {
                 "--method": name,
                 "does": "inpainting" if e.tasks == registry.INPAINTING else "any task",
+                "latents": None if e.latents is None else "yes",
                 "noise": e.method.noise,
                 "steps": e.steps,
                 "what it is": f"{e.about} ({e.method.paper})",
@@ -44,7 +45,13 @@ def listing() -> str:
             {"--task": name, "what it is": task.about} for name, task in tasks.TASKS.items() if name not in masks.MASKS
         ],
         "priors (or the folder of a training run)": [
-            {"--prior": p.name, "images": size(p.shape), "--label": ", ".join(p.class_names) or None} for p in priors
+            {
+                "--prior": p.name,
+                "images": size(p.image_shape),
+                "in latents": p.autoencoder and size(p.shape),
+                "--label": ", ".join(p.class_names) or None,
+            }
+            for p in priors
         ],
         "images (or a file, a folder, an .npy array)": [
             {"--images": f"bundled:{name}", "how many": len(x), "size": size(x.shape[1:])} for name, x in bundled.items()

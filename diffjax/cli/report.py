@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from .. import registry
-from . import figures, images, outputs, tables
+from . import figures, images, outputs, tables, told
 
 SHOWN = 4  # restorations per row of the grid
 ROWS = 16  # images in the grid
@@ -56,7 +56,7 @@ def summary(o, prior, done, per_image, seconds, machine) -> dict:
     from .. import metrics
 
     overall = {k: _mean([e[k] for e in per_image]) for k in ("psnr", "ssim", "lpips", "psnr_hole")}
-    small = min(prior.shape[:2]) < metrics.LPIPS_MIN_SIZE
+    small = min(prior.image_shape[:2]) < metrics.LPIPS_MIN_SIZE
     note = "lpips@64: images below 64 pixels are enlarged by pixel repetition" if small else "at the images' own size"
     calls = round(float(np.mean([d["calls"] for d in done])), 1)
     return {
@@ -64,7 +64,8 @@ def summary(o, prior, done, per_image, seconds, machine) -> dict:
         "kernel_steps": done[0]["rows"], "network_calls": int(calls) if calls == int(calls) else calls,
         "seconds_compile": round(seconds[0], 2), "seconds_run": round(seconds[1], 2), **overall,
         "lpips_note": note, "samples": o.samples, "steps": o.steps or registry.METHODS[o.method].steps, "seed": o.seed,
-        "label": o.label, "cfg": o.cfg, "batch": machine[0], "devices": machine[1], "images": per_image,
+        "label": o.label, **told.entries(o, prior), "cfg": o.cfg, "batch": machine[0],
+        "devices": machine[1], "images": per_image,
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import math
 import sys
 from pathlib import Path
 
-from . import errors, interrupt, options, outputs
+from . import errors, interrupt, options, outputs, told
 from .errors import UserError
 
 EXAMPLES = (
@@ -33,6 +33,7 @@ EXAMPLES = (
   diffjax restore --images small/ --task sr4 --degraded    small images, made four times larger
   diffjax restore --label sneaker --cfg 2            say what it should become, and insist
   diffjax restore --prior runs/mine --steps 30       a prior you trained, half the steps
+  diffjax restore --prior fruits64                   64x64, in the latents of an autoencoder
   diffjax restore --prior hf:google/ddpm-celebahq-256 --images face.jpg    a public one
 
 Images of another size are cropped to a square and resized to the prior's, and it is said. The same seed gives the same
@@ -93,9 +94,22 @@ def parser() -> options.Parser:
         default=[],
         help="what a public checkpoint does not say: size=64 heads=4 schedule=cosine sha256=... (a wrong key lists all)",
     )
-    how.add_argument("--method", help="see --list (default: repaint, with --task diffpir)")
+    how.add_argument("--method", help="see --list (default: repaint, with --task diffpir, in latents psld)")
+    how.add_argument(
+        "--mask-latents",
+        action="store_true",
+        help="with a prior of latents and a mask: mask the latents in place of the picture, for the methods that need a mask; "
+        "quick, and what fills the hole bleeds into known pixels",
+    )
+    how.add_argument(
+        "--paste",
+        action="store_true",
+        help="with a prior of latents: put what was measured into the result, which may then show an edge (default: what the "
+        "decoder makes of it stays)",
+    )
     how.add_argument(
         "--label",
+        "--class",
         help="class name or number, true: each bundled image's own, or random: drawn for each image (default: none is told)",
     )
     how.add_argument(
@@ -107,8 +121,14 @@ def parser() -> options.Parser:
         "--classifier-scale", metavar="SCALE", type=float, help="how much (default: 1, as in RePaint's ImageNet runs)"
     )
     how.add_argument(
-        "--cfg", metavar="SCALE", type=float, default=1.0, help="classifier-free guidance towards the label (default: 1, none)"
+        "--cfg",
+        "--guidance",
+        metavar="SCALE",
+        type=float,
+        default=1.0,
+        help="classifier-free guidance towards the label or the words (default: 1, none)",
     )
+    told.add_options(how)
     how.add_argument(
         "--samples", metavar="N", type=options.whole(1), default=4, help="restorations of each image (default: 4)"
     )
@@ -179,20 +199,24 @@ def _settle(o):
         for given, name in given_with:
             if given:
                 raise UserError(f"{name} goes with --task: {', '.join(tasks.TASKS)}")
-        o.mask, o.method = o.mask or "half", o.method or "repaint"
+        o.mask = o.mask or "half"
         if not inputs.is_file(o.mask) and masks.ALIASES.get(o.mask, o.mask) not in masks.MASKS:
             raise errors.unknown("mask", o.mask, masks.MASKS)
     else:
         _settle_task(o, masks.ALIASES.get(o.task, o.task), tasks.TASKS)
-    if o.method not in registry.METHODS:
+    if o.method is not None and o.method not in registry.METHODS:
         raise errors.unknown("method", o.method, registry.METHODS)
     if o.tiles and (o.classifier or str(o.images).endswith(".npy") or inputs.is_bundled(o.images)):
         raise UserError("--tiles is about pictures of --images and the prior alone: leave out --tiles, or --classifier")
     if not math.isfinite(o.cfg):
         raise UserError(f"--cfg {o.cfg} is no scale: give a number, 1 for no guidance")
     for given, what in ((o.cfg != 1, f"--cfg {o.cfg:g}"), (o.classifier is not None, "--classifier")):
-        if given and o.label is None:
-            raise UserError(f"{what} guides towards a label: give one with --label")
+        if given and o.label is None and (o.classifier or not (o.text or o.boxes)):
+            raise UserError(f"{what} guides towards a label: give one with --label{', or words with --text' * (o.cfg != 1)}")
+    if o.mask_latents and o.task is not None:
+        raise UserError(f"--mask-latents goes with a mask, and --task {o.task} is another measurement: leave it out")
+    if o.paste and o.task is not None and o.noise:
+        raise UserError(f"--paste puts in what was measured, noise and all, and --noise is {o.noise:g}: leave out --paste")
     if o.classifier_scale is not None and not (o.classifier and math.isfinite(o.classifier_scale)):
         raise UserError(f"--classifier-scale {o.classifier_scale} needs --classifier and a finite number")
     if not inputs.is_bundled(o.images) and not Path(o.images).exists():
@@ -226,7 +250,7 @@ def _settle_task(o, task, known):
     if o.degraded and task == "deblur" and o.border is None:
         o.border = "reflect"
         print("note: beyond the border the picture is taken as mirrored: --border wrap or zero for others")
-    o.mask, o.method = "", o.method or "diffpir"
+    o.mask = ""
 
 
 def priors_of(o) -> list[str]:
@@ -237,8 +261,12 @@ def priors_of(o) -> list[str]:
     if kind != "bundled":
         return ["fashion32"]
     if name:
-        return [f"{name}32"]
-    return ["fashion32"] if o.label not in (None, "true", "random") or o.classifier else ["fashion32", "fruits32"]
+        return [name if name[-2:].isdecimal() else f"{name}32"]
+    return (
+        ["fashion32"]
+        if o.label not in (None, "true", "random") or o.classifier or o.text or o.boxes
+        else ["fashion32", "fruits32"]
+    )
 
 
 def copy_with(o, **changes):

@@ -8,14 +8,18 @@ import hashlib
 import numpy as np
 
 from .. import __version__, batch, registry
-from . import inputs, outputs, progress, report, tasks, tiles
+from . import inputs, latents, outputs, progress, report, tasks, tiles, told
 from .errors import UserError
+
+LATENT_METHOD = "psld"
 
 
 def restore(o, output, stop) -> dict:
     """Restore the images of ``o`` with its prior, into ``output``; -> the content of metrics.json. stop: of a ``guard``."""
     prior, classifier = inputs.networks(o)
-    height, width, channels = prior.shape
+    told.check(o, prior, o.label)
+    o.method = method_of(o, prior)
+    height, width, channels = prior.image_shape
     if o.task is None:
         pictures, ys, operators = inputs.whole_or_fitted(o, prior) if o.tiles else inputs.load(o, prior), None, None
         held = [inputs.mask_of(o, prior, n, pictures) for n in range(len(pictures))]
@@ -27,11 +31,13 @@ def restore(o, output, stop) -> dict:
         held = [np.zeros(shape, np.float32) for shape in shapes]
     for note in dict.fromkeys(pictures.notes):
         inputs.say(note)
+    latents.check_scale(prior, pictures.images if not o.degraded else [])
     labels = inputs.labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
     entry = registry.METHODS[o.method]
     place = outputs.file_name(prior.name)
     folder = output.folder / place
-    settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices")}
+    settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices", "paste")}
+    settings["masked"] = o.mask_latents
     settings |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
     if o.task is not None:
         about_noise(o, tiles.widen(prior, (*shapes[0], channels)), entry, ys[0], operators[0])
@@ -39,7 +45,7 @@ def restore(o, output, stop) -> dict:
     outputs.check_room(o.out, raw // 2, height * width * channels // 2)
 
     inputs_of = [_digest(*([pictures.images[n], held[n]] if ys is None else [ys[n]])) for n in range(len(pictures))]
-    label_of = lambda n: None if labels is None else labels[n]
+    label_of = lambda n: None if labels is None or prior.conditional else labels[n]
     score, kept, done = report.scorer(o, prior), {}, {}
 
     def begin():
@@ -144,20 +150,40 @@ def _depends(o, prior, classifier) -> dict:
     """What the pictures depend on beside themselves: a resumed run must have the same."""
     import jax
 
-    weights = _digest(*[np.asarray(a) for a in jax.tree.leaves((prior.params, classifier))])
-    names = "task mask invert_mask noise degraded border blur tiles method label cfg classifier_scale samples steps seed"
+    weights = _digest(*[np.asarray(a) for a in jax.tree.leaves((prior.params, prior.autoencoder, classifier))])
+    names = ("task mask invert_mask noise degraded border blur tiles method mask_latents paste label text boxes cfg "
+             "classifier_scale samples steps seed")  # fmt: skip
     return {"place": outputs.file_name(prior.name), "prior": prior.name, "weights": weights, "version": __version__,
             **{name: getattr(o, name) for name in names.split()}}  # fmt: skip
 
 
+def method_of(o, prior) -> str:
+    """--method, or the default; UserError where it cannot restore with a prior of latents, or an option is about latents."""
+    usual = "repaint" if o.task is None else "diffpir"
+    if prior.autoencoder is None:
+        for given, name in ((o.mask_latents, "--mask-latents"), (o.paste, "--paste")):
+            if given:
+                raise UserError(f"prior {prior.name} is one of pixels, and {name} is about latents: leave it out")
+        return o.method or usual
+    if o.mask_latents:
+        return o.method or usual
+    able = registry.in_latents()
+    if o.method is not None and o.method not in able:
+        masked = ", or --mask-latents" if o.task is None else ""
+        raise UserError(f"--method {o.method} does not restore through a decoder, and prior {prior.name} is one of latents: "
+                        f"use {', '.join(able)}{masked}")  # fmt: skip
+    return o.method or LATENT_METHOD
+
+
 def about_noise(o, prior, entry, y, A):
     """Say what a method without a model of the noise makes of it; UserError where it refuses noise."""
-    from .. import registry
     from ..base import Measurement
+    from ..operators import Decoded
 
     if not o.noise:
         return
-    denoise = prior.denoiser(0 if prior.classes else None, clip=entry.clip)
+    denoise = prior.denoiser(0 if prior.classes else None, clip=entry.clip and prior.autoencoder is None)
+    A = A if prior.autoencoder is None else Decoded(A, prior.autoencoder)
     build = lambda std: entry.build(denoise, Measurement(y, A, std), entry.steps if o.steps is None else o.steps)[0]
     try:
         method = build(2 * o.noise)
@@ -172,4 +198,4 @@ def about_noise(o, prior, entry, y, A):
                         f"{near[0]}, which knows of noise") from None  # fmt: skip
     if getattr(type(method), "noise", "modelled") == "ignored":
         print(f"note: {o.method} has no model of noise, what --noise {o.noise:g} adds is taken for the picture: "
-              "diffpir, ddrm and ddnm+ have one")  # fmt: skip
+              f"{'diffpir has' if prior.autoencoder else 'diffpir, ddrm and ddnm+ have'} one")  # fmt: skip

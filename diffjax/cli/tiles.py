@@ -59,7 +59,10 @@ class Tiled:
 
 
 def widen(prior, shape):
-    """The prior for images of ``shape`` (H, W, C), none of which is smaller than its own."""
+    """The prior for images of ``shape`` (H, W, C), none of which is smaller than its own. Latents are tiled themselves, and
+    decoded as a whole."""
+    if prior.autoencoder is not None:
+        shape = prior.autoencoder.latent_shape(shape)
     if tuple(shape) == tuple(prior.shape):
         return prior
     size = prior.shape[0]

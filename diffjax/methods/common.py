@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .. import timetables
 from ..base import expand, safe_divide, safe_sqrt
-from ..operators import Blur, Downsample, Mask, Resize
+from ..operators import Blur, Decoded, Downsample, Mask, Resize
 
 
 class Setup(NamedTuple):
@@ -29,8 +29,9 @@ KINDS = {Mask: "inpainting", Blur: "deblurring", Resize: "super-resolution", Dow
 
 
 def kind(A):
-    """ "inpainting", "deblurring" or "super-resolution": which of them the operator measures for; None for others."""
-    return KINDS.get(type(A))
+    """ "inpainting", "deblurring" or "super-resolution": which of them the operator measures for, also of a decoded picture;
+    None for others."""
+    return KINDS.get(type(A.A if isinstance(A, Decoded) else A))
 
 
 def by_kind(value, measurement, values: dict):

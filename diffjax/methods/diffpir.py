@@ -178,12 +178,24 @@ LAM = {
 ZETA = {"deblurring": 0.3, "inpainting": 1.0, "super-resolution": 0.25}
 
 
-def published(denoise, measurement, steps=None, *, table=None, lam=None, zeta=None, prior_std=jnp.inf) -> Setup:
+def published(
+    denoise,
+    measurement,
+    steps=None,
+    *,
+    table=None,
+    lam=None,
+    zeta=None,
+    prior_std=jnp.inf,
+    data="prox",
+    lipschitz=1.0,
+    iterations=1,
+) -> Setup:
     """The official configurations for the measurement's kind: 100 network calls, for inpainting 20 (``steps=100`` there too in
     the paper's table)."""
     if table is None:
         default = 20 if kind(measurement.A) == "inpainting" else 100
         table = timetables.diffpir(denoise.schedule, default if steps is None else steps)
     lam = by_kind(None, measurement, LAM) / 4 if lam is None else lam
-    method = DiffPIR(denoise, measurement, lam=lam, prior_std=prior_std)
+    method = DiffPIR(denoise, measurement, lam=lam, prior_std=prior_std, data=data, lipschitz=lipschitz, iterations=iterations)
     return Setup(method, DDIM(zeta=by_kind(zeta, measurement, ZETA)), table)

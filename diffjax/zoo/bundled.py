@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 _FOLDER = Path(__file__).parent / "images"
-NAMES = ("fashion", "fruits")
+NAMES = ("fashion", "fruits", "fruits64")
 FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
 )  # fmt: skip
@@ -16,13 +16,14 @@ FRUITS_CLASSES = ("apple", "cherry", "tomato")
 
 
 def images(name: str = "fashion") -> tuple[np.ndarray, np.ndarray]:
-    """A bundled set: (images float32 (N, 32, 32, C) in [-1, 1], labels int64 (N,)). No shipped prior has seen them.
+    """A bundled set: (images float32 (N, H, W, C) in [-1, 1], 32x32 but for "fruits64", labels int64 (N,)). No shipped
+    prior has seen them.
 
     "fashion": 32 grey images of the Fashion-MNIST test split. Image j is the (j // 10)-th test image of class
     j % 10, so the first four are a T-shirt, trousers, a pullover and a dress. Stored as 28x28 bytes; padded
     here with black to 32x32, as for training.
     "fruits": 16 colour images of Fruits-360, one of each variety kept apart for testing, on white: apple, cherry,
-    tomato, apple, ...
+    tomato, apple, ... "fruits64": the same 16 at 64x64.
     Raises ValueError for another name.
     """
     if name not in NAMES:
@@ -41,6 +42,9 @@ def photograph() -> np.ndarray:
         return (file["image"][..., None].astype(np.float32) / 127.5 - 1).astype(np.float32)
 
 
-def for_channels(channels: int) -> str:
-    """The set that fits a prior by its number of channels: "fruits" for colour, "fashion" for grey."""
-    return "fruits" if channels == 3 else "fashion"
+def for_channels(channels: int, size: int | None = 32) -> str:
+    """The set that fits a prior by its number of channels and the side of its images: "fruits" for colour, from 64 on
+    "fruits64", "fashion" for grey."""
+    if channels != 3:
+        return "fashion"
+    return "fruits64" if (size or 0) >= 64 else "fruits"
