@@ -191,8 +191,8 @@ class Attention(nn.Module):
 class ResBlock(nn.Module):
     """skip(x) + conv(silu(norm(conv(silu(norm(x)))))), told the time by the embedding `e` (..., E) (already activated).
 
-    `rescale` divides the sum by sqrt(2). The embedding is added between the convolutions, or with `scale_shift` scales and shifts the second norm; None: there is
-    no time.
+    `rescale` divides the sum by sqrt(2). The embedding is added between the convolutions, or with `scale_shift` scales and
+    shifts the second norm; None: there is no time.
     `resample` ("down", "up" or None) acts on both branches before the first convolution. The last convolution starts
     at zero: a new block is the identity.
     """

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .layers import Attention, ResBlock, sinusoid, wide
+from .layers import Attention, ResBlock, sinusoid
 from .unet import UNet
 
 TOLD = ("level", "index", None)

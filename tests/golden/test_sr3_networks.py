@@ -49,6 +49,7 @@ def test_network(golden_file):
     @functools.partial(jax.jit, compiler_options=FAST)
     def both(params, x, cond, v):
         how = {"capture_intermediates": embedding, "mutable": "intermediates"}
+        apply = lambda x, cond: net.apply(params, x, told, cond if net.condition else None, **how)
         out, pull, seen = jax.vjp(
             lambda x, cond: net.apply(params, x, told, cond if net.condition else None, **how), x, cond, has_aux=True
         )
