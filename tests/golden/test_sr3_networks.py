@@ -50,9 +50,7 @@ def test_network(golden_file):
     def both(params, x, cond, v):
         how = {"capture_intermediates": embedding, "mutable": "intermediates"}
         apply = lambda x, cond: net.apply(params, x, told, cond if net.condition else None, **how)
-        out, pull, seen = jax.vjp(
-            lambda x, cond: net.apply(params, x, told, cond if net.condition else None, **how), x, cond, has_aux=True
-        )
+        out, pull, seen = jax.vjp(apply, x, cond, has_aux=True)
         return out, *pull(v), seen["intermediates"]["time_1"]["__call__"][0]
 
     out, grad_x, grad_cond, embedding = both(params, x, cond, last(run["v"]))
