@@ -6,6 +6,7 @@ Every loss takes ``net(x_t, i) -> output`` with i the network's own time (i = t 
 otherwise) and returns ``(loss, terms)``. A squared error in eps or v is a squared error in x_0 times SNR or, if
 alpha^2 + sigma^2 = 1, SNR + 1: a weighting only says which of these is wanted. ``reduction`` says what becomes of the errors
 of an image's pixels: "mean", or "half_sum", half their sum (the score-SDE code's ``reduce_mean=False``).
+Absolute errors (``power=1``): Saharia et al. 2021, arXiv:2104.07636, section 2.1.
 
 Sources: Ho et al. 2020 (eps); Salimans and Ho 2022, arXiv:2202.00512 (v, and losses equal to x_0 and eps ones);
 Nichol and Dhariwal 2021, arXiv:2102.09672 (hybrid); Hang et al. 2023, arXiv:2303.09556 (min-SNR); Vincent 2011 and Song et al.
@@ -53,29 +54,30 @@ def weight(name: str, prediction: str, log_snr, gamma=5.0):
     return jnp.exp(log[name] - log[prediction])
 
 
-def v_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
-    """mean over pixels of |net - v|^2, weighted.
+def v_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean", power=2):
+    """mean over pixels of |net - v|^power, weighted.
 
     x_0, noise: one image in [-1, 1] and unit noise; t in (0, T]; time: what the network is told (``denoisers.times``).
+    power: 2, or 1 (SR3): of the weighting, which is one of squares, the root is then taken, and the term is "mae", not "mse".
     """
     v = expand(schedule.alpha(t), noise) * noise - expand(schedule.sigma(t), x_0) * x_0
-    return _squared_error("v", v, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+    return _error("v", v, net, schedule, x_0, t, noise, weighting, gamma, time, reduction, power)
 
 
-def eps_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
-    """mean over pixels of |net - eps|^2, weighted. Arguments as for :func:`v_loss`."""
-    return _squared_error("eps", noise, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+def eps_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean", power=2):
+    """mean over pixels of |net - eps|^power, weighted. Arguments as for :func:`v_loss`."""
+    return _error("eps", noise, net, schedule, x_0, t, noise, weighting, gamma, time, reduction, power)
 
 
-def x0_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
-    """mean over pixels of |net - x_0|^2, weighted. Arguments as for :func:`v_loss`."""
-    return _squared_error("x0", x_0, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+def x0_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean", power=2):
+    """mean over pixels of |net - x_0|^power, weighted. Arguments as for :func:`v_loss`."""
+    return _error("x0", x_0, net, schedule, x_0, t, noise, weighting, gamma, time, reduction, power)
 
 
-def velocity_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean"):
+def velocity_loss(net, schedule, x_0, t, noise, *, weighting="plain", gamma=5.0, time=None, reduction="mean", power=2):
     """Flow matching: |net - (eps - x_0)|^2, weighted; eps - x_0 is the velocity dx_t/dt of ``schedules.RectifiedFlow``.
     Arguments as for :func:`v_loss`."""
-    return _squared_error("velocity", noise - x_0, net, schedule, x_0, t, noise, weighting, gamma, time, reduction)
+    return _error("velocity", noise - x_0, net, schedule, x_0, t, noise, weighting, gamma, time, reduction, power)
 
 
 def score_loss(net, schedule, x_0, t, noise, *, likelihood=False, weighting="plain", gamma=5.0, time=None, reduction="mean"):
@@ -94,10 +96,26 @@ def score_loss(net, schedule, x_0, t, noise, *, likelihood=False, weighting="pla
     return error * jnp.asarray(factor).astype(error.dtype), {"mse": error}
 
 
-def _squared_error(prediction, target, net, schedule, x_0, t, noise, weighting, gamma, time, reduction):
+def _error(prediction, target, net, schedule, x_0, t, noise, weighting, gamma, time, reduction, power):
+    if power not in (1, 2):
+        raise ValueError(f"power {power} is unknown: use 2 (squared errors) or 1 (absolute ones)")
     x_t = process.q_sample(schedule, x_0, t, noise)
-    error = reduce((net(x_t, as_time(time)(schedule, t)) - target) ** 2, reduction)
-    return error * weight(weighting, prediction, schedule.log_snr(t), gamma).astype(error.dtype), {"mse": error}
+    apart = net(x_t, as_time(time)(schedule, t)) - target
+    error = reduce(apart**2 if power == 2 else jnp.abs(apart), reduction)
+    factor = weight(weighting, prediction, schedule.log_snr(t), gamma)
+    factor = factor if power == 2 else jnp.sqrt(factor)
+    return error * factor.astype(error.dtype), {"mse" if power == 2 else "mae": error}
+
+
+def regression_loss(net, schedule, x_0, t, noise, *, power=2):
+    """mean over pixels of |net(0, 0) - x_0|^power: a network of the condition alone, the baseline of conditional diffusion.
+
+    It has the arguments of the other losses, so that the same network, data and steps train it: ``nets.SR3UNet(told=None)``
+    sees zeros in place of x_t, and the condition. ``schedule``, ``t`` and ``noise`` are not used.
+    """
+    apart = net(jnp.zeros_like(x_0), jnp.zeros(jnp.shape(t), x_0.dtype)) - x_0
+    error = jnp.mean(apart**2 if power == 2 else jnp.abs(apart))
+    return error, {"mse" if power == 2 else "mae": error}
 
 
 def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0, time=None, cdf="exact"):
