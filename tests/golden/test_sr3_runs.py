@@ -12,7 +12,7 @@ from test_sr3_networks import rebuilt
 
 import diffjax as dj
 from diffjax.convert import sr3
-from diffjax.training import losses, times
+from diffjax.training import data, losses, low_resolution, times
 
 FLOAT32 = 1e-5
 QUICK = {"xla_backend_optimization_level": 0}
@@ -176,3 +176,23 @@ def test_losses(golden_file):
             low = last(run["cond"] if meta["conditional"] else run["train_HR"])
             got = official_loss(net, kind, schedule, last(run["train_HR"]), low, share, last(run["train_noise"][n]))
             check(f"{golden_file.stem} {kind}", got, run["train_loss_l1_then_l2"][n], FLOAT32)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.golden("super_resolution", "sr3_data")
+def test_data(golden_file):
+    run, meta = load(golden_file)
+    low, high = meta["sizes"]
+    np.testing.assert_array_equal(low_resolution.square(run["image"], low), run["lr"])
+    np.testing.assert_array_equal(low_resolution.square(run["image"], high), run["hr"])
+    cond = low_resolution.square(run["lr"], high)
+    np.testing.assert_array_equal(cond, run["sr"])
+    check("condition", data.scale(cond), last(run["sr_tensor"]), 1e-6)
+    if high % low == 0:
+        np.testing.assert_array_equal(low_resolution.enlarged(run["lr"], high // low), run["sr"])
+    with jax.enable_x64(True):
+        a, b = (jnp.asarray(run[name], float) for name in ("sr", "hr"))
+        check("psnr", dj.metrics.psnr(a, b, peak=255), run["psnr_sr_hr"], 1e-9)
+        check("ssim", dj.metrics.ssim(a, b, peak=255), run["ssim_sr_hr"], 1e-6)
