@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import host, is_concrete, normal, numbers, pytree, static, whole
+from .base import clip, host, in_range, is_concrete, normal, numbers, pytree, static, whole
 
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU's default rounds to bfloat16
 
@@ -210,3 +210,25 @@ def linear(D, b=0.0, *, f: int, logvar=None, shift=0.0, scale=1.0) -> Autoencode
     b = jnp.broadcast_to(single(b), D.shape[:1])
     params = {"D": single(D), "b": b, "inverse": single(inverse), "logvar": None if logvar is None else single(logvar)}
     return Autoencoder(params, shift, scale, _Encode(f), decode, f, D.shape[1])
+
+
+# --- what a first guess lacks ---------------------------------------------------------------------------------------
+
+
+def _lacks(params, x):
+    return clip(x - params["base"].astype(x.dtype), -params["most"], params["most"]), None
+
+
+def _added(params, raw):
+    return raw + params["base"].astype(raw.dtype)
+
+
+def residual(base, scale=2.0, most=1.0) -> Autoencoder:
+    """z = scale (x - base), clamped to [-most, most]; x = base + z / scale. A prior of z makes only what ``base`` lacks, as in
+    SRDiff (Li et al. 2021, arXiv:2104.14951), whose base is the small picture enlarged and whose scale is 2.
+
+    base: (H, W, C) in [-1, 1], a leaf. What is further than most / scale from it is out of reach.
+    """
+    in_range("most", most, 1e-6)
+    base = jnp.asarray(base)
+    return Autoencoder({"base": base, "most": most / scale}, 0.0, scale, _lacks, _added, 1, base.shape[-1])

@@ -57,8 +57,11 @@ def sqrt_betas(T: int, beta_min: float = 1e-4, beta_max: float = 0.02):
 
 
 def sr3_betas(T: int = 2000, beta_min: float = 1e-6, beta_max: float = 0.01):
-    """Linear betas of SR3's training schedule."""
-    return np.linspace(beta_min, beta_max, _whole(T), dtype=np.float64)
+    """Linear betas: by default SR3's training schedule, with fewer and larger ones its inference schedules. The ends may be
+    traced, so that one program searches among them."""
+    if is_concrete(beta_min, beta_max):
+        return np.linspace(beta_min, beta_max, _whole(T), dtype=np.float64)
+    return jnp.linspace(beta_min, beta_max, _whole(T))
 
 
 def warmup_betas(T: int, fraction: float, beta_min: float = 1e-4, beta_max: float = 0.02):

@@ -238,7 +238,7 @@ def test_the_variance_exploding_prior_in_small(tmp_path):
     config = dataclasses.replace(configs.load()["fashion32_ve"], **small)
     run = Run(config)
     fast = {"xla_backend_optimization_level": 0}
-    now = jax.tree.map(jnp.asarray, jax.jit(run.start, compiler_options=fast)())
+    now = jax.tree.map(jnp.asarray, run.start())
     step = run.step.lower(now, run.put(run.stream(0))).compile(compiler_options=fast)
     seen = []
     for n in range(40):

@@ -11,6 +11,7 @@ from .codes import quantised, thresholded
 from .conditions import null_like, with_cond
 from .guidance import classifier, classifier_free
 from .score_sde import from_score_sde
+from .sr3 import from_sr3
 from .times import FromNoise, IndexTime, LogSNR, NoiseLevel, Scaled, Sigma, as_time
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "from_previous",
     "from_score",
     "from_score_sde",
+    "from_sr3",
     "from_v",
     "from_velocity",
     "from_x0",

@@ -9,6 +9,7 @@ from .encoder import Encoder
 from .latent_unet import ConditionUNet, LatentUNet
 from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
+from .sr3 import SR3UNet
 from .unet import SuperRes, UNet, init
 from .vgg import VGGDistance
 
@@ -26,6 +27,7 @@ __all__ = [
     "NCSNpp",
     "PatchDiscriminator",
     "RadialNet",
+    "SR3UNet",
     "SpatialRescaler",
     "SuperRes",
     "TextTransformer",

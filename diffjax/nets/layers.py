@@ -161,7 +161,8 @@ class Attention(nn.Module):
     """x + proj(softmax(q k^T / sqrt(d)) v) over the pixels of an image, on the group norm of x.
 
     `order` is how the 3C channels of the joint projection are laid out: "legacy" = head, then q k v, then channel;
-    "new" = q k v, then head, then channel. With one head both are the same. `rescale` divides the sum by sqrt(2).
+    "new" = q k v, then head, then channel. With one head both are the same. `rescale` divides the sum by sqrt(2);
+    `bias` is that of the joint projection.
     """
 
     heads: int = 1
@@ -172,6 +173,7 @@ class Attention(nn.Module):
     norm: bool = True
     spatial: int = 2
     rescale: bool = False
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x):
@@ -179,7 +181,7 @@ class Attention(nn.Module):
         if channels % self.heads:
             raise ValueError(f"heads={self.heads} does not divide {channels} channels of an attention layer")
         h = GroupNorm(self.groups, self.epsilon, self.spatial, name="norm")(x) if self.norm else x
-        h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        h = nn.Dense(3 * channels, use_bias=self.bias, dtype=self.dtype, name="qkv")(h)
         tokens = (*x.shape[: -1 - self.spatial], math.prod(x.shape[-1 - self.spatial : -1]), 3 * channels)
         h = attend(h.reshape(tokens), self.heads, self.order).reshape(x.shape)
         x = x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="proj")(h).astype(x.dtype)
@@ -189,8 +191,8 @@ class Attention(nn.Module):
 class ResBlock(nn.Module):
     """skip(x) + conv(silu(norm(conv(silu(norm(x)))))), told the time by the embedding `e` (..., E) (already activated).
 
-    The embedding is added between the convolutions, or with `scale_shift` scales and shifts the second norm; None: there is
-    no time.
+    `rescale` divides the sum by sqrt(2). The embedding is added between the convolutions, or with `scale_shift` scales and
+    shifts the second norm; None: there is no time.
     `resample` ("down", "up" or None) acts on both branches before the first convolution. The last convolution starts
     at zero: a new block is the identity.
     """
@@ -203,6 +205,7 @@ class ResBlock(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = None
     spatial: int = 2
+    rescale: bool = False
 
     @nn.compact
     def __call__(self, x, e=None):
@@ -227,7 +230,8 @@ class ResBlock(nn.Module):
         x = change(x, spatial)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
-        return x.astype(h.dtype) + h
+        h = x.astype(h.dtype) + h
+        return h * math.sqrt(0.5) if self.rescale else h
 
 
 class Down(nn.Module):

@@ -6,6 +6,7 @@ Every loss takes ``net(x_t, i) -> output`` with i the network's own time (i = t 
 otherwise) and returns ``(loss, terms)``. A squared error in eps or v is a squared error in x_0 times SNR or, if
 alpha^2 + sigma^2 = 1, SNR + 1: a weighting only says which of these is wanted. ``reduction`` says what becomes of the errors
 of an image's pixels: "mean", or "half_sum", half their sum (the score-SDE code's ``reduce_mean=False``).
+Absolute errors (``norm="l1"``): Saharia et al. 2021, arXiv:2104.07636, section 2.1.
 
 Sources: Ho et al. 2020 (eps); Salimans and Ho 2022, arXiv:2202.00512 (v, and losses equal to x_0 and eps ones);
 Nichol and Dhariwal 2021, arXiv:2102.09672 (hybrid); Hang et al. 2023, arXiv:2303.09556 (min-SNR); Vincent 2011 and Song et al.
@@ -105,7 +106,7 @@ def error(prediction, target, net, schedule, x_0, t, noise, *, weighting="plain"
         simple_weight (w d / exp(log_var_t) + log_var_t) + elbo_weight lambda_t d,   terms: "mse" (or "mae") d
 
     weighting, gamma:  w, see :func:`weight`; time: what the network is told (``denoisers.times``); reduction: :func:`reduce`
-    norm:      "l2", squares of the errors, or "l1", their magnitudes
+    norm:      "l2", squares of the errors, or "l1", their magnitudes: of w, which belongs to squares, the root is then taken
     log_var:   (T,), the learned log-variance of the error at each row, its gradient included; None: 0
     elbo_weight:  of one term of the variational bound, lambda_t = beta_t / (2 (1 - beta_t) (1 - abar_(t-1))); at t = 1, where
                it is infinite, that of t = 2, as in the official code; only for a network of eps on a table
@@ -116,7 +117,8 @@ def error(prediction, target, net, schedule, x_0, t, noise, *, weighting="plain"
     x_t = process.q_sample(schedule, x_0, t, noise)
     difference = net(x_t, as_time(time)(schedule, t)) - target
     d = reduce(difference**2 if norm == "l2" else jnp.abs(difference), reduction)
-    loss = d * weight(weighting, prediction, schedule.log_snr(t), gamma).astype(d.dtype)
+    w = weight(weighting, prediction, schedule.log_snr(t), gamma)
+    loss = d * (w if norm == "l2" else jnp.sqrt(w)).astype(d.dtype)
     if log_var is not None:
         rows = jnp.arange(1, log_var.shape[0] + 1, dtype=d.dtype)
         here = jnp.interp(jnp.asarray(t, d.dtype), rows, log_var.astype(d.dtype))
@@ -135,6 +137,20 @@ def elbo_factor(prediction, schedule, t):
     share = (schedule.alpha(rows) / schedule.alpha(rows - 1)) ** 2  # 1 - beta_t
     factors = (1 - share) / (2 * share * schedule.sigma(rows - 1) ** 2)
     return jnp.interp(jnp.asarray(t, jnp.result_type(float)), rows, jnp.asarray(factors, jnp.result_type(float)))
+
+
+def regression_loss(net, schedule, x_0, t, noise, *, norm="l2"):
+    """mean over pixels of |net(0, 0) - x_0|^2 (or, norm="l1", its magnitude): a network of the condition alone, the baseline of
+    conditional diffusion.
+
+    It has the arguments of the other losses, so that the same network, data and steps train it: ``nets.SR3UNet(told=None)``
+    sees zeros in place of x_t, and the condition. ``schedule``, ``t`` and ``noise`` are not used.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm {norm!r} is unknown: {nearest(norm, NORMS)}")
+    apart = net(jnp.zeros_like(x_0), jnp.zeros(jnp.shape(t), x_0.dtype)) - x_0
+    d = jnp.mean(apart**2 if norm == "l2" else jnp.abs(apart))
+    return d, {"mse" if norm == "l2" else "mae": d}
 
 
 def hybrid_loss(net, schedule, x_0, t, noise, *, vb_weight=None, weighting="plain", gamma=5.0, time=None, cdf="exact"):

@@ -4,7 +4,8 @@ Every rule answers ``draw(key, count, schedule) -> (t, weights)``, both (count,)
 (0, T] of a formula, and factors for their losses.
 
 Sources: Song et al. 2021, arXiv:2101.09258, section 4.2 (importance sampling for the likelihood); Kingma et al. 2021,
-arXiv:2107.00630, section 5.1 (it is uniform in the log-SNR); Esser et al. 2024, arXiv:2403.03206, section 3.1 (logit-normal).
+arXiv:2107.00630, section 5.1 (it is uniform in the log-SNR); Esser et al. 2024, arXiv:2403.03206, section 3.1 (logit-normal);
+Chen et al. 2020, arXiv:2009.00713, section 2.1, and Saharia et al. 2021, arXiv:2104.07636, section 2.4 (between levels).
 """
 
 from __future__ import annotations
@@ -108,4 +109,46 @@ class Binned:
         return 1 + jnp.clip(jnp.floor((t - low) / (high - low) * bins), 0, bins - 1).astype(jnp.int32)
 
 
-RULES = {"uniform": Uniform, "logit_normal": LogitNormal, "log_snr": LogSNR}
+@pytree
+class BetweenLevels:
+    """Noise levels of a table drawn between neighbours: a row n in 1..T, each equally likely, and alpha uniform between those
+    of rows n - 1 and n, as a fractional time. For networks that are told the level (WaveGrad, SR3).
+
+    together: one row for the whole batch, as in the public SR3 code; otherwise rows are stratified over the batch, and the
+              mean loss varies less
+    squared:  abar = alpha^2 is uniform between neighbours, as SR3's paper has it; its public code, and WaveGrad, draw alpha
+    Raises ValueError for formulas, whose times are continuous anyway.
+    """
+
+    together: bool = static(default=False)
+    squared: bool = static(default=False)
+
+    def draw(self, key, count, schedule):
+        if not schedule.discrete:
+            raise ValueError("BetweenLevels draws between the rows of a table, this schedule is a formula: use Uniform")
+        k_row, k_within = jax.random.split(key)
+        u = jax.random.uniform(k_row) if self.together else stratified(k_row, count)
+        above = 1 + jnp.minimum(jnp.floor(u * schedule.T), schedule.T - 1)
+        share = jnp.broadcast_to(1 - jax.random.uniform(k_within, (count,)), (count,))  # in (0, 1]: never the clean image
+        t = between_levels(schedule, above, share, self.squared)
+        return t, jnp.ones_like(t)
+
+
+def between_levels(schedule, n, share, squared=False):
+    """The time between rows n - 1 and n >= 1 of a table at which alpha (``squared``: its square) has gone ``share`` of the way
+    from one to the other.
+
+    1 - alpha is what is interpolated: next to the clean image alpha itself has no digits left in float32.
+    """
+
+    def gap(n):  # 1 - alpha^2, or 1 - alpha
+        variance = jnp.asarray(schedule.sigma(n)) ** 2
+        return variance if squared else variance / (1 + schedule.alpha(n))
+
+    low, high = gap(n - 1), gap(n)
+    gone = low + share * (high - low)
+    variance = gone if squared else gone * (2 - gone)
+    return jnp.clip(schedule.time(jnp.log1p(-variance) - jnp.log(variance)), n - 1, n)
+
+
+RULES = {"uniform": Uniform, "logit_normal": LogitNormal, "log_snr": LogSNR, "levels": BetweenLevels}

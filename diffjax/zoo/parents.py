@@ -1,4 +1,4 @@
-"""Settings by the names that the parent codes give them: guided-diffusion, improved-diffusion, diffusers."""
+"""Settings by the names that the parent codes give them: guided-diffusion, improved-diffusion, diffusers, SR3."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ SAME = {
     "num_channels": "width", "model_channels": "width", "num_res_blocks": "blocks", "layers_per_block": "blocks",
     "num_heads_upsample": "heads_upsample", "use_scale_shift_norm": "scale_shift", "num_classes": "classes",
     "num_class_embeds": "classes", "norm_num_groups": "groups", "attention_head_dim": "head_channels", "norm_eps":
-    "epsilon", "freq_shift": "frequency_shift", "beta_start": "beta_min", "beta_end": "beta_max",
+    "epsilon", "freq_shift": "frequency_shift", "beta_start": "beta_min", "beta_end": "beta_max", "inner_channel": "width",
+    "norm_groups": "groups", "res_blocks": "blocks", "n_timestep": "T", "linear_start": "beta_min", "linear_end": "beta_max",
 }  # fmt: skip
 # what changes neither the network nor its process, or is read off the weights
 BESIDES = ("use_fp16", "use_checkpoint", "in_channels", "learn_sigma", "class_cond", "timestep_respacing", "use_ddim", "dims",
            "use_kl", "rescale_learned_sigmas", "sigma_small", "num_samples", "batch_size", "model_path", "clip_denoised",
-           "dropout")  # fmt: skip
+           "dropout", "in_channel", "out_channel", "channel_multiplier", "channel_mults", "attn_res")  # fmt: skip
 KNOWN = (*SAME, "noise_schedule", "beta_schedule", "use_new_attention_order", "predict_xstart", "prediction_type",
          "rescale_timesteps", "channel_mult", "attention_resolutions")  # fmt: skip
 

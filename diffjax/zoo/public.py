@@ -4,7 +4,7 @@
     guide = load_classifier("256x256_classifier.pt")
     prior = load("mine.pt", {"size": 64, "heads": 4})
 
-Networks are those of ``diffjax.convert``: ADM, improved-diffusion, DDPM and diffusers' `UNet2DModel`. What a file does
+Networks are those of ``diffjax.convert``: ADM, improved-diffusion, DDPM, diffusers' `UNet2DModel` and SR3. What a file does
 not say is taken from the published model it looks like, is written into the card ("assumed") and can be given: in
 ``config``, or in a JSON file beside the checkpoint (mine.json for mine.pt); the parent codes' names are understood.
 What was chosen (averaged weights, a variant) or cut off (a prefix of all names) is said in the same place.
@@ -32,9 +32,9 @@ import numpy as np
 from .. import denoisers
 from ..base import nearest, pytree, static, time_dtype
 from ..convert import adm, ddpm, files, strict
-from ..nets import DDPMUNet, Encoder, UNet
+from ..nets import DDPMUNet, Encoder, SR3UNet, UNet
 from ..wording import printable, some
-from . import hub, parents, schedulers
+from . import hub, parents, schedulers, sr3
 from .network import safe_name
 from .places import is_public, locate
 from .prior import Assumed, Prior
@@ -62,7 +62,7 @@ PUBLISHED = (
 )  # fmt: skip
 IMPROVED = "improved-diffusion's defaults"
 USUAL = {"schedule": "linear", "T": 1000}
-OTHERS = {"all_modules.": "score-SDE", "model.diffusion_model.": "latent diffusion", "denoise_fn.": "SR3 or a port of DDPM",
+OTHERS = {"all_modules.": "score-SDE", "model.diffusion_model.": "latent diffusion", "denoise_fn.": "a port of DDPM",
           "model.map_layer0.": "EDM", "map_layer0.": "EDM", "unet.": "a pipeline of several networks"}  # fmt: skip
 
 
@@ -84,6 +84,8 @@ def load(source, config: Mapping | None = None) -> Prior:
     with _border(file):
         given = parents.ours(given)
     state = _read(file, given, notes)
+    if sr3.is_sr3(state):
+        return _sr3(file, state, given, notes, facts)
     family = family_of(state, file)
     given = _checked(given, DDPMUNet if family is ddpm else UNet)
     hints = {k: v for k, v in given.items() if k not in SETTINGS}
@@ -108,18 +110,38 @@ def load(source, config: Mapping | None = None) -> Prior:
         _check_size(settings["size"], net)
         time = _time(settings)
     name = safe_name(settings.get("name") or facts.get("name") or (file.parent.name if unet else file.stem))
+    assumed = _say(file, notes, assumed, whose)
+    shown = {"size": settings["size"], "channels": channels, "classes": net.classes or 0, "loss": loss,
+             "schedule": settings["schedule"], "T": schedule.T, "network": strict.describe(net)}  # fmt: skip
+    shape = (settings["size"], settings["size"], channels)
+    params = flax.core.unfreeze(params)
+    card = _card(name, file, facts, shown, assumed)
+    return Prior(params, schedule, name, net, shape, loss, net.classes or 0, (), card, time)
+
+
+def _say(file, notes, assumed, whose, level=4) -> str:
+    """Warns of what was chosen and what was assumed, a line each; both as one text."""
     lines = [f"{file.name}: {'; '.join(notes)}"] if notes else []
     if assumed:
         lines.append(f"{file.name} does not say {', '.join(f'{k}={v}' for k, v in assumed.items())}: assumed as in {whose}")
     for line, how in zip(lines, [""] * len(notes[:1]) + [f"; say otherwise with config={assumed}"]):
-        warnings.warn(f"{printable(line, 1000)}{how}", Assumed, stacklevel=3)
-    shown = {"size": settings["size"], "channels": channels, "classes": net.classes or 0, "loss": loss,
-             "schedule": settings["schedule"], "T": schedule.T, "network": strict.describe(net)}  # fmt: skip
-    card = {"name": name, "source": str(file), **{k: v for k, v in facts.items() if k != "name"}, "config": shown,
-            "assumed": printable("; ".join(lines), 1500)}  # fmt: skip
-    shape = (settings["size"], settings["size"], channels)
-    params = flax.core.unfreeze(params)
-    return Prior(params, schedule, name, net, shape, loss, net.classes or 0, (), json.dumps(card), time)
+        warnings.warn(f"{printable(line, 1000)}{how}", Assumed, stacklevel=level)
+    return printable("; ".join(lines), 1500)
+
+
+def _card(name, file, facts, shown, assumed) -> str:
+    facts = {k: v for k, v in facts.items() if k != "name"}
+    return json.dumps({"name": name, "source": str(file), **facts, "config": shown, "assumed": assumed})
+
+
+def _sr3(file, state, given, notes, facts) -> Prior:
+    given = _checked(given, SR3UNet)
+    with _border(file):
+        fields, shown, assumed, whose = sr3.read(state, given)
+        _check_size(shown["size"], fields["net"])
+    name = safe_name(given.get("name") or facts.get("name") or file.stem)
+    card = _card(name, file, facts, shown, _say(file, notes, assumed, whose, 5))
+    return Prior(name=name, text=card, **fields)
 
 
 @contextlib.contextmanager
@@ -239,8 +261,8 @@ def family_of(state, file):
         return best
     guess = next((f" ({what})" for prefix, what in OTHERS.items() if any(n.startswith(prefix) for n in state)), "")
     guess = " (a network that is told a text)" if any(".transformer_blocks." in n for n in state) else guess
-    raise ValueError(f"{file} is of another family{guess}, its arrays are {some(list(state)[:3])} ...: supported are "
-                     "ADM and improved-diffusion (input_blocks.*) and UNet2DModel (down_blocks.*)")  # fmt: skip
+    raise ValueError(f"{file} is of another family{guess}, its arrays are {some(list(state)[:3])} ...: supported are ADM and "
+                     "improved-diffusion (input_blocks.*), UNet2DModel (down_blocks.*), SR3 (denoise_fn.downs.*)")  # fmt: skip
 
 
 def _implied_by_T(given, usual, whose) -> dict:
