@@ -140,8 +140,8 @@ def elbo_factor(prediction, schedule, t):
 
 
 def regression_loss(net, schedule, x_0, t, noise, *, norm="l2"):
-    """mean over pixels of |net(0, 0) - x_0|^2 (or, norm="l1", its magnitude): a network of the condition alone, the baseline of
-    conditional diffusion.
+    """mean over pixels of |net(0, 0) - x_0|^2, with norm="l1" of its magnitude: a network of the condition alone, the baseline
+    of conditional diffusion.
 
     It has the arguments of the other losses, so that the same network, data and steps train it: ``nets.SR3UNet(told=None)``
     sees zeros in place of x_t, and the condition. ``schedule``, ``t`` and ``noise`` are not used.
