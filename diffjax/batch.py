@@ -149,6 +149,8 @@ class Job:
         """(denoiser, measurement), as ``entry`` takes them."""
         params, autoencoder, _, scale = leaves
         told = label if self.prior.classes or self.prior.conditional else None
+        if self.prior.beside:
+            told = self.prior.told(Measurement(y, A, self.noise_std), autoencoder)
         clip = self.entry.clip and autoencoder is None  # latents have no bounds
         denoise = replace(self.prior, params=params).denoiser(told, 1 if scale is None else scale, clip=clip)
         measurement = Measurement(y, A, self.noise_std)
@@ -199,7 +201,7 @@ def check(prior, entry, ys, operators, noise_std=0.0, labels=None, cfg=1.0, step
         if entry.whole is not None:
             raise ValueError("a classifier guides a walk, and this method is none: take another one")
     told = labels or [None] * len(ys)
-    if prior.conditional:
+    if prior.conditional and not prior.beside:
         told = _stack([prior.condition(condition) for condition in told])
     else:
         who = prior if prior.classes or classifier is None else classifier

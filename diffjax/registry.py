@@ -17,7 +17,7 @@ import numpy as np
 from . import timetables
 from .base import Measurement, nearest
 from .denoisers import from_eps
-from .kernels import Kernel
+from .kernels import DPMSolverPP2M, Kernel
 from .method import GIVES, INSTEAD, NOISE, Method
 from .methods import (
     CCDF,
@@ -162,6 +162,8 @@ def register(entry: Entry) -> Entry:
 
 def get(name: str) -> Entry:
     """The method of that name. Raises ValueError with the nearest one."""
+    if name == CONDITIONAL.name:
+        return CONDITIONAL
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: {nearest(name, METHODS)}")
     return METHODS[name]
@@ -279,5 +281,14 @@ _ENTRIES: tuple[Any, ...] = (
     Entry("optimise-start", optimised_start.Walk, optimised_start.published, "30 steps of Adam on x_T through 5 levels", 5,
           None, exact=False, clip=False, long=True, whole=optimised_start.restored, latents={}),
 )  # fmt: skip
+
+
+def _conditional(denoise, measurement, steps=None, *, table):
+    return Setup(Method(denoise), DPMSolverPP2M(), table)
+
+
+# of priors that are told the measurement (``zoo.beside``), and of no others: hence not among METHODS
+CONDITIONAL = Entry("conditional", Method, _conditional, "samples a prior that was trained to be told what is measured", 25,
+                    exact=False, latents={})  # fmt: skip
 for _entry in _ENTRIES:
     register(_entry)

@@ -30,9 +30,14 @@ class TrainConfig:
     # --- latent diffusion: size and channels are then those of the latents
     autoencoder: str = ""  # folder of its run (phase one) or of an exported one: the network sees its latents; empty: pixels
     latent_scale: float = 0.0  # of the latents, for all channels; 0: shift and scale of each channel are measured
+    condition: str = (
+        ""  # of concat: srN, the network sees the picture made N times smaller; inpaint, with a hole, and the mask
+    )
+    condition_channels: int = 0  # of concat: the picture's, or the latents', and for inpaint one more
     # --- network (diffjax.nets)
-    network: str = "unet"  # unet; latent, a unet told words and boxes by cross-attention (classes 0); ncsnpp (which has one
-    # head, its own groups, and no scale_shift, resblock_updown or remat)
+    network: str = "unet"  # unet; concat, a unet that sees a measurement of the picture beside its input (classes 0);
+    # latent, a unet told words and boxes by cross-attention (classes 0); ncsnpp (which has one head, its own groups, and no
+    # scale_shift, resblock_updown or remat)
     width: int = 32
     multipliers: tuple[float, ...] = (1, 2)
     blocks: int = 2

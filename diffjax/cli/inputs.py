@@ -149,6 +149,8 @@ def networks(o):
 
 
 def labels_of(o, prior, found):
+    if getattr(prior, "beside", ""):
+        return None
     if getattr(prior, "conditional", False):
         ((condition, _),) = told.conditions(o, prior)
         return None if condition is None else [condition] * len(found)

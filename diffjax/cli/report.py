@@ -63,7 +63,7 @@ def summary(o, prior, done, per_image, seconds, machine) -> dict:
         "method": o.method, "task": o.task or f"inpainting: {o.mask}{' inverted' * o.invert_mask}", "prior": prior.name,
         "kernel_steps": done[0]["rows"], "network_calls": int(calls) if calls == int(calls) else calls,
         "seconds_compile": round(seconds[0], 2), "seconds_run": round(seconds[1], 2), **overall,
-        "lpips_note": note, "samples": o.samples, "steps": o.steps or registry.METHODS[o.method].steps, "seed": o.seed,
+        "lpips_note": note, "samples": o.samples, "steps": o.steps or registry.get(o.method).steps, "seed": o.seed,
         "label": o.label, **told.entries(o, prior), "cfg": o.cfg, "batch": machine[0],
         "devices": machine[1], "images": per_image,
     }  # fmt: skip

@@ -204,7 +204,7 @@ def _settle(o):
             raise errors.unknown("mask", o.mask, masks.MASKS)
     else:
         _settle_task(o, masks.ALIASES.get(o.task, o.task), tasks.TASKS)
-    if o.method is not None and o.method not in registry.METHODS:
+    if o.method is not None and o.method not in (*registry.METHODS, registry.CONDITIONAL.name):
         raise errors.unknown("method", o.method, registry.METHODS)
     if o.tiles and (o.classifier or str(o.images).endswith(".npy") or inputs.is_bundled(o.images)):
         raise UserError("--tiles is about pictures of --images and the prior alone: leave out --tiles, or --classifier")

@@ -33,11 +33,12 @@ def restore(o, output, stop) -> dict:
         inputs.say(note)
     latents.check_scale(prior, pictures.images if not o.degraded else [])
     labels = inputs.labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
-    entry = registry.METHODS[o.method]
+    entry = registry.get(o.method)
     place = outputs.file_name(prior.name)
     folder = output.folder / place
     settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices", "paste")}
     settings["masked"] = o.mask_latents
+    settings["paste"] |= prior.beside == "inpaint" and prior.autoencoder is not None  # as the official script blends
     settings |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
     if o.task is not None:
         about_noise(o, tiles.widen(prior, (*shapes[0], channels)), entry, ys[0], operators[0])
@@ -160,6 +161,12 @@ def _depends(o, prior, classifier) -> dict:
 def method_of(o, prior) -> str:
     """--method, or the default; UserError where it cannot restore with a prior of latents, or an option is about latents."""
     usual = "repaint" if o.task is None else "diffpir"
+    if o.method == registry.CONDITIONAL.name and not prior.beside:
+        raise UserError(
+            f"--method {o.method} is for priors that are told what is measured, and {prior.name} is not: leave it out"
+        )
+    if prior.beside and o.method in (None, registry.CONDITIONAL.name):
+        return registry.CONDITIONAL.name
     if prior.autoencoder is None:
         for given, name in ((o.mask_latents, "--mask-latents"), (o.paste, "--paste")):
             if given:

@@ -79,6 +79,8 @@ def _main(argv, stop) -> int:
     o.classifier = None
     prior, _ = inputs.networks(o)
     told.check(o, prior, o.label)
+    if prior.beside:
+        raise UserError(f"prior {prior.name} restores what is measured of a picture: use diffjax restore --prior {o.prior}")
     with errors.library_errors():
         rows = told.conditions(o, prior) if prior.conditional else labelled(prior, o.label)
     labels, names = zip(*rows)

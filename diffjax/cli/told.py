@@ -38,6 +38,11 @@ def box(text: str) -> tuple:
 def check(o, prior, label=None) -> None:
     """UserError where the prior is told something of another kind than it reads, or needs what is not there."""
     given = ["--text"] * (o.text is not None) + ["--boxes"] * bool(o.boxes)
+    if prior.beside:
+        given += ["--label"] * (label is not None)
+        if given:
+            raise UserError(f"prior {prior.name} is told what is measured of a picture: leave out {' and '.join(given)}")
+        return
     if prior.conditional and label is not None:
         takes = "--text" if reads(prior) else "no label"
         raise UserError(f"prior {prior.name} knows no labels, it is told {kinds(prior)}: use {takes} in place of --label")

@@ -12,7 +12,7 @@ import numpy as np
 from ..base import nearest
 from ..nets import init
 from ..training import data, latents, losses, state, step, times
-from ..zoo import first_stage, prior
+from ..zoo import beside, first_stage, prior
 from . import samples
 from .config import TrainConfig
 from .loop import QUICK, Loop
@@ -59,6 +59,9 @@ class Run(Loop):
                 raise ValueError(f"{name} {getattr(c, name)} is too small: use at least 1")
         if c.batch % jax.device_count():
             raise ValueError(f"batch {c.batch} is not divisible by {jax.device_count()} devices: use a multiple")
+        if (c.network == "concat") != bool(c.condition):
+            raise ValueError(f"network {c.network} with condition {c.condition!r}: concat and a condition (sr4, inpaint) go "
+                             "together")  # fmt: skip
         self.net, self.schedule = build(c)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
         optimizer = optimiser(c)
@@ -71,7 +74,7 @@ class Run(Loop):
         weighted = lambda *a, **learned: loss(*a, weighting=c.weighting, gamma=c.gamma, **more, **learned)
         self.null = prior.null_of(dataclasses.asdict(c))
         options = {} if self.null is None else {"null": self.null, "dropout": c.label_dropout}
-        options |= {"decode": self._decode} if c.autoencoder or c.part_dropout else {}
+        options |= {"decode": self._decode} if c.autoencoder or c.part_dropout or c.network == "concat" else {}
         options |= {"learned": lambda params: {"log_var": params["log_var"]["rows"]}} if c.learn_log_var else {}
         example = lambda f: step.example_loss(self.net, self.schedule, f, **options)
         rule = times.Uniform(whole=True) if c.loss == "hybrid" else times.RULES[c.times]()
@@ -85,19 +88,28 @@ class Run(Loop):
         images = self._images()
         self.notes = () if images is None else images.notes
         with self.claimed():
-            self.data = self._latents(images) if c.autoencoder else images
+            found = self._latents(images) if c.autoencoder else images
+        self.data = images if c.network == "concat" else found  # what is beside the input is made of the picture
         self.held_out_count = len(jax.tree.leaves(self.data.examples("test"))[0])
-        if c.autoencoder and c.flip:
+        if c.autoencoder and c.flip and c.network != "concat":
             self.stream = data.Stream(self.data.examples(flipped=True), c.batch, c.seed, latents.mirrored, *hosts)
         else:
             self.stream = data.Stream(self.data.examples(), c.batch, c.seed, c.flip, *hosts)
         untrained = prior.from_config(dataclasses.asdict(c), None, autoencoder=self.autoencoder)
         examples = self.data.examples("test", slice(samples.ROWS))
+        if c.network == "concat":
+            keys = jax.random.split(jax.random.key(0), len(examples["x"]))
+            examples = jax.jit(jax.vmap(self._decode), compiler_options=QUICK)(examples, keys)
         self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded), conds=examples.get("cond"))
 
     def _decode(self, example, key):
         """What is stored of an example to what is learned."""
         k_draw, k_parts = jax.random.split(key)
+        if self.config.network == "concat":
+            c, x = self.config, data.decode(example)["x"]
+            measured = beside.draw(c.condition, k_parts, x)
+            cond = beside.condition(c.condition, measured, self.autoencoder, (c.size, c.size, c.channels))
+            return {"x": x if self.autoencoder is None else self.autoencoder.encode(x, k_draw), "cond": cond}
         example = latents.decode(example, k_draw) if self.config.autoencoder else data.decode(example)
         return data.drop_parts(example, k_parts, self.config.part_dropout) if self.config.part_dropout else example
 
@@ -112,19 +124,25 @@ class Run(Loop):
             if (h, made) != (c.size, c.channels):
                 raise ValueError(f"latents of {c.autoencoder} are {h}x{w}x{made}, the network is made for {c.size}x{c.size}x"
                                  f"{c.channels}: use --size {h} --channels {made}")  # fmt: skip
-            if (pathlib.Path(c.out) / LATENTS).is_file():
+            if (pathlib.Path(c.out) / LATENTS).is_file() and c.network != "concat":
                 return None
+        if c.network == "concat":
+            wanted = beside.channels(c.condition, channels, c.channels if c.autoencoder else None)
+            if wanted != c.condition_channels:
+                raise ValueError(f"condition {c.condition} has {wanted} channels, not {c.condition_channels}: use "
+                                 f"--condition-channels {wanted}")  # fmt: skip
         return data.load(c.data, size=size, channels=channels, fit=c.fit, classes=c.classes, tokens=c.network == "latent")
 
     def _latents(self, images):
         """The moments of the data: those in the folder, or encoded now. Gives ``autoencoder`` its shift and scale."""
         c, file, now = self.config, self.folder / LATENTS, latents.fingerprint(self.autoencoder)
-        if images is None:
+        if file.is_file():
             found = latents.load(file, autoencoder=now)
         else:
-            total = (len(images.train) + len(images.test)) * (2 if c.flip else 1)
+            flip = c.flip and c.network != "concat"
+            total = (len(images.train) + len(images.test)) * (2 if flip else 1)
             with Progress(total, label="encoding", unit="images") as bar:
-                found = latents.encode(self.autoencoder, images, flip=c.flip, scale=c.latent_scale or None, report=bar.update,
+                found = latents.encode(self.autoencoder, images, flip=flip, scale=c.latent_scale or None, report=bar.update,
                                        about={"autoencoder": now, "data": c.data})  # fmt: skip
             if self.chief:
                 latents.save(file, found)

@@ -18,13 +18,14 @@ from typing import Any
 from .. import schedules, wording
 from ..base import nearest
 from ..wording import printable, some
+from . import beside
 
 BETAS = {"cosine": schedules.cosine_betas, "linear": schedules.linear_betas, "scaled_linear": schedules.scaled_linear_betas}
 FORMULAS = {"vp": schedules.VP, "subvp": schedules.SubVP, "flow": schedules.RectifiedFlow}  # without numbers of their own
 NETWORK = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
 NCSNPP = "width multipliers blocks attention patch dropout embedding fourier_scale progressive_input progressive".split()
 NEEDED = ("size", "channels", "classes", "loss", "schedule", "T", *NETWORK)
-NETWORKS = ("unet", "ncsnpp", "latent")
+NETWORKS = ("unet", "ncsnpp", "latent", "concat")
 LOSSES = ("v", "x0", "eps", "score", "velocity", "hybrid")
 # whole numbers of a configuration: from, to. More is no network of ours, and building it would not end
 WHOLE = {"size": (1, 8192), "channels": (1, 1024), "classes": (0, 10**6), "T": (1, 100_000), "width": (1, 2**16),
@@ -54,7 +55,7 @@ def build_schedule(config: Mapping):
 
 def check_numbers(config: Mapping) -> None:
     """The one door for what a card or a run's configuration says: kinds of values and their ranges. Raises ValueError."""
-    told = WORDS if config.get("network") == "latent" else {}
+    told = {"latent": WORDS, "concat": {"condition_channels": (1, 1024)}}.get(config.get("network"), {})
     for name, (least, most) in (WHOLE | told).items():
         value = config.get(name)
         if type(value) is not int or not least <= value <= most:
@@ -102,6 +103,11 @@ class Network:
             fields = _ncsnpp(config)
         else:
             fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NETWORK}
+        if kind == "concat":
+            beside.factor(config.get("condition", ""))
+            if config["classes"]:
+                raise ValueError("network concat takes a picture as its condition, no label: use classes 0")
+            fields |= {"condition": config["condition_channels"], "told": "index"}
         if kind == "latent":
             if not (config["vocabulary"] and config["words"]) and not (config["boxes"] and config["box_classes"]):
                 raise ValueError("network latent reads words or boxes: set vocabulary and words, or boxes and box_classes")
@@ -149,7 +155,7 @@ def _module(network: Network):
                                    told["encoder_layers"], dtype=dtype)  # fmt: skip
         net = nets.LatentUNet(dtype=dtype, context=told["context"], depth=told["depth"], **fields)
         return nets.Conditioned(net, reader)
-    make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp}[network.kind]
+    make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp, "concat": nets.SR3UNet}[network.kind]
     return make(dtype=dtype, **fields)
 
 
@@ -178,7 +184,8 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 
 def signature(config: Mapping, shapes: Mapping[str, tuple]) -> str:
     """A fingerprint of a network's configuration together with the names and shapes of weights that fit it."""
-    of = {"unet": NETWORK, "ncsnpp": ("network", "schedule", "sigma_data", *NCSNPP), "latent": ("network", *NETWORK, *WORDS)}
+    of = {"unet": NETWORK, "ncsnpp": ("network", "schedule", "sigma_data", *NCSNPP), "latent": ("network", *NETWORK, *WORDS),
+          "concat": ("network", "condition", "condition_channels", *NETWORK)}  # fmt: skip
     names = of[config.get("network", "unet")]
     network = [config.get(k) for k in ("size", "channels", "classes", "loss", *names)]
     text = json.dumps([network, sorted((name, list(shape)) for name, shape in shapes.items())])

@@ -21,7 +21,7 @@ import numpy as np
 from .. import denoisers
 from ..base import is_concrete, nearest
 from ..wording import printable, some
-from . import first_stage, network
+from . import beside, first_stage, network
 from .network import build, read_json, safe_name
 from .vocabulary import Vocabulary
 
@@ -56,6 +56,7 @@ class Prior:
     classes:      number of labels; 0: its condition, if any, is no label
     class_names:  a tuple of ``classes`` strings, or ()
     conditional:  whether it takes a condition that is no label: tokens, boxes, an image, any pytree
+    beside:       what measurement of the picture that condition is made of (``zoo.beside``): "sr4", "inpaint"; "": of none
 
     name, card:   its name, and the card as a dict (a copy). Not part of the program: two priors of one network run the same
                   compiled function, which, if it asks for them, sees those of the prior it was traced with
@@ -74,6 +75,7 @@ class Prior:
     null: Any = None
     conditional: bool = False
     autoencoder: Any = None
+    beside: str = ""
 
     @property
     def card(self) -> dict:
@@ -140,6 +142,13 @@ class Prior:
             denoisers.null_like(cond, self.null)
         return jax.tree.map(jnp.asarray, cond)
 
+    def told(self, measurement, autoencoder=None):
+        """The condition that a measurement of a picture gives, for a prior trained to be told one. autoencoder: in place of
+        the prior's own. Raises ValueError where it was trained for another kind, or for none."""
+        if not self.beside:
+            raise ValueError(f"prior {self.name!r} is not told measurements: restore by a method of diffjax.methods")
+        return beside.condition(self.beside, measurement, autoencoder or self.autoencoder, self.shape)
+
     def denoiser(self, cond=None, scale=1.0, clip=None):
         """``denoise(x, t) -> Prediction`` for one image of ``shape``.
 
@@ -170,7 +179,7 @@ class Prior:
 # --- as a pytree ------------------------------------------------------------------------------------------------------
 
 LEAVES = ("params", "schedule", "time", "null", "autoencoder")
-PROGRAM = ("net", "shape", "loss", "classes", "class_names", "conditional")
+PROGRAM = ("net", "shape", "loss", "classes", "class_names", "conditional", "beside")
 
 
 class _Beside:
@@ -285,11 +294,12 @@ def from_config(config: Mapping, params, *, card: Mapping | None = None, name=""
     ):
         raise ValueError(f"class_names {printable(names, 60)} of prior {safe_name(name)}: the card needs one text for each of "
                          f"its {config['classes']} classes, or none")  # fmt: skip
-    conditional = config.get("network") == "latent"
+    conditional = config.get("network") in ("latent", "concat")
     return Prior(params, network.build_schedule(config), safe_name(name), network.Network.of(config),
                  (config["size"], config["size"], config["channels"]), config["loss"], int(config["classes"]),
                  tuple(names), json.dumps(card), null=null_of(config), conditional=conditional,
-                 autoencoder=autoencoder)  # fmt: skip
+                 autoencoder=autoencoder,
+                 beside=config["condition"] if config.get("network") == "concat" else "")  # fmt: skip
 
 
 def null_of(config: Mapping):

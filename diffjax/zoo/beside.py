@@ -1,0 +1,81 @@
+"""Priors that are told a measurement of the picture, as more channels beside the input of their network.
+
+    srN      y = Resize(N) of the picture, in the size of the network's input: as it is where that is y's own size (a latent of
+             an autoencoder with f = N), else enlarged by the same interpolation
+    inpaint  the picture with a hole, in it -1, encoded where there is an autoencoder; then the mask, 1 known and -1 not; of
+             latents a cell is known where all its pixels are
+
+What training draws and what restoring is given become a condition by the same function. Source: Rombach et al. 2022,
+arXiv:2112.10752, sections 4.4 and 4.5 (conditioning by concatenation); Saharia et al. 2021, arXiv:2104.07636 (SR3).
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from ..base import Measurement
+from ..operators import Downsample, Mask, Resize, latent_mask, resize
+
+
+def factor(told: str) -> int | None:
+    """N of "srN", None for "inpaint". Raises ValueError for other names."""
+    found = re.fullmatch(r"sr([2-9]|[1-9]\d)", told)
+    if not found and told != "inpaint":
+        raise ValueError(f"condition {told!r} is unknown: use inpaint, or sr4 for pictures made 4 times smaller")
+    return int(found[1]) if found else None
+
+
+def channels(told: str, image: int, latent: int | None = None) -> int:
+    """Of the condition, of pictures of ``image`` channels and latents of ``latent`` (None: there is no autoencoder)."""
+    return image if factor(told) else (image if latent is None else latent) + 1
+
+
+def draw(told: str, key, x) -> Measurement:
+    """What a network of this kind learns from: a measurement of the clean picture x (H, W, C), without noise."""
+    n = factor(told)
+    A = Resize(n) if n else Mask(hole(key, x.shape[:2])[..., None].astype(x.dtype))
+    y = A(x)
+    return Measurement(y if n else jnp.where(A.mask > 0, y, 0), A)
+
+
+def condition(told: str, measurement: Measurement, autoencoder, shape) -> jax.Array:
+    """(h, w, channels) for a network whose input has ``shape`` (h, w, c). Raises ValueError where the measurement is of
+    another kind than the network was trained for."""
+    n, A, y = factor(told), measurement.A, jnp.asarray(measurement.y)
+    wanted = f"reduced {n} times (--task sr{n})" if n else "with a mask"
+    if n is None:
+        if not isinstance(A, Mask):
+            raise ValueError(f"this prior fills holes, and {type(A).__name__} is no mask: give a measurement {wanted}")
+        mask = jnp.broadcast_to(jnp.asarray(A.mask, y.dtype), y.shape)
+        seen = jnp.where(mask > 0, y, -1)
+        if autoencoder is None:
+            known = (mask > 0).all(-1, keepdims=True)
+        else:
+            seen, known = autoencoder.encode(seen), latent_mask(mask, autoencoder.f)
+        return jnp.concatenate([seen, jnp.where(known > 0, 1, -1).astype(seen.dtype)], -1)
+    if not isinstance(A, (Resize, Downsample)) or A.factor != n:
+        raise ValueError(f"this prior enlarges pictures {n} times, and {_named(A)} is another operator: give one {wanted}")
+    return y if y.shape[:2] == tuple(shape[:2]) else resize(y, shape[0] / y.shape[0])
+
+
+def _named(A) -> str:
+    return f"{type(A).__name__}({A.factor})" if hasattr(A, "factor") else type(A).__name__
+
+
+def hole(key, shape):
+    """A mask (H, W) to learn from, 1 = known: one side hidden, all but a rectangle, or up to three rectangles hidden."""
+    k_kind, k_side, k_cut, k_boxes, k_count = jax.random.split(key, 5)
+    row, column = jnp.arange(shape[0])[:, None] / shape[0], jnp.arange(shape[1])[None] / shape[1]
+    at = jnp.stack([row + 0 * column, column + 0 * row, 1 - row + 0 * column, 1 - column + 0 * row])
+    side = at[jax.random.randint(k_side, (), 0, 4)] < jax.random.uniform(k_cut, minval=0.3, maxval=0.7)
+    middle, reach = jax.random.uniform(k_boxes, (2, 3, 2))
+    reach = 0.08 + 0.22 * reach
+    inside = lambda n: (abs(row - middle[n, 0]) < reach[n, 0]) & (abs(column - middle[n, 1]) < reach[n, 1])
+    count = jax.random.randint(k_count, (), 1, 4)
+    boxes = inside(0) | (inside(1) & (count > 1)) | (inside(2) & (count > 2))
+    kind = jax.random.uniform(k_kind)
+    hidden = jnp.where(kind < 0.4, side, jnp.where(kind < 0.6, ~inside(0), boxes))
+    return ~hidden
