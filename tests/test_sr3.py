@@ -1,5 +1,6 @@
 """SR3: its network, what it is told, sampling under any schedule and kernel, its losses, the residual of SRDiff, its files."""
 
+import dataclasses
 import functools
 import shutil
 import warnings
@@ -276,6 +277,50 @@ def test_factors_that_do_not_divide_are_said():
         low_resolution.shrunk(np.zeros((8, 8, 1), np.uint8), 3)
     with pytest.raises(ValueError, match="float32 of shape"):
         low_resolution.enlarged(np.zeros((8, 8, 1), np.float32), 2)
+
+
+def test_the_configuration_in_small(tmp_path):
+    """Made tiny, on pictures that their condition tells whole: the loss falls, and the prior takes a condition."""
+    from diffjax.cli.training_run import Run
+    from experiments import configs
+
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=np.broadcast_to(rng.integers(0, 256, (600, 1, 1), np.uint8), (600, 4, 4)))
+    small = dict(data=str(tmp_path / "a.npz"), size=4, factor=2, width=8, multipliers=(1,), groups=2, blocks=1, batch=16,
+                 warmup=1, cooldown=1, flip=True, out=str(tmp_path / "run"), lr=1e-2)  # fmt: skip
+    config = dataclasses.replace(configs.load()["fashion32_sr3"], **small)
+    run = Run(config)
+    now = jax.tree.map(jnp.asarray, jax.jit(run.start, compiler_options=FAST)())
+    step = run.step.lower(now, run.put(run.stream(0))).compile(compiler_options=FAST)
+    seen = []
+    for n in range(60):
+        now, metrics = step(now, run.put(run.stream(n)))
+        seen.append(float(metrics["mae"]))
+    assert np.mean(seen[-10:]) < 0.7 * seen[0]
+
+    zoo.save(tmp_path / "small", now.params, {"name": "small", "config": dataclasses.asdict(config)}, np.float32)
+    prior = zoo.load(tmp_path / "small")
+    assert (prior.loss, prior.shape, prior.conditional) == ("eps", (4, 4, 1), True)
+    assert isinstance(prior.time, dj.denoisers.NoiseLevel) and prior.schedule.T == 1000
+    with pytest.raises(ValueError, match="needs a condition"):
+        prior.denoiser()
+    x0 = jax.jit(lambda x, cond: prior.denoiser(cond)(x, 500.0).x0, compiler_options=FAST)
+    x = drawn(4, 4, 1)
+    dark, light = (x0(x, np.full((4, 4, 1), grey, np.float32)) for grey in (-0.9, 0.9))
+    assert light.mean() - dark.mean() > 0.2, "the condition is used"
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"factor": 3}, "factor 3"), ({"network": "unet"}, "of network=sr3"), ({"classes": 2}, "no label"),
+    ({"power": 3}, "power 3"), ({"times": "level"}, "did you mean 'levels'"),
+])  # fmt: skip
+def test_configurations_that_do_not_exist(tmp_path, change, said):
+    from diffjax.cli.training_run import Run
+    from experiments import configs
+
+    config = dataclasses.replace(configs.load()["fashion32_sr3"], data=str(tmp_path), out=str(tmp_path / "run"), **change)
+    with pytest.raises(ValueError, match=said):
+        Run(config)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

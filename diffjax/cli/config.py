@@ -27,8 +27,9 @@ class TrainConfig:
     flip: bool = False  # mirror half of the images (not where left and right differ in meaning)
     classes: int = 0  # 0: unconditional
     label_dropout: float = 0.1  # share of images trained with the null label (classifier-free guidance)
+    factor: int = 0  # of sr3: > 0: conditioned on the images made so much smaller, in 8 bits by bicubic, and larger again
     # --- network (diffjax.nets)
-    network: str = "unet"  # unet, ncsnpp (which has one head, its own groups, and no scale_shift, resblock_updown or remat)
+    network: str = "unet"  # unet, sr3, ncsnpp (which has one head, its own groups, and no scale_shift, resblock_updown, remat)
     width: int = 32
     multipliers: tuple[float, ...] = (1, 2)
     blocks: int = 2
@@ -45,6 +46,7 @@ class TrainConfig:
     fourier_scale: float = 1.0  # deviation of its frequencies
     progressive_input: str = "residual"  # of ncsnpp: none, input_skip, residual
     progressive: str = "none"  # of ncsnpp: none, output_skip, residual
+    rescale: bool = False  # of sr3: sums of two branches divided by sqrt(2); with resblock_updown the paper's blocks
     sigma_data: float = 0.0  # of ncsnpp: > 0: the score of Gaussian data of this deviation is built in; 0: out / sigma
     # --- diffusion and loss
     schedule: str = "cosine"  # tables of T rows: cosine, linear, scaled_linear; formulas: ve, vp, subvp, flow
@@ -54,7 +56,8 @@ class TrainConfig:
     loss: str = "v"  # v, x0, eps, hybrid (eps + learned variance), score, velocity
     weighting: str = "plain"  # plain, eps, x0, v, velocity, min_snr
     gamma: float = 5.0  # of min_snr
-    times: str = "uniform"  # uniform, logit_normal, log_snr (importance sampling for the likelihood)
+    power: int = 2  # of the errors: 2, or 1 for absolute ones
+    times: str = "uniform"  # uniform, logit_normal, log_snr (importance sampling for the likelihood), levels (sr3)
     # --- optimisation
     steps: int = 10_000
     batch: int = 128  # images per step over all devices

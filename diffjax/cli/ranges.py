@@ -9,7 +9,7 @@ from .errors import UserError
 COUNTS = "size channels width blocks heads groups patch T batch log_every checkpoint_every eval_images keep sample_every"
 COUNTS += " sample_steps"
 POSITIVE = "lr clip fourier_scale sigma_min sigma_max"
-NOT_NEGATIVE = "classes steps warmup cooldown weight_decay gamma sigma_data seed"
+NOT_NEGATIVE = "classes factor steps warmup cooldown weight_decay gamma sigma_data seed"
 SHARES = {"label_dropout": "to 1", "dropout": "below 1", "ema": "below 1", "b1": "below 1", "b2": "below 1"}
 
 

@@ -9,21 +9,24 @@ import numpy as np
 from .. import kernels, timetables
 from ..base import replace
 from ..sample import sample
+from ..training import data
 from .images import pillow, save_page
 
 COLUMNS = 8
 
 
-def make_sampler(prior, steps, devices, seed=0):
+def make_sampler(prior, steps, devices, conditions=None, seed=0):
     """-> jitted f(params) -> (rows, columns, H, W, C) in [-1, 1]: what ``prior`` makes with these parameters, by DDIM on
-    ``steps`` log-SNR steps with clipped x0. Rows are classes, or 8 rows of a prior without. devices: (replicated, sharded)."""
-    rows = prior.classes or 8
+    ``steps`` log-SNR steps with clipped x0. Rows are classes, or 8 rows of a prior without. devices: (replicated, sharded).
+    conditions: (rows, H, W, C) uint8, of a prior that is told images: a row each, which it begins with."""
+    rows = prior.classes or (8 if conditions is None else len(conditions))
     table = timetables.log_snr(prior.schedule, steps)
     whole, sharded = devices
     even = rows * COLUMNS % len(sharded.device_set) == 0
 
-    def one(params, key, label):
-        denoise = replace(prior, params=params).denoiser(label if prior.classes else None)
+    def one(params, key, row):
+        given = row if prior.classes else None if conditions is None else data.scale(jnp.asarray(conditions))[row]
+        denoise = replace(prior, params=params).denoiser(given)
         return sample(key, denoise, table, prior.shape, kernel=kernels.DDIM()).x
 
     def grid(params):
@@ -31,7 +34,8 @@ def make_sampler(prior, steps, devices, seed=0):
         labels = jnp.repeat(jnp.arange(rows), COLUMNS)
         if even:
             keys, labels = jax.lax.with_sharding_constraint((keys, labels), sharded)
-        return jax.vmap(one, (None, 0, 0))(params, keys, labels).reshape(rows, COLUMNS, *prior.shape)
+        made = jax.vmap(one, (None, 0, 0))(params, keys, labels).reshape(rows, COLUMNS, *prior.shape)
+        return made if conditions is None else made.at[:, 0].set(data.scale(jnp.asarray(conditions)))
 
     return jax.jit(grid, out_shardings=whole)
 

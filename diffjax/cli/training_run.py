@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..base import nearest
 from ..nets import init
-from ..training import checkpoints, data, losses, state, step, times
+from ..training import checkpoints, data, losses, low_resolution, state, step, times
 from ..zoo import prior
 from . import samples
 from .config import CHANGEABLE, TrainConfig
@@ -47,6 +48,8 @@ class Run:
         if c.times not in times.RULES:
             raise ValueError(f"unknown times {c.times!r}: {nearest(c.times, times.RULES)}")
         losses.weight(c.weighting, "v", 0.0)
+        if c.power not in (1, 2) or (c.power == 1 and c.loss in ("hybrid", "score")):
+            raise ValueError(f"power {c.power} of loss {c.loss} is unknown: use 2, or 1 with v, x0, eps or velocity")
         for name in "batch log_every eval_images checkpoint_every sample_every sample_steps keep T".split():
             if getattr(c, name) < 1:
                 raise ValueError(f"{name} {getattr(c, name)} is too small: use at least 1")
@@ -58,20 +61,23 @@ class Run:
         self.images = data.load(c.data, size=c.size, channels=c.channels, fit=c.fit, classes=c.classes)
         hosts = jax.process_index(), jax.process_count()
         self.chief = hosts[0] == 0
-        self.stream = data.Stream(self.images.examples(), c.batch, c.seed, c.flip, *hosts)
+        flip = _mirrored if c.flip and c.factor else c.flip
+        self.stream = data.Stream(self.examples(), c.batch, c.seed, flip, *hosts)
         self.whole, self.sharded = step.shardings()
 
         key_init, key_steps = jax.random.split(jax.random.key(c.seed))
         loss = step.LOSSES[c.loss]
-        weighted = lambda *a: loss(*a, weighting=c.weighting, gamma=c.gamma)
+        loss = functools.partial(loss, power=1) if c.power == 1 else loss
+        weighted = functools.partial(loss, weighting=c.weighting, gamma=c.gamma)
+        untrained = prior.from_config(dataclasses.asdict(c), None)
         dropped = {"null": c.classes, "dropout": c.label_dropout} if c.classes else {}
-        example = lambda f: step.example_loss(self.net, self.schedule, f, **dropped)
+        example = lambda f: step.example_loss(self.net, self.schedule, f, time=untrained.time, **dropped)
         rule = times.Uniform(whole=True) if c.loss == "hybrid" else times.RULES[c.times]()
         batch_loss = step.mean_loss(example(weighted), self.schedule, rule=rule, sharded=self.sharded)
         self.step = step.train_step(batch_loss, optimizer, ema=c.ema, key=key_steps)
         self.held_out = step.held_out(example(loss), self.schedule, sharded=self.sharded)
-        untrained = prior.from_config(dataclasses.asdict(c), None)
-        self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded))
+        shown = self.examples("test", slice(samples.COLUMNS))["cond"] if c.factor else None
+        self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded), shown)
         begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole)
         self.start = lambda: begin(key_init)
         self.shapes = jax.eval_shape(begin, key_init)  # builds the network: sizes that do not fit are said here
@@ -82,6 +88,11 @@ class Run:
         except BaseException:
             self.lock.release()
             raise
+
+    def examples(self, part="train", rows=slice(None)):
+        """Examples of a part: with a factor, each image and what is made of it as its condition."""
+        found = self.images.examples(part, rows)
+        return low_resolution.examples(found["x"], self.config.factor) if self.config.factor else found
 
     def _claim_folder(self):
         """Make the folder, or check that what is there belongs to this configuration; write config.json."""
@@ -195,9 +206,14 @@ class Run:
         count = min(self.config.eval_images, total)
         count -= count % devices if count > devices else 0  # an even share each
         chosen = np.random.default_rng(0).permutation(total)[:count]
-        terms = self.held_out(now.ema, self.images.examples("test", chosen))
+        terms = self.held_out(now.ema, self.examples("test", chosen))
         terms = {k: [round(float(v), 6) for v in values] for k, values in terms.items()}
         return float(np.mean(terms["loss"])), terms
+
+
+def _mirrored(batch):
+    """All images of a batch with left and right exchanged, conditions too."""
+    return jax.tree.map(lambda a: a[..., ::-1, :], batch)
 
 
 class Log:

@@ -23,8 +23,9 @@ BETAS = {"cosine": schedules.cosine_betas, "linear": schedules.linear_betas, "sc
 FORMULAS = {"vp": schedules.VP, "subvp": schedules.SubVP, "flow": schedules.RectifiedFlow}  # without numbers of their own
 NETWORK = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
 NCSNPP = "width multipliers blocks attention patch dropout embedding fourier_scale progressive_input progressive".split()
+SR3 = [*NETWORK, "factor", "rescale"]
 NEEDED = ("size", "channels", "classes", "loss", "schedule", "T", *NETWORK)
-NETWORKS = ("unet", "ncsnpp")
+NETWORKS = ("unet", "ncsnpp", "sr3")
 LOSSES = ("v", "x0", "eps", "score", "velocity", "hybrid")
 # whole numbers of a configuration: from, to. More is no network of ours, and building it would not end
 WHOLE = {"size": (1, 8192), "channels": (1, 1024), "classes": (0, 10**6), "T": (1, 100_000), "width": (1, 2**16),
@@ -63,6 +64,14 @@ def check_numbers(config: Mapping) -> None:
         plain = isinstance(values, list | tuple) and all(type(v) in (int, float) and 0 < v <= most for v in values)
         if not plain or len(values) > 16 or (name == "multipliers" and not values):
             raise ValueError(f"{name} {printable(values, 40)}: use up to 16 numbers above 0, for example 1,2,4")
+    factor = config.get("factor", 0)
+    if type(factor) is not int or not (factor == 0 or 2 <= factor <= 64) or config["size"] % max(factor, 1):
+        raise ValueError(f"factor {printable(factor, 40)} is out of range: use 0 (no condition), or 2 to 64 that divides the "
+                         f"size {config['size']}")  # fmt: skip
+    if (factor or config.get("rescale")) and config.get("network", "unet") != "sr3":
+        raise ValueError(
+            f"factor={factor} and rescale are of network=sr3, not of {printable(config.get('network', 'unet'), 40)}"
+        )
     if type(config["dropout"]) not in (int, float) or not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout {printable(config['dropout'], 40)} is out of range: use 0 or more, below 1")
 
@@ -82,8 +91,8 @@ def read_json(file) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A ``nets.UNet`` or ``NCSNpp`` by its fields, built (and Flax imported) when it is first used. Compared by value, as
-    modules are."""
+    """A ``nets.UNet``, ``NCSNpp`` or ``SR3UNet`` by its fields, built (and Flax imported) when it is first used. Compared by
+    value, as modules are."""
 
     fields: tuple
     bfloat16: bool = False
@@ -99,6 +108,8 @@ class Network:
             fields = _ncsnpp(config)
         else:
             fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NETWORK}
+        if kind == "sr3":
+            fields |= {"condition": config["channels"] * bool(config.get("factor")), "rescale": bool(config.get("rescale"))}
         fields |= {
             "out_channels": config["channels"] * (2 if config["loss"] == "hybrid" else 1),
             "classes": config["classes"] or None,
@@ -135,7 +146,7 @@ def _module(network: Network):
 
     from .. import nets
 
-    make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp}[network.kind]
+    make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp, "sr3": nets.SR3UNet}[network.kind]
     return make(dtype=jnp.bfloat16 if network.bfloat16 else None, **dict(network.fields))
 
 
@@ -164,7 +175,8 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 
 def signature(config: Mapping, shapes: Mapping[str, tuple]) -> str:
     """A fingerprint of a network's configuration together with the names and shapes of weights that fit it."""
-    names = NETWORK if config.get("network", "unet") == "unet" else ("network", "schedule", "sigma_data", *NCSNPP)
+    own = {"unet": NETWORK, "sr3": ("network", *SR3), "ncsnpp": ("network", "schedule", "sigma_data", *NCSNPP)}
+    names = own[config.get("network", "unet")]
     network = [config.get(k) for k in ("size", "channels", "classes", "loss", *names)]
     text = json.dumps([network, sorted((name, list(shape)) for name, shape in shapes.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -179,7 +191,9 @@ def check(config: Mapping, shapes: Mapping[str, tuple], weights: str | Path) -> 
 
     net, _ = build(config)
     try:
-        wanted = strict.shapes(net, *strict.image_inputs(net, config["size"], config["channels"]))
+        inputs = strict.image_inputs(net, config["size"], config["channels"])
+        told = [net.blank(inputs[0])] if hasattr(net, "blank") else []
+        wanted = strict.shapes(net, *inputs, *told)
     except Exception as error:  # flax and jax have kinds of their own
         raise ValueError(
             f"the configuration beside {weights} is of a network that cannot be built: {printable(error)}"

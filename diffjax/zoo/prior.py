@@ -255,9 +255,11 @@ def from_config(config: Mapping, params, *, card: Mapping | None = None, name=""
         raise ValueError(f"class_names {printable(names, 60)} of prior {safe_name(name)}: the card needs one text for each of "
                          f"its {config['classes']} classes, or none")  # fmt: skip
     null = np.int32(config["classes"]) if config["classes"] else None
+    sr3 = config.get("network") == "sr3"
+    time = denoisers.NoiseLevel() if sr3 else denoisers.IndexTime()
     return Prior(params, network.build_schedule(config), safe_name(name), network.Network.of(config),
                  (config["size"], config["size"], config["channels"]), config["loss"], int(config["classes"]),
-                 tuple(names), json.dumps(card), null=null)  # fmt: skip
+                 tuple(names), json.dumps(card), time, null, conditional=bool(sr3 and config.get("factor")))  # fmt: skip
 
 
 def save(folder: str | os.PathLike, params, card: Mapping, dtype=np.float16) -> None:
