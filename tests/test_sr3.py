@@ -1,5 +1,6 @@
 """SR3: its network, what it is told, sampling under any schedule and kernel, its losses, the residual of SRDiff, its files."""
 
+import dataclasses
 import functools
 import shutil
 import warnings
@@ -226,20 +227,20 @@ def test_absolute_errors_are_weighted_by_the_root():
     a, s = (np.float32(f(t)) for f in (TRAINED.alpha, TRAINED.sigma))
     eps = lambda x_t, level: jnp.tanh(x_t) * level
     x0 = lambda x_t, level: (x_t - s * eps(x_t, level)) / a
-    how = {"time": dj.denoisers.NoiseLevel(), "power": 1}
+    how = {"time": dj.denoisers.NoiseLevel(), "norm": "l1"}
     one, terms = losses.eps_loss(eps, TRAINED, x, t, noise, weighting="x0", **how)
     two, _ = losses.x0_loss(x0, TRAINED, x, t, noise, **how)
     np.testing.assert_allclose(one, two, rtol=1e-4)
     assert list(terms) == ["mae"]
-    with pytest.raises(ValueError, match="power 3"):
-        losses.eps_loss(eps, TRAINED, x, t, noise, power=3)
+    with pytest.raises(ValueError, match="norm 'l3'"):
+        losses.eps_loss(eps, TRAINED, x, t, noise, norm="l3")
 
 
 def test_a_regression_is_the_same_network_told_nothing():
     net = SR3UNet(**TINY, told=None)
     params = filled(net, (4, 4, 1))
     example = {"x": drawn(4, 4, 1), "cond": drawn(4, 4, 2, seed=2)}
-    one = step.example_loss(net, TRAINED, functools.partial(losses.regression_loss, power=1))
+    one = step.example_loss(net, TRAINED, functools.partial(losses.regression_loss, norm="l1"))
     f = jax.jit(lambda key, t: one(params, key, example, t, False), compiler_options=FAST)
     loss, terms = f(jax.random.key(0), 3.0)
     guess = jax.jit(net.apply, compiler_options=FAST)(params, np.zeros_like(example["x"]), 0.0, example["cond"])
@@ -276,6 +277,51 @@ def test_factors_that_do_not_divide_are_said():
         low_resolution.shrunk(np.zeros((8, 8, 1), np.uint8), 3)
     with pytest.raises(ValueError, match="float32 of shape"):
         low_resolution.enlarged(np.zeros((8, 8, 1), np.float32), 2)
+
+
+def test_the_configuration_in_small(tmp_path):
+    """Made tiny, on pictures that their condition tells whole: the loss falls, and the prior takes a condition."""
+    from diffjax.cli.training_run import Run
+    from experiments import configs
+
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=np.broadcast_to(rng.integers(0, 256, (600, 1, 1), np.uint8), (600, 4, 4)))
+    small = dict(data=str(tmp_path / "a.npz"), size=4, condition="sr2", width=8, multipliers=(1,), groups=2, blocks=1,
+                 batch=16, warmup=1, cooldown=1, flip=True, out=str(tmp_path / "run"), lr=1e-2)  # fmt: skip
+    config = dataclasses.replace(configs.load()["fashion32_sr3"], **small)
+    run = Run(config)
+    now = jax.tree.map(jnp.asarray, run.start())
+    step = run.step.lower(now, run.put(run.stream(0))).compile(compiler_options=FAST)
+    seen = []
+    for n in range(60):
+        now, metrics = step(now, run.put(run.stream(n)))
+        seen.append(float(metrics["mae"]))
+    assert np.mean(seen[-10:]) < 0.7 * seen[0]
+
+    zoo.save(tmp_path / "small", now.params, {"name": "small", "config": dataclasses.asdict(config)}, np.float32)
+    prior = zoo.load(tmp_path / "small")
+    assert (prior.loss, prior.shape, prior.conditional) == ("eps", (4, 4, 1), True)
+    assert isinstance(prior.time, dj.denoisers.NoiseLevel) and prior.schedule.T == 1000
+    with pytest.raises(ValueError, match="needs a condition"):
+        prior.denoiser()
+    x0 = jax.jit(lambda x, cond: prior.denoiser(cond)(x, 500.0).x0, compiler_options=FAST)
+    x = drawn(4, 4, 1)
+    dark, light = (x0(x, np.full((4, 4, 1), grey, np.float32)) for grey in (-0.9, 0.9))
+    assert light.mean() - dark.mean() > 0.2, "the condition is used"
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"condition": "sr3"}, "does not divide"), ({"network": "unet"}, "go together"), ({"classes": 2}, "no label"),
+    ({"norm": "l3"}, "norm 'l3' is unknown"), ({"times": "level"}, "did you mean 'levels'"), 
+    ({"condition": "sr"}, "'sr' is unknown"), ({"condition_channels": 2}, "--condition-channels 1"),
+])  # fmt: skip
+def test_configurations_that_do_not_exist(tmp_path, change, said):
+    from diffjax.cli.training_run import Run
+    from experiments import configs
+
+    config = dataclasses.replace(configs.load()["fashion32_sr3"], data=str(tmp_path), out=str(tmp_path / "run"), **change)
+    with pytest.raises(ValueError, match=said):
+        Run(config)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -30,14 +30,13 @@ class TrainConfig:
     # --- latent diffusion: size and channels are then those of the latents
     autoencoder: str = ""  # folder of its run (phase one) or of an exported one: the network sees its latents; empty: pixels
     latent_scale: float = 0.0  # of the latents, for all channels; 0: shift and scale of each channel are measured
-    condition: str = (
-        ""  # of concat: srN, the network sees the picture made N times smaller; inpaint, with a hole, and the mask
-    )
-    condition_channels: int = 0  # of concat: the picture's, or the latents', and for inpaint one more
+    # --- a network that is told a measurement of the picture
+    condition: str = ""  # of concat and sr3: srN, the picture made N times smaller; inpaint, with a hole, and the mask
+    condition_channels: int = 0  # the picture's, or the latents', and for inpaint one more
     # --- network (diffjax.nets)
-    network: str = "unet"  # unet; concat, a unet that sees a measurement of the picture beside its input (classes 0);
-    # latent, a unet told words and boxes by cross-attention (classes 0); ncsnpp (which has one head, its own groups, and no
-    # scale_shift, resblock_updown or remat)
+    network: str = "unet"  # unet; concat, a unet with the condition beside its input; sr3, also told the noise level (both:
+    # classes 0); latent, a unet told words and boxes by cross-attention (classes 0); ncsnpp (which has one head, its own
+    # groups, and no scale_shift, resblock_updown or remat)
     width: int = 32
     multipliers: tuple[float, ...] = (1, 2)
     blocks: int = 2
@@ -55,6 +54,7 @@ class TrainConfig:
     progressive_input: str = "residual"  # of ncsnpp: none, input_skip, residual
     progressive: str = "none"  # of ncsnpp: none, output_skip, residual
     sigma_data: float = 0.0  # of ncsnpp: > 0: the score of Gaussian data of this deviation is built in; 0: out / sigma
+    rescale: bool = False  # of sr3: sums of two branches divided by sqrt(2); with resblock_updown the paper's blocks
     vocabulary: int = 0  # of latent: words known, the empty one included; 0: no words
     words: int = 0  # of latent: the most in a text
     boxes: int = 0  # of latent: the most in a picture; 0: none
@@ -73,7 +73,7 @@ class TrainConfig:
     gamma: float = 5.0  # of min_snr
     norm: str = "l2"  # of v, x0, eps and velocity: l2, squared errors, or l1, their magnitudes
     learn_log_var: bool = False  # of v, x0, eps and velocity on a table: the log-variance of the error at each row is learned
-    times: str = "uniform"  # uniform, logit_normal, log_snr (importance sampling for the likelihood)
+    times: str = "uniform"  # uniform, logit_normal, log_snr (importance sampling for the likelihood), levels (sr3)
     # --- optimisation
     steps: int = 10_000
     batch: int = 128  # images per step over all devices

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import denoisers
 from ..base import nearest
 from ..nets import init
 from ..training import data, latents, losses, state, step, times
-from ..zoo import beside, first_stage, prior
+from ..zoo import beside, first_stage, network, prior
 from . import samples
 from .config import TrainConfig
 from .loop import QUICK, Loop
@@ -59,9 +60,9 @@ class Run(Loop):
                 raise ValueError(f"{name} {getattr(c, name)} is too small: use at least 1")
         if c.batch % jax.device_count():
             raise ValueError(f"batch {c.batch} is not divisible by {jax.device_count()} devices: use a multiple")
-        if (c.network == "concat") != bool(c.condition):
-            raise ValueError(f"network {c.network} with condition {c.condition!r}: concat and a condition (sr4, inpaint) go "
-                             "together")  # fmt: skip
+        if (c.network in network.BESIDE) != bool(c.condition):
+            raise ValueError(f"network {c.network} with condition {c.condition!r}: concat or sr3 go together with a "
+                             "condition, sr4 or inpaint")  # fmt: skip
         self.net, self.schedule = build(c)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
         optimizer = optimiser(c)
@@ -74,8 +75,9 @@ class Run(Loop):
         weighted = lambda *a, **learned: loss(*a, weighting=c.weighting, gamma=c.gamma, **more, **learned)
         self.null = prior.null_of(dataclasses.asdict(c))
         options = {} if self.null is None else {"null": self.null, "dropout": c.label_dropout}
-        options |= {"decode": self._decode} if c.autoencoder or c.part_dropout or c.network == "concat" else {}
+        options |= {"decode": self._decode} if c.autoencoder or c.part_dropout or c.network in network.BESIDE else {}
         options |= {"learned": lambda params: {"log_var": params["log_var"]["rows"]}} if c.learn_log_var else {}
+        options |= {"time": denoisers.NoiseLevel()} if c.network == "sr3" else {}
         example = lambda f: step.example_loss(self.net, self.schedule, f, **options)
         rule = times.Uniform(whole=True) if c.loss == "hybrid" else times.RULES[c.times]()
         batch_loss = step.mean_loss(example(weighted), self.schedule, rule=rule, sharded=self.sharded)
@@ -89,15 +91,15 @@ class Run(Loop):
         self.notes = () if images is None else images.notes
         with self.claimed():
             found = self._latents(images) if c.autoencoder else images
-        self.data = images if c.network == "concat" else found  # what is beside the input is made of the picture
+        self.data = images if c.network in network.BESIDE else found  # what is beside the input is made of the picture
         self.held_out_count = len(jax.tree.leaves(self.data.examples("test"))[0])
-        if c.autoencoder and c.flip and c.network != "concat":
+        if c.autoencoder and c.flip and c.network not in network.BESIDE:
             self.stream = data.Stream(self.data.examples(flipped=True), c.batch, c.seed, latents.mirrored, *hosts)
         else:
             self.stream = data.Stream(self.data.examples(), c.batch, c.seed, c.flip, *hosts)
         untrained = prior.from_config(dataclasses.asdict(c), None, autoencoder=self.autoencoder)
         examples = self.data.examples("test", slice(samples.ROWS))
-        if c.network == "concat":
+        if c.network in network.BESIDE:
             keys = jax.random.split(jax.random.key(0), len(examples["x"]))
             examples = jax.jit(jax.vmap(self._decode), compiler_options=QUICK)(examples, keys)
         self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded), conds=examples.get("cond"))
@@ -105,7 +107,7 @@ class Run(Loop):
     def _decode(self, example, key):
         """What is stored of an example to what is learned."""
         k_draw, k_parts = jax.random.split(key)
-        if self.config.network == "concat":
+        if self.config.network in network.BESIDE:
             c, x = self.config, data.decode(example)["x"]
             measured = beside.draw(c.condition, k_parts, x)
             cond = beside.condition(c.condition, measured, self.autoencoder, (c.size, c.size, c.channels))
@@ -124,9 +126,11 @@ class Run(Loop):
             if (h, made) != (c.size, c.channels):
                 raise ValueError(f"latents of {c.autoencoder} are {h}x{w}x{made}, the network is made for {c.size}x{c.size}x"
                                  f"{c.channels}: use --size {h} --channels {made}")  # fmt: skip
-            if (pathlib.Path(c.out) / LATENTS).is_file() and c.network != "concat":
+            if (pathlib.Path(c.out) / LATENTS).is_file() and c.network not in network.BESIDE:
                 return None
-        if c.network == "concat":
+        if c.network in network.BESIDE:
+            if size % (beside.factor(c.condition) or 1):
+                raise ValueError(f"condition {c.condition} does not divide the size {size}: use another, or --size")
             wanted = beside.channels(c.condition, channels, c.channels if c.autoencoder else None)
             if wanted != c.condition_channels:
                 raise ValueError(f"condition {c.condition} has {wanted} channels, not {c.condition_channels}: use "
@@ -139,7 +143,7 @@ class Run(Loop):
         if file.is_file():
             found = latents.load(file, autoencoder=now)
         else:
-            flip = c.flip and c.network != "concat"
+            flip = c.flip and c.network not in network.BESIDE
             total = (len(images.train) + len(images.test)) * (2 if flip else 1)
             with Progress(total, label="encoding", unit="images") as bar:
                 found = latents.encode(self.autoencoder, images, flip=flip, scale=c.latent_scale or None, report=bar.update,

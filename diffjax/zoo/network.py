@@ -25,7 +25,8 @@ FORMULAS = {"vp": schedules.VP, "subvp": schedules.SubVP, "flow": schedules.Rect
 NETWORK = "width multipliers blocks attention heads groups patch scale_shift resblock_updown dropout remat".split()
 NCSNPP = "width multipliers blocks attention patch dropout embedding fourier_scale progressive_input progressive".split()
 NEEDED = ("size", "channels", "classes", "loss", "schedule", "T", *NETWORK)
-NETWORKS = ("unet", "ncsnpp", "latent", "concat")
+NETWORKS = ("unet", "ncsnpp", "latent", "concat", "sr3")
+BESIDE = ("concat", "sr3")  # told a measurement beside their input
 LOSSES = ("v", "x0", "eps", "score", "velocity", "hybrid")
 # whole numbers of a configuration: from, to. More is no network of ours, and building it would not end
 WHOLE = {"size": (1, 8192), "channels": (1, 1024), "classes": (0, 10**6), "T": (1, 100_000), "width": (1, 2**16),
@@ -55,7 +56,7 @@ def build_schedule(config: Mapping):
 
 def check_numbers(config: Mapping) -> None:
     """The one door for what a card or a run's configuration says: kinds of values and their ranges. Raises ValueError."""
-    told = {"latent": WORDS, "concat": {"condition_channels": (1, 1024)}}.get(config.get("network"), {})
+    told = {"latent": WORDS, **{kind: {"condition_channels": (1, 1024)} for kind in BESIDE}}.get(config.get("network"), {})
     for name, (least, most) in (WHOLE | told).items():
         value = config.get(name)
         if type(value) is not int or not least <= value <= most:
@@ -103,11 +104,12 @@ class Network:
             fields = _ncsnpp(config)
         else:
             fields = {k: tuple(config[k]) if isinstance(config[k], list) else config[k] for k in NETWORK}
-        if kind == "concat":
-            beside.factor(config.get("condition", ""))
+        if kind in BESIDE:
+            beside.factor(config["condition"])
             if config["classes"]:
-                raise ValueError("network concat takes a picture as its condition, no label: use classes 0")
-            fields |= {"condition": config["condition_channels"], "told": "index"}
+                raise ValueError(f"network {kind} takes a picture as its condition, no label: use classes 0")
+            told = "level" if kind == "sr3" else "index"
+            fields |= {"condition": config["condition_channels"], "told": told, "rescale": bool(config.get("rescale"))}
         if kind == "latent":
             if not (config["vocabulary"] and config["words"]) and not (config["boxes"] and config["box_classes"]):
                 raise ValueError("network latent reads words or boxes: set vocabulary and words, or boxes and box_classes")
@@ -155,7 +157,7 @@ def _module(network: Network):
                                    told["encoder_layers"], dtype=dtype)  # fmt: skip
         net = nets.LatentUNet(dtype=dtype, context=told["context"], depth=told["depth"], **fields)
         return nets.Conditioned(net, reader)
-    make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp, "concat": nets.SR3UNet}[network.kind]
+    make = {"unet": nets.UNet, "ncsnpp": nets.NCSNpp, "concat": nets.SR3UNet, "sr3": nets.SR3UNet}[network.kind]
     return make(dtype=dtype, **fields)
 
 
@@ -185,7 +187,7 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 def signature(config: Mapping, shapes: Mapping[str, tuple]) -> str:
     """A fingerprint of a network's configuration together with the names and shapes of weights that fit it."""
     of = {"unet": NETWORK, "ncsnpp": ("network", "schedule", "sigma_data", *NCSNPP), "latent": ("network", *NETWORK, *WORDS),
-          "concat": ("network", "condition", "condition_channels", *NETWORK)}  # fmt: skip
+          **dict.fromkeys(BESIDE, ("network", "condition", "condition_channels", "rescale", *NETWORK))}  # fmt: skip
     names = of[config.get("network", "unet")]
     network = [config.get(k) for k in ("size", "channels", "classes", "loss", *names)]
     text = json.dumps([network, sorted((name, list(shape)) for name, shape in shapes.items())])

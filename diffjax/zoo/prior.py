@@ -294,12 +294,14 @@ def from_config(config: Mapping, params, *, card: Mapping | None = None, name=""
     ):
         raise ValueError(f"class_names {printable(names, 60)} of prior {safe_name(name)}: the card needs one text for each of "
                          f"its {config['classes']} classes, or none")  # fmt: skip
-    conditional = config.get("network") in ("latent", "concat")
+    told = config.get("network") in network.BESIDE
     return Prior(params, network.build_schedule(config), safe_name(name), network.Network.of(config),
                  (config["size"], config["size"], config["channels"]), config["loss"], int(config["classes"]),
-                 tuple(names), json.dumps(card), null=null_of(config), conditional=conditional,
+                 tuple(names), json.dumps(card), null=null_of(config),
+                 conditional=told or config.get("network") == "latent",
                  autoencoder=autoencoder,
-                 beside=config["condition"] if config.get("network") == "concat" else "")  # fmt: skip
+                 beside=config["condition"] if told else "",
+                 time=denoisers.NoiseLevel() if config.get("network") == "sr3" else denoisers.IndexTime())  # fmt: skip
 
 
 def null_of(config: Mapping):
