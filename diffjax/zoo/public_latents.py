@@ -105,9 +105,9 @@ def of_folder(path, given, notes, part) -> Prior:
         raise ValueError(f"unet makes latents of {net.out_channels} channels, {part} has {auto.channels}: these are parts of "
                          "two models")  # fmt: skip
     found = places.scheduler(path)
-    told = (schedulers.read(found) if found else {}) | {k: v for k, v in given.items() if k in (*USUAL, "loss")}
+    told = (schedulers.read(found) if found else {}) | {k: v for k, v in given.items() if k in (*USUAL, "loss", "time_scale")}
     assumed |= {k: v for k, v in USUAL.items() if k not in told} if not found else {}
-    given = given | {"loss": told.get("loss", "eps")}
+    given = given | {k: v for k, v in told.items() if k in ("loss", "schedule", "time_scale")}
     side = config.get("sample_size")
     side = side[0] if isinstance(side, list) and side else side
     size = given.get("size") or (side * auto.f if isinstance(side, int) and side > 0 else None)
@@ -208,7 +208,7 @@ def _prior(net, params, auto, schedule, size, classes, null, given, assumed, not
         raise ValueError(f"size={printable(size, 40)} is no multiple of {least}: the autoencoder makes sides {auto.f} times "
                          f"smaller, and the network has {len(inner.multipliers)} levels; give size={down}")  # fmt: skip
     shape = (size // auto.f, size // auto.f, channels)
-    loss = public.loss_of(inner.out_channels, channels, given.get("loss"), "scaled_linear")
+    loss = public.loss_of(inner.out_channels, channels, given.get("loss"), given.get("schedule", USUAL["schedule"]))
     condition = _condition(net, shape, classes)
     lines = [f"{source.name}: {'; '.join(notes)}"] if notes else []
     if assumed:
