@@ -1,7 +1,7 @@
 """How close a restoration is to the truth, and one set of images to another.
 
 `psnr`, `psnr_hole`, `ssim` and `lpips` compare two images (H, W, C) and are pure JAX: batches are `vmap`,
-gradients exist. `frechet_distance`, `kernel_distance` and `nearest` compare two sets of vectors on the
+gradients exist. `frechet_distance`, `kernel_distance`, `precision_recall` and `nearest` compare two sets of vectors on the
 host, in float64 numpy. Images are in [-1, 1] unless `peak` (largest value minus smallest) says otherwise.
 """
 
@@ -204,3 +204,40 @@ def nearest(a: np.ndarray, b: np.ndarray, *, same: bool = False) -> tuple[np.nda
             square[rows, start + rows] = np.inf
         found[start : start + 1024] = square.argmin(1)
     return np.sqrt(np.mean((a - b[found]) ** 2, axis=1)), found
+
+
+def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """(precision, recall) of two feature sets (Kynkaanniemi et al. 2019, arXiv:1904.06991, equation 2), each in [0, 1].
+
+    A set's manifold is the union of balls around its vectors, each as large as the distance to its k-th nearest neighbour in
+    the set. Precision is the share of ``fake`` inside the real manifold: how many samples look real. Recall is the share of
+    ``real`` inside the fake one: how much of the data the samples reach. A ball's border belongs to it. The paper has k = 3
+    and 50,000 vectors of each. Both shares depend on the sizes of the sets: compare values of equal sizes only, best with as
+    many of both. real: (n, d), fake: (m, d), in blocks of 1024 rows. Raises ValueError for other shapes, and where a set has
+    no k others.
+    """
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k {k!r} is no number of neighbours: give a whole number of at least 1, the paper's is 3")
+    real, fake = _vectors("precision_recall", real, fake, least=k + 1)
+    centre = np.concatenate([real, fake]).mean(0)  # fewer digits are lost in squares of differences
+    real, fake = real - centre, fake - centre
+
+    def squares(a, b):
+        return np.maximum(np.sum(a * a, 1)[:, None] - 2 * a @ b.T + np.sum(b * b, 1), 0)
+
+    def radii(a):
+        found = np.empty(len(a))
+        for start in range(0, len(a), 1024):
+            square = squares(a[start : start + 1024], a)
+            rows = np.arange(len(square))
+            square[rows, start + rows] = 0  # itself, the nearest of all
+            found[start : start + 1024] = np.partition(square, k, axis=1)[:, k]
+        return found
+
+    def inside(a, b):
+        """Share of ``a`` in the manifold of ``b``."""
+        size = radii(b) * (1 + 1e-9)
+        return float(np.mean(np.concatenate(
+            [(squares(a[n : n + 1024], b) <= size).any(1) for n in range(0, len(a), 1024)])))  # fmt: skip
+
+    return inside(fake, real), inside(real, fake)

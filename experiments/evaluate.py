@@ -168,10 +168,13 @@ def main(argv=None) -> int:
 
     with library_errors():
         prior = zoo.load(options.prior)
-        truth, _ = zoo.bundled.images(zoo.bundled.for_channels(prior.shape[-1]))
+        shape = prior.image_shape
+        truth, _ = zoo.bundled.images(zoo.bundled.for_channels(shape[-1], shape[0]))
     truth = np.asarray(truth[: options.count])
-    if truth.shape[1:] != prior.shape:
-        raise UserError(f"prior {options.prior} takes images of shape {prior.shape}, the bundled ones are {truth.shape[1:]}")
+    if truth.shape[1:] != shape:
+        raise UserError(f"prior {options.prior} takes images of shape {shape}, the bundled ones are {truth.shape[1:]}")
+    if prior.autoencoder is not None:
+        methods = {name: entry for name, entry in methods.items() if entry.latents is not None}
     if options.tasks is None or (options.quick and options.masks):
         inpainting(prior, truth, options.methods or list(methods), options)
     if options.tasks is not None or (options.quick and options.masks is None):

@@ -1,5 +1,6 @@
 """Hyper-parameters of a method on validation images: ``python -m experiments.tune METHOD --set NAME=[V,V,...] [--set ...]``.
-With ``--tasks deblur sr4 --noise 0.05`` for other measurements than masks.
+With ``--tasks deblur sr4 --noise 0.05`` for other measurements than masks, with ``--prior fruits64`` for latents: sizes of
+steps of DPS, PSLD and ReSample are then those of decoded pictures (``Entry.latents``).
 
 Every combination restores the same held-out images from the same noise, all in one compiled program (``vmap`` over settings
 and images). The images are the first of each class, in turn, of the data set's test part that are not bundled: the bundled
@@ -20,14 +21,16 @@ from .tools.study import Parser, UserError, command, library_errors, run, settin
 
 
 def validation(prior, data, count: int):
-    """(images float32 (count, H, W, C) in [-1, 1]): of the test part of ``data``, none that is bundled, class after class."""
+    """(images float32 (count, H, W, C) in [-1, 1]): of the test part of ``data``, none that is bundled, class after class; of
+    a prior of latents pictures."""
     from diffjax import zoo
     from diffjax.cli.quality import source
     from diffjax.training.data import load, scale
 
-    images = load(source(prior, data), size=prior.shape[0], channels=prior.shape[-1], classes=prior.classes)
+    size, _, channels = prior.image_shape
+    images = load(source(prior, data), size=size, channels=channels, classes=prior.classes)
     test, labels = scale(images.test), images.test_labels
-    bundled, _ = zoo.bundled.images(zoo.bundled.for_channels(prior.shape[-1]))
+    bundled, _ = zoo.bundled.images(zoo.bundled.for_channels(channels, size))
     shown = {x.tobytes() for x in bundled}
     new = np.array([x.tobytes() not in shown for x in test])
     labels = np.zeros(len(test), int) if labels is None else labels

@@ -12,6 +12,7 @@ from diffjax.metrics import (
     kernel_distance,
     lpips,
     nearest,
+    precision_recall,
     psnr,
     psnr_hole,
     ssim,
@@ -205,6 +206,35 @@ def test_nearest_equals_a_double_loop():
     assert not np.any(which == np.arange(len(b)))
 
 
+def test_precision_and_recall_by_hand():
+    """Four points a line each, k = 1: balls of the real ones cover [-1, 4], those of the others [-2.5, 2] and around 10."""
+    column = lambda *values: np.array(values)[:, None]
+    real, fake = column(0.0, 1.0, 2.0, 3.0), column(-1.0, 0.5, 10.0, 10.1)
+    assert precision_recall(real, fake, k=1) == (0.5, 0.75)  # -1 lies on the border
+    assert precision_recall(fake, real, k=1) == (0.75, 0.5)
+    assert precision_recall(real, fake + 100) == (0.0, 0.0) and precision_recall(real, real) == (1.0, 1.0)
+    rng = np.random.default_rng(1)
+    apples, pears = rng.normal(0, 1, (200, 2)), rng.normal(50, 1, (200, 2))
+    precision, recall = precision_recall(np.concatenate([apples, pears]), rng.normal(0, 0.5, (400, 2)))
+    assert precision > 0.95 and 0.2 < recall < 0.5  # only apples, and none of their rim
+    precision, recall = precision_recall(apples, np.concatenate([apples + 1e-3, pears]))
+    assert precision == 0.5 and recall == 1.0
+
+
+def test_precision_and_recall_in_blocks_and_far_from_the_origin():
+    rng = np.random.default_rng(2)
+    real, fake = rng.normal(0, 1, (1100, 3)), rng.normal(0.7, 1.2, (1050, 3))
+
+    def direct(a, b, k):
+        apart = lambda a, b: np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
+        return np.mean((apart(a, b) <= np.sort(apart(b, b), 1)[:, k]).any(1))
+
+    wanted = direct(fake, real, 3), direct(real, fake, 3)
+    assert precision_recall(real, fake) == wanted and precision_recall(real + 1e4, fake + 1e4) == pytest.approx(
+        wanted, abs=2e-3
+    )
+
+
 def test_wrong_shapes_are_named(weights):
     x = jnp.zeros((16, 16, 3))
     for call in (lambda: psnr(x, x[:8]), lambda: ssim(x, x[:8]), lambda: lpips(x, x[:8], weights)):
@@ -220,5 +250,9 @@ def test_wrong_shapes_are_named(weights):
         kernel_distance(np.zeros((1, 3)), np.zeros((5, 3)))
     with pytest.raises(ValueError, match="nearest"):
         nearest(np.zeros((5, 3)), np.zeros((5, 4)))
+    with pytest.raises(ValueError, match=r"precision_recall compares two sets of at least 4"):
+        precision_recall(np.zeros((3, 2)), np.zeros((5, 2)))
+    with pytest.raises(ValueError, match="k 0 is no number of neighbours"):
+        precision_recall(np.zeros((5, 2)), np.zeros((5, 2)), k=0)
     with pytest.raises(ValueError, match="vmap"):
         alexnet_features(x[None], weights)

@@ -42,14 +42,14 @@ def write(folder, seed=0, config=CONFIG, class_names=zoo.bundled.FASHION_CLASSES
     return folder
 
 
-# --- of latents: 32x32 grey pictures as 8x8 latents -------------------------------------------------------------------
+# --- of latents: 32x32 grey pictures as 16x16 latents -----------------------------------------------------------------
 
-FIRST = {"kind": "kl", "size": 32, "channels": 1, "latent_channels": 2, "width": 4, "multipliers": [1, 1, 1], "blocks": 1,
+FIRST = {"kind": "kl", "size": 32, "channels": 1, "latent_channels": 2, "width": 4, "multipliers": [1, 1], "blocks": 1,
          "attention": [], "middle": False, "groups": 2}  # fmt: skip
-LATENT = CONFIG | {"size": 8, "channels": 2, "width": 8, "groups": 2, "patch": 1, "multipliers": [1, 2], "attention": [],
+LATENT = CONFIG | {"size": 16, "channels": 2, "width": 8, "groups": 2, "patch": 1, "multipliers": [1], "attention": [],
                    "autoencoder": "runs/first"}  # fmt: skip
 WORDS = LATENT | {"network": "latent", "classes": 0, "vocabulary": 5, "words": 4, "boxes": 2, "box_classes": 3, "context": 8,
-                  "depth": 1, "encoder_layers": 1, "attention": [2], "heads": 2}  # fmt: skip
+                  "depth": 1, "encoder_layers": 0, "attention": [1], "heads": 2}  # fmt: skip
 VOCABULARY = Vocabulary(("", "a", "red", "bag", "two"), 4, ("", "bag", "coat"), 2)
 
 

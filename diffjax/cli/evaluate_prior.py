@@ -5,7 +5,8 @@ that; of a prior that ships, and of a single file, into the folder --out.
 
 Of every prior
   held_out   loss on test images at eight noise levels
-  grid       a picture of samples by class, and at guidance scales 1, 2, 4
+  grid       a picture of samples by class or sentence, and at guidance scales 1, 2, 4
+  precision, recall  how many samples look real, and how much of the data they reach: by three nearest neighbours
 
 Of priors of Fashion-MNIST, padded to 32x32 (the padding is cropped before anything is measured)
   frechet    distance of the samples to the 10,000 test images, in the features of a small classifier
@@ -14,6 +15,9 @@ Of priors of Fashion-MNIST, padded to 32x32 (the padding is cropped before anyth
 Of colour priors, for which there is no classifier
   kernel distance  of the samples to the test images, in AlexNet's features, beside that of the training images
   memorisation     distance of each sample to its nearest training image, beside that of the test images
+
+Of priors of latents, whose samples are decoded first
+  autoencoder      PSNR of the reconstructions of test images, and their distance to those as a set
 
 Samples are rounded to 8 bits like the images they are compared with.
 """
@@ -69,7 +73,8 @@ def _main(argv) -> int:
         measure, default = quality.block(prior)
         o.samples = o.samples or default
         o.data = quality.source(prior, o.data)
-        images = data.load(o.data, size=prior.shape[0], channels=prior.shape[-1], classes=prior.classes)
+        size, *_, channels = prior.image_shape
+        images = data.load(o.data, size=size, channels=channels, classes=prior.classes, tokens=prior.conditional)
         kernel = getattr(kernels, KERNELS[o.kernel])(prior.schedule)
         table = timetables.log_snr(prior.schedule, o.steps)
     calls = kernel.calls * len(table)
@@ -92,7 +97,7 @@ def _main(argv) -> int:
         "held_out_loss": dict(zip((f"t/T {level:g}" for level in step.LEVELS), held_out)),
         "held_out_is": f"{prior.loss} loss per pixel on {count:,} test images with their labels",
         "sampler": {"kernel": KERNELS[o.kernel], "grid": "log_snr", "steps": o.steps, "network_calls": calls,
-                    "x0": "clipped to [-1, 1]", "seed": o.seed},
+                    "x0": "not clipped, latents" if prior.autoencoder else "clipped to [-1, 1]", "seed": o.seed},
         "command": shlex.join(["diffjax", "evaluate-prior", *argv]),
         "seconds": round(time.time() - started),
     }  # fmt: skip

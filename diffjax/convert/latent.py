@@ -109,10 +109,17 @@ def split(state, weights=None):
         differ = [name for name, array in reader.items() if not np.array_equal(array, first[name])]
         if differ:
             raise ValueError(f"{CONDITION}* repeats the first stage with other numbers: {strict.some(differ)}")
-    scale = float(np.asarray(rest["scale_factor"])) if "scale_factor" in rest else None
+    scale = number(rest["scale_factor"], "scale_factor") if "scale_factor" in rest else None
     schedule = {name: rest[name] for name in SCHEDULE if name in rest}
     kept, which = {} if again else reader, "ema" if averaged else "raw"
     return Parts(unet, first, kept, schedule, which, scale, again, rest.get("logvar"))
+
+
+def number(array, name) -> float:
+    """The one number of an array, 0-d or not. Raises ValueError for more."""
+    if np.size(array) != 1:
+        raise ValueError(f"{name} has shape {np.shape(array)}: one number is wanted")
+    return float(np.ravel(array)[0])
 
 
 def _averages(trained, averages):

@@ -1,6 +1,7 @@
 """Repositories of the Hugging Face hub: ``hf:owner/name`` or ``hf:owner/name@revision`` to a local folder.
 
-Only what a ``UNet2DModel`` needs is fetched, safe formats first; a ``.bin`` is read by our restricted unpickler.
+Only what a network and, of latent diffusion, its autoencoder need is fetched, safe formats first; a ``.bin`` is read by our
+restricted unpickler.
 Needs the ``huggingface_hub`` package (``pip install "diffjax[hub]"``). What was fetched once is found without a network.
 """
 
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from ..wording import printable
 
-SMALL = ("config.json", "unet/config.json", "model_index.json", "scheduler_config.json", "scheduler/scheduler_config.json",
-         "README.md")  # fmt: skip
+PARTS = ("", "unet/", "vae/", "vqvae/")  # where networks lie
+SMALL = (*(f"{part}config.json" for part in PARTS), "model_index.json", "scheduler_config.json",
+         "scheduler/scheduler_config.json", "README.md")  # fmt: skip
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -34,7 +36,8 @@ def fetch(name: str) -> tuple[Path, dict]:
     repository, revision = found.groups()
     try:
         folder = Path(download(repository, revision, [*SMALL, *_places(WEIGHTS[0])]))
-        if not any((folder / place).is_file() for place in _places(WEIGHTS[0])):
+        there = [part for part in PARTS if (folder / f"{part}config.json").is_file()]
+        if not there or not all((folder / f"{part}{WEIGHTS[0]}").is_file() for part in there):
             folder = Path(download(repository, revision, [*SMALL, *_places(WEIGHTS[1])]))
     except ImportError:
         raise ValueError(
@@ -57,7 +60,7 @@ def recorded_sha256(file: Path) -> str | None:
 
 
 def _places(name):
-    return name, f"unet/{name}"
+    return tuple(f"{part}{name}" for part in PARTS)
 
 
 def _licence(readme: Path) -> str | None:

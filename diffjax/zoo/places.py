@@ -12,6 +12,7 @@ from . import hub
 from .network import read_json
 
 SUFFIXES = (".safetensors", ".npz", *files.TORCH)
+AUTOENCODERS = ("vqvae", "vae", "movq", "first_stage_model")  # sub-folders of latent diffusion
 UNET = {"block_out_channels", "down_block_types"}  # a config.json with one of them is of a UNet2DModel, class named or not
 
 
@@ -36,16 +37,16 @@ def locate(path: Path, config: Mapping | None, notes: list):
             return path, read_json(beside) | given, None, None
         if own.is_file() and path.suffix in (*SUFFIXES, ".json") and is_public(path.parent):
             _check_space(path.parent)
-            return path, given, unet(own), _scheduler(path.parent, path.parent.parent)
+            return path, given, unet(own), scheduler(path.parent, path.parent.parent)
         return path, given, None, None
     folder = path / "unet" if (path / "unet").is_dir() else path
     _check_space(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder {folder} has no config.json of a UNet2DModel: give the file of weights itself")
-    return _weights(folder, notes), given, unet(folder / "config.json"), _scheduler(path, folder)
+    return weights(folder, notes), given, unet(folder / "config.json"), scheduler(path, folder)
 
 
-def _weights(folder, notes):
+def weights(folder, notes):
     """The file of weights of a folder: the plain one, shards, or the only variant."""
     there = [folder / name for name in (*hub.WEIGHTS, *(f"{name}{files.INDEX}" for name in hub.WEIGHTS))]
     if found := next((file for file in there if file.is_file()), None):
@@ -67,12 +68,12 @@ def _check_space(folder):
     """ValueError where the network works on latents: its pipeline, in the folder or above ``unet``, has an autoencoder."""
     for place in (folder, *([folder.parent] if folder.name == "unet" else [])):
         index = place / "model_index.json"
-        latent = read_json(index).keys() & {"vae", "vqvae", "movq", "first_stage_model"} if index.is_file() else ()
+        latent = read_json(index).keys() & set(AUTOENCODERS) if index.is_file() else ()
         if latent:
-            raise ValueError(f"{folder} works in the latent space of its {min(latent)}: only networks of pixels are supported")
+            raise ValueError(f"{folder} works in the latent space of its {min(latent)}: give the folder {place}, with both")
 
 
-def _scheduler(*folders):
+def scheduler(*folders):
     places = [folder / name for folder in folders for name in ("scheduler/scheduler_config.json", "scheduler_config.json")]
     found = next((place for place in places if place.is_file()), None)
     return read_json(found) if found else None

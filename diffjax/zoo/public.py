@@ -4,7 +4,8 @@
     guide = load_classifier("256x256_classifier.pt")
     prior = load("mine.pt", {"size": 64, "heads": 4})
 
-Networks are those of ``diffjax.convert``: ADM, improved-diffusion, DDPM, diffusers' `UNet2DModel` and SR3. What a file does
+Networks are those of ``diffjax.convert``: ADM, improved-diffusion, DDPM, diffusers' `UNet2DModel` and SR3; latent diffusion,
+CompVis' whole files and diffusers' folders with an autoencoder, is ``zoo.public_latents``. What a file does
 not say is taken from the published model it looks like, is written into the card ("assumed") and can be given: in
 ``config``, or in a JSON file beside the checkpoint (mine.json for mine.pt); the parent codes' names are understood.
 What was chosen (averaged weights, a variant) or cut off (a prefix of all names) is said in the same place.
@@ -30,11 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import denoisers
-from ..base import nearest, pytree, static, time_dtype
+from ..base import nearest, pytree, replace, static, time_dtype
 from ..convert import adm, ddpm, files, strict
-from ..nets import DDPMUNet, Encoder, SR3UNet, UNet
+from ..nets import DDPMUNet, Encoder, LatentUNet, SR3UNet, UNet
 from ..wording import printable, some
-from . import hub, parents, schedulers, sr3
+from . import hub, parents, public_latents, schedulers, sr3
 from .network import safe_name
 from .places import is_public, locate
 from .prior import Assumed, Prior
@@ -62,7 +63,7 @@ PUBLISHED = (
 )  # fmt: skip
 IMPROVED = "improved-diffusion's defaults"
 USUAL = {"schedule": "linear", "T": 1000}
-OTHERS = {"all_modules.": "score-SDE", "model.diffusion_model.": "latent diffusion", "denoise_fn.": "a port of DDPM",
+OTHERS = {"all_modules.": "score-SDE", "denoise_fn.": "a port of DDPM",
           "model.map_layer0.": "EDM", "map_layer0.": "EDM", "unet.": "a pipeline of several networks"}  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def load(source, config: Mapping | None = None) -> Prior:
 
     source:  a .safetensors, .npz, .pt, .pth, .ckpt or .bin file; a folder with config.json (or unet/config.json),
              diffusion_pytorch_model.safetensors (or .bin) and, if there is one, scheduler_config.json; or
-             "hf:owner/name[@revision]"
+             "hf:owner/name[@revision]"; of latent diffusion a whole file of CompVis, or a folder with unet and vae or vqvae
     config:  name, size (side of the images), schedule ("linear", "cosine", "scaled_linear"), T, beta_min, beta_max,
              loss ("eps", "hybrid", "v", "x0"), time_scale (the network is told time_scale (t - 1)), sha256 (of the
              file, checked), and fields of the network (heads, head_channels, qkv_order, groups, dtype ...)
@@ -80,12 +81,26 @@ def load(source, config: Mapping | None = None) -> Prior:
     facts, notes = {}, []
     if str(source).startswith("hf:"):
         source, facts = hub.fetch(str(source))
-    file, given, unet, scheduler = locate(Path(source), config, notes)
+    path, latents = Path(source), None
+    if path.is_dir() and (part := public_latents.pipeline(path)) is not None:
+        file, given = path, config or {}
+        latents = lambda given: public_latents.of_folder(path, given, notes, part)
+    else:
+        file, given, unet, scheduler = locate(path, config, notes)
     with _border(file):
         given = parents.ours(given)
-    state = _read(file, given, notes)
-    if sr3.is_sr3(state):
-        return _sr3(file, state, given, notes, facts)
+    if latents is None:
+        state = _read(file, given, notes)
+        if sr3.is_sr3(state):
+            return _sr3(file, state, given, notes, facts)
+        if public_latents.is_whole(state):
+            latents = lambda given: public_latents.of_file(state, file, given, notes)
+    if latents is not None:
+        given = _checked(given | {k: v for k, v in facts.items() if k == "name" and k not in given}, LatentUNet,
+                         (*SETTINGS, *public_latents.SETTINGS))  # fmt: skip
+        with _border(file):
+            prior = latents(given)
+        return replace(prior, text=json.dumps(prior.card | {k: v for k, v in facts.items() if k != "name"}))
     family = family_of(state, file)
     given = _checked(given, DDPMUNet if family is ddpm else UNet)
     hints = {k: v for k, v in given.items() if k not in SETTINGS}
@@ -105,10 +120,10 @@ def load(source, config: Mapping | None = None) -> Prior:
         channels = (unet or {}).get("in_channels") or _channels(state)
         schedule = schedulers.schedule(settings)
         params = family.params_from_state(net, state, *([] if family is adm else [np.float32, channels]))
-        loss = _loss(net.out_channels, channels, settings.get("loss"), settings["schedule"])
+        loss = loss_of(net.out_channels, channels, settings.get("loss"), settings["schedule"])
         settings["size"] = settings.get("size") or (unet or {}).get("sample_size") or _size(net, assumed)
         _check_size(settings["size"], net)
-        time = _time(settings)
+        time = time_of(settings)
     name = safe_name(settings.get("name") or facts.get("name") or (file.parent.name if unet else file.stem))
     assumed = _say(file, notes, assumed, whose)
     shown = {"size": settings["size"], "channels": channels, "classes": net.classes or 0, "loss": loss,
@@ -219,7 +234,7 @@ def load_classifier(source, config: Mapping | None = None) -> Classifier:
     size = adm.inputs(net, state)[0].shape[0] if net.pool == "attention" else None
     if notes:
         warnings.warn(f"{file.name}: {printable('; '.join(notes), 1000)}", Assumed, stacklevel=3)
-    return Classifier(flax.core.unfreeze(params), safe_name(file.stem), net, size, net.out_channels, _time(given))
+    return Classifier(flax.core.unfreeze(params), safe_name(file.stem), net, size, net.out_channels, time_of(given))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -273,10 +288,10 @@ def _implied_by_T(given, usual, whose) -> dict:
     return {"time_scale": 1000 / T}
 
 
-def _checked(given, network):
+def _checked(given, network, settings=SETTINGS):
     """The given configuration with lists as tuples and types by name; ValueError for what does not exist."""
     own = [f for f in network.__dataclass_fields__ if f not in ("parent", "name", "null_label", "remat", "patch")]
-    valid = [*SETTINGS, *own]
+    valid = list(dict.fromkeys((*settings, *own)))
     for key in given:
         if key not in valid:
             near = difflib.get_close_matches(printable(key, 40), (*valid, *parents.KNOWN), n=1, cutoff=0.0)[0]
@@ -294,7 +309,7 @@ def _checked(given, network):
 # --- what is read, what is assumed ----------------------------------------------------------------------------------
 
 
-def _time(settings):
+def time_of(settings):
     factor = settings.get("time_scale", 1)
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e6:
         raise ValueError(f"time_scale={printable(factor, 40)!r} is out of range: give a number above 0, for example 0.25")
@@ -333,7 +348,7 @@ def _channels(state):
     return strict.vote(state, ("input_blocks.0.0.weight", 1), ("conv_in.weight", 1)) or 3
 
 
-def _loss(out, channels, given, schedule="linear"):
+def loss_of(out, channels, given, schedule="linear"):
     if given and given not in list(LOSSES):
         raise ValueError(f"loss={printable(given, 40)!r} is unknown: {nearest(str(given)[:40], LOSSES)}")
     if (given == "velocity") != (schedule == "flow"):

@@ -27,8 +27,10 @@ def fingerprints(prior, entry, steps, noise_std, ys, operators, truth, **more) -
 
     steps = entry.steps if steps is None else steps
     try:
-        denoise = prior.denoiser(clip=entry.clip)
-        built = entry.build(denoise, dj.Measurement(ys[0], operators[0], noise_std), steps)
+        denoise, A = prior.denoiser(clip=entry.clip), operators[0]
+        if prior.autoencoder is not None:
+            denoise, A = prior.denoiser(), dj.operators.Decoded(A, prior.autoencoder)
+        built = entry.build(denoise, dj.Measurement(ys[0], A, noise_std), steps)
     except ValueError as refusal:  # the cell will say so
         built = (str(refusal),)
     modules = code.behind(built, prior.net, operators[0]) | {*ENGINE, restore.__module__}
