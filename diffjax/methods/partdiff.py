@@ -25,10 +25,10 @@ moves, is therefore one of three *targets*. All say x0 = low + m (high - low), a
     "unmixed"  m = 1                                           high itself: ends there, but walks off the latents of training
     "drift"    m = lambda_t + (lambda_s - lambda_t) / (1 - r)  lands at alpha_s x0^_s: stays on them, and ends at high
 
-with r = SNR_t / SNR_s. "drift" is what the interpolated posterior becomes where its lambda is that of s. In short steps of DDIM
-it is the flow of the latents' own marginals, so that it ends in the posterior of high. Any target gives an estimate of high,
-low + (x0 - low) / m, so that a network of one can move as another. One of target "eps" says nothing of high at t = K, where
-m = 0, and its error is magnified by 1 / m after.
+with r = SNR_t / SNR_s. "drift" is what the interpolated posterior becomes where its lambda is that of s. In short steps of
+DDIM it is the flow of the latents' own marginals, so that it ends in the posterior of high. Any target gives an estimate of
+high, low + (x0 - low) / m, so that a network of one can move as another. One of target "eps" says nothing of high at t = K,
+where m = 0, and its error is magnified by 1 / m after.
 
 Late start alone, without alignment, works on any trained prior: :class:`LateStart`, which is CCDF without its projection.
 Where to start: :func:`start_time`. A network trained without alignment is aligned by a change of variables: :class:`Aligned`.
@@ -96,8 +96,8 @@ def mixed(low, high, lam):
 
 def posterior(schedule, low, high, noise, t, s, lam):
     """(mean, std) of the interpolated posterior q(x^_s | x^_t, low, high) as it is printed: lambda times the DDPM posterior of
-    high plus (1 - lambda) times that of low, both latents with the same ``noise``. lam: of t, as the survey has it; of s, it is
-    that of target "drift"."""
+    high plus (1 - lambda) times that of low, both latents with the same ``noise``. lam: of t, as the survey has it; of s: that of
+    target "drift"."""
     c_0, c_t, std = process.posterior(schedule, t, s)
     mean = lambda x_0: expand(c_0, x_0) * x_0 + expand(c_t, x_0) * process.q_sample(schedule, x_0, t, noise)
     return mixed(mean(low), mean(high), lam), std
