@@ -96,8 +96,8 @@ def mixed(low, high, lam):
 
 def posterior(schedule, low, high, noise, t, s, lam):
     """(mean, std) of the interpolated posterior q(x^_s | x^_t, low, high) as it is printed: lambda times the DDPM posterior of
-    high plus (1 - lambda) times that of low, both latents with the same ``noise``. lam: of t, as the survey has it; of s: that of
-    target "drift"."""
+    high plus (1 - lambda) times that of low, both latents with the same ``noise``. lam: of t, as the survey has it; of s, for
+    "drift"."""
     c_0, c_t, std = process.posterior(schedule, t, s)
     mean = lambda x_0: expand(c_0, x_0) * x_0 + expand(c_t, x_0) * process.q_sample(schedule, x_0, t, noise)
     return mixed(mean(low), mean(high), lam), std
