@@ -168,8 +168,9 @@ def test_residue_on_a_gaussian_follows_the_recursion_of_its_mean(move):
 
     def end(v):
         method = PartDiff(dj.denoisers.from_x0(network, v, schedule), np.full(1, low), k, move=move, guess=np.full(1, m))
-        none = dj.Draws(np.zeros(1), np.zeros((k, 1)))  # the walk is linear: without noise it is its mean
-        return dj.sample(None, method, steps(k, schedule), (1,), recorded=none, dtype=jnp.float64).x[0]
+        none = dj.Draws(np.zeros(1), np.zeros((k + 2, 1)))  # the walk is linear: without noise it is its mean
+        table = dj.timetables.padded(steps(k, schedule), k + 2)  # at t = 0 this network is 0 / 0
+        return dj.sample(None, method, table, (1,), recorded=none, dtype=jnp.float64).x[0]
 
     with jax.enable_x64(True):
         np.testing.assert_allclose((m - np.asarray(jax.jit(jax.vmap(end))(variances))) / (m - low), left, atol=1e-9)

@@ -46,6 +46,7 @@ from .. import process, timetables
 from ..base import Prediction, clip, expand, in_range, is_concrete, like, namespace, nearest, pytree, safe_divide, static
 from ..denoisers import with_cond
 from ..kernels import DDPM
+from ..kernels.base import stay_if_no_move
 from ..method import Method, as_denoiser
 from .common import Setup
 
@@ -267,7 +268,8 @@ class PartDiff(LateStart):
         if self.moves_as == "drift":
             more = share(row.s, self.K, self.ahead) - share(row.t, self.K, self.ahead)
             difference = self.image(p, row.t) - jnp.asarray(self.low).astype(x.dtype)
-            x = x + expand(kernel.schedule.alpha(row.s), x) * expand(more, x) * difference
+            moved = x + expand(kernel.schedule.alpha(row.s), x) * expand(more, x) * difference
+            x = stay_if_no_move(row, moved, x)  # whatever the network says of t = 0, in rows that only fill a table
         return x, state, {}
 
 
