@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import diffjax as dj
+from diffjax import nets
 from diffjax.methods import LateStart, PartDiff, partdiff
 from diffjax.sample import run
 from diffjax.training import partdiff as training
@@ -316,6 +317,19 @@ def test_training_with_alignment_from_examples_to_images(told):
         np.testing.assert_allclose(x, 2 * lows[0], atol=5e-3)
     held_out = step.held_out(example, TABLE, levels=(0.05, 0.2))
     assert (np.asarray(held_out(player.params, {"x": 2 * lows, "cond": lows})["loss"]) < 1e-4).all()
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["one K", "all K"])
+def test_a_network_that_is_told_an_image_takes_what_alignment_tells_it(told):
+    """guided-diffusion's upsampler: shapes only."""
+    net = nets.SuperRes(out_channels=1, width=8, multipliers=(1,), blocks=1, groups=4)
+    example = training.example_loss(net, TABLE, (5, 40) if told else 25, tell=partdiff.with_plane if told else None)
+    cond = np.zeros((8, 8, 1 + told), np.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), np.zeros((8, 8, 1), np.float32), 0.0, cond)
+    images = {"x": np.zeros((8, 8, 1), np.uint8), "cond": np.zeros((8, 8, 1), np.uint8)}
+    graded = jax.value_and_grad(lambda p: example(p, jax.random.key(0), images, 3.0, True)[0])
+    value, gradient = jax.eval_shape(graded, params)
+    assert value.shape == () and jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
 
 
 def test_times_stay_at_and_below_k():
