@@ -97,4 +97,15 @@ def seconds(record):
     return {"rows": lambda: list(found.values())}
 
 
-KINDS = {"rows": plain, "inpainting": inpainting, "tasks": tasks, "calibration": calibrated, "seconds": seconds}
+def late_starts(record):
+    return {"calls": lambda: record["rows"], "starts": lambda: record["starts"], "residues": lambda: record["residues"]}
+
+
+KINDS = {
+    "rows": plain,
+    "partdiff": late_starts,
+    "inpainting": inpainting,
+    "tasks": tasks,
+    "calibration": calibrated,
+    "seconds": seconds,
+}
