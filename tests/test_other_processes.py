@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_strange_files import CHECKPOINTS, said
+from test_strange_files import folder as folder
 
 from diffjax import denoisers, schedules, zoo
 from diffjax.zoo import parametrisations, public
-from test_strange_files import CHECKPOINTS, said
-from test_strange_files import folder as folder  # noqa: PLC0414  a fixture
 
 
 class Known:

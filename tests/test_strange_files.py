@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_hub import ADM, CHECKPOINTS, SCHEDULER, UNET
 
-from diffjax import schedules, zoo
+from diffjax import zoo
 from diffjax.convert import files, pickles
 from diffjax.zoo import hub, network, parents, schedulers
 
