@@ -66,9 +66,8 @@ def read(path: str | os.PathLike, kind: str = "image") -> Picture:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST is asked instead
         try:
-            Image.init()
             # by handle, not by name: Pillow maps a named TIFF into memory, and then mistakes its rows if it lies on its side
-            with path.open("rb") as file, Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            with path.open("rb") as file, opened(file) as image:
                 if image.width * image.height > LARGEST:
                     raise Image.DecompressionBombError
                 raw = str(image.tile[0].args if image.tile else "")  # how the samples are stored, before decoding
@@ -90,6 +89,14 @@ def read(path: str | os.PathLike, kind: str = "image") -> Picture:
         notes.append(f"the first of {pages} pages or frames is read, the others are left out")
     notes += dict.fromkeys(f"its decoder says: {one_line(w.message)}" for w in said if issubclass(w.category, UserWarning))
     return Picture(pixels, notes)
+
+
+def opened(file):
+    """Pillow's image of a file that is open for reading, by one of the decoders of ``FORMATS`` or none. Nothing is decoded."""
+    from PIL import Image
+
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 class _Refused(Exception):
