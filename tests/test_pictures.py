@@ -188,6 +188,9 @@ def test_what_is_no_picture_is_one_line_and_no_program_is_started(tmp_path, monk
             print(word)
             assert word in str(error.value) and "photo.png" in str(error.value) and "\n" not in str(error.value)
     assert not log.exists()
+    Image.new("1", (6000, 6000)).save(path)  # few bytes for many pixels
+    with pytest.raises(ValueError, match="promises 6000x6000 pixels"):
+        images.decode(path)
     with pytest.raises(ValueError, match="112,000,000 pixels are the most"):
         huge = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
         head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + huge + struct.pack(">I", zlib.crc32(b"IHDR" + huge))
