@@ -6,10 +6,13 @@ another program (PostScript would). What is assumed about the numbers (the range
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import stat
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +78,8 @@ def read(path: str | os.PathLike, kind: str = "image") -> Picture:
                 _check_size(image, path, name)
                 raw = str(image.tile[0].args if image.tile else "")  # how the samples are stored, before decoding
                 pages = _pages(image)
-                image.load()
+                with _complaints(notes) if image.format == "TIFF" else contextlib.nullcontext():
+                    image.load()
                 quarters, mirror = _orientation(image, notes)
                 pixels = _upright(_pixels(image, raw, name, notes), quarters, mirror)
         except UnidentifiedImageError:
@@ -100,6 +104,27 @@ def opened(file):
 
     Image.init()
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+@contextlib.contextmanager
+def _complaints(notes):
+    """libtiff writes what is wrong with a file straight to the process's stderr, and goes on: it becomes notes."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            lines = dict.fromkeys(said.read(10_000).decode(errors="replace").splitlines())
+            notes += [f"its decoder says: {one_line(line.removeprefix('tempfile.tif: '), 100)}" for line in list(lines)[:3]]
 
 
 class _Refused(Exception):
