@@ -60,7 +60,7 @@ def inpaint(prior, entry: Entry, ys, masks, **options) -> Restored:
 
 def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, cfg=1.0, samples=1, steps=None, seed=0,
             batch=16, devices=None, names=None, numbers=None, progress=None, announce=lambda: None, classifier=None,
-            classifier_scale=1.0, sweep=None, programs=None, finished=None, masked=False,
+            classifier_scale=1.0, sweep=None, programs=None, finished=None, failed=None, masked=False,
             paste=False) -> Restored:  # fmt: skip
     """Restore images from measurements with one method.
 
@@ -88,6 +88,8 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
              hides how well the latent fits
     finished: called with (n, x (samples, H, W, C), calls (samples,), table) as soon as image n is done. The results are then
              not kept, and ``x`` is None. Not with ``sweep``
+    failed:  called with (n, why) in place of ``finished`` for an image with a restoration that is not finite: the others are
+             done. Without it that is a ValueError
     Raises ValueError for what the library refuses, before anything is compiled, and for a result that is not finite.
     """
     if finished is not None and sweep:
@@ -99,7 +101,7 @@ def restore(prior, entry: Entry, ys, operators, *, noise_std=0.0, labels=None, c
     start = time.perf_counter()
     program = compiled(job, order, Programs() if programs is None else programs)
     ready = time.perf_counter()
-    x, calls = run(job, order, program, progress, finished)
+    x, calls = run(job, order, program, progress, finished, failed)
     end = time.perf_counter()
 
     settings = (-1,) if sweep else ()
@@ -359,13 +361,13 @@ def _pictures(job, order, given, axes):
     return parallel.shard(job.picture, order.mesh, in_axes=axes).lower(given[0], *given[2:4], x).compile()
 
 
-def run(job: Job, order: Order, program: Program, progress=None, finished=None):
+def run(job: Job, order: Order, program: Program, progress=None, finished=None, failed=None):
     """-> (x, network calls) of each restoration, in the order of ``order``; x is None where ``finished`` is told of each
-    image. Raises ValueError for what is not finite."""
+    image. Raises ValueError for what is not finite, unless ``failed`` is told."""
     samples = order.total // len(job.ys)
     rows = 1 if job.entry.whole is not None else len(job.table)
     whole = NamedSharding(order.mesh, PartitionSpec())
-    piece, results, counts, told = rows if progress is None else 1, [], [], 0
+    piece, results, counts, told, bad = rows if progress is None else 1, [], [], 0, {}
     for chunk in range(order.chunks):
         given, state, first = order.arguments(chunk), program.state, 0
         finite, calls = np.ones((order.batch, rows), bool), np.zeros(order.batch, int)
@@ -375,33 +377,45 @@ def run(job: Job, order: Order, program: Program, progress=None, finished=None):
             x, state, found, made = program.call(*given, state, *jax.device_put((np.int32(first), np.int32(last)), whole))
             finite[:, first:last] = np.asarray(found)[:, first:last]
             calls += np.asarray(made)
-            if not finite.all():
-                break
+            if not (finite.all() if failed is None else finite.all(1).any()):
+                break  # nothing is left that could become something
             first = last
             if progress is not None:
                 progress(chunk * rows + first, order.chunks * rows)
                 seconds = max(time.perf_counter() - start, 1e-6)
                 piece = int(np.clip(piece * PIECE / seconds, 1, 4 * piece))
         x = program.picture(given[0], *given[2:4], x)
-        _check_finite(np.asarray(x), finite, job.table, names)
+        if failed is None:
+            _check_finite(np.asarray(x), finite, job.table, names)
+        else:
+            for k, why in _not_finite(np.asarray(x), finite, job.table, names):
+                bad.setdefault(int(order.image[chunk * order.batch + k]), why)
         results += list(np.asarray(x))
         counts.append(calls)
         while finished is not None and len(results) >= samples and told < len(job.ys):
             each = np.concatenate(counts)[told * samples :][:samples]
-            finished(told, np.stack(results[:samples]), each, job.table)
+            if told in bad:
+                failed(told, bad[told])
+            else:
+                finished(told, np.stack(results[:samples]), each, job.table)
             told, results = told + 1, results[samples:]
     return None if finished is not None else np.stack(results[: order.total]), np.concatenate(counts)[: order.total]
 
 
 def _check_finite(x, finite, table, names):
+    for _, why in _not_finite(x, finite, table, names):
+        raise ValueError(why)
+
+
+def _not_finite(x, finite, table, names):
+    """(number in the batch, what to say of it) of each restoration that is not finite."""
     for n, rows in enumerate(finite):
         if not rows.all():
             first = int(np.argmin(rows))
-            raise ValueError(
-                f"the restoration of {names[n]} is not finite from row {first} of {len(rows)} on "
-                f"(t = {float(table.t[first]):g}): the prior or the method diverges, try more steps or another prior"
-            )
-        if not np.isfinite(x[n]).all():
-            raise ValueError(
-                f"the restoration of {names[n]} is not finite at the end, although every row was: report this as a bug"
-            )
+            begun = f"from row {first} of {len(rows)} on (t = {float(table.t[first]):g})"
+            why = f"{begun}: the prior or the method diverges, try more steps or another prior"
+        elif not np.isfinite(x[n]).all():
+            why = "at the end, although every row was: report this as a bug"
+        else:
+            continue
+        yield n, f"the restoration of {names[n]} is not finite {why}"

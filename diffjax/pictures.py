@@ -6,9 +6,13 @@ another program (PostScript would). What is assumed about the numbers (the range
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import stat
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +22,9 @@ import numpy as np
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
               ".pbm", ".pnm")  # fmt: skip
-LARGEST = 112_000_000  # pixels: a telephone's 108 million pass, and the work stays within 1 GB
+LARGEST = 112_000_000  # pixels: a telephone's 108 million pass, and the work stays within about 1 GB
+SURELY, PER_BYTE = 16_000_000, 2000  # pixels: more than that need a byte for so many, which all but blank pictures have
+_TOO_LARGE = f"too large: make it smaller first, {LARGEST:,} pixels are the most"
 HINTS = {  # how other files begin, and what they are
     b"%!PS": "is PostScript, which is a program: save it as PNG",
     b"\xc5\xd0\xd3\xc6": "is PostScript, which is a program: save it as PNG",
@@ -52,7 +58,7 @@ def read(path: str | os.PathLike, kind: str = "image") -> Picture:
     8 bits are taken as they are, 16 as out of 65535, floats and whole numbers of 32 bits by the first that fits of [0, 1],
     [-1, 1], 0..255, 0..65535, which is said. Of an animation or a file of several pages the first is read, which is said.
     Raises ValueError, in one line, for a file that is missing, no regular file, no picture of ``FORMATS``, damaged, larger
-    than ``LARGEST``, or that has values which are not finite.
+    than ``LARGEST`` or than its bytes can show, or that has values which are not finite.
     """
     path = Path(path)
     name = f"{kind} {one_line(path)}"
@@ -62,24 +68,24 @@ def read(path: str | os.PathLike, kind: str = "image") -> Picture:
     except ImportError:
         raise ValueError("reading pictures needs Pillow: pip install pillow") from None
     notes: list[str] = []
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it would say of damaged files what is said below
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST is asked instead
         try:
-            Image.init()
             # by handle, not by name: Pillow maps a named TIFF into memory, and then mistakes its rows if it lies on its side
-            with path.open("rb") as file, Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
-                if image.width * image.height > LARGEST:
-                    raise Image.DecompressionBombError
+            with path.open("rb") as file, opened(file) as image:
+                _check_size(image, path, name)
                 raw = str(image.tile[0].args if image.tile else "")  # how the samples are stored, before decoding
                 pages = _pages(image)
-                image.load()
-                pixels = _pixels(image, raw, name, notes)
-                pixels = _upright(image, pixels, notes)
+                with _complaints(notes) if image.format == "TIFF" else contextlib.nullcontext():
+                    image.load()
+                quarters, mirror = _orientation(image, notes)
+                pixels = _upright(_pixels(image, raw, name, notes), quarters, mirror)
         except UnidentifiedImageError:
             raise ValueError(f"{name} {_what(path)}") from None
-        except Image.DecompressionBombError:
-            raise ValueError(f"{name} is too large: make it smaller first, {LARGEST:,} pixels are the most") from None
+        except Image.DecompressionBombError:  # of Pillow itself, at once for the very largest
+            raise ValueError(f"{name} is {_TOO_LARGE}") from None
         except _Refused as error:
             raise ValueError(str(error)) from None
         except PermissionError as error:
@@ -90,6 +96,35 @@ def read(path: str | os.PathLike, kind: str = "image") -> Picture:
         notes.append(f"the first of {pages} pages or frames is read, the others are left out")
     notes += dict.fromkeys(f"its decoder says: {one_line(w.message)}" for w in said if issubclass(w.category, UserWarning))
     return Picture(pixels, notes)
+
+
+def opened(file):
+    """Pillow's image of a file that is open for reading, by one of the decoders of ``FORMATS`` or none. Nothing is decoded."""
+    from PIL import Image
+
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+@contextlib.contextmanager
+def _complaints(notes):
+    """libtiff writes what is wrong with a file straight to the process's stderr, and goes on: it becomes notes."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            lines = dict.fromkeys(said.read(10_000).decode(errors="replace").splitlines())
+            notes += [f"its decoder says: {one_line(line.removeprefix('tempfile.tif: '), 100)}" for line in list(lines)[:3]]
 
 
 class _Refused(Exception):
@@ -109,6 +144,15 @@ def _is_file(path, name):
         raise ValueError(f"{name} is a folder: give one file")
     if not stat.S_ISREG(mode):
         raise ValueError(f"{name} is a pipe or a device, no file: give a picture")
+
+
+def _check_size(image, path, name):
+    count, size = image.width * image.height, os.stat(path).st_size
+    if count > LARGEST:
+        raise _Refused(f"{name} is {_TOO_LARGE}")
+    if count > max(SURELY, PER_BYTE * size):
+        raise _Refused(f"{name} promises {image.width}x{image.height} pixels in {size:,} bytes: it is blank, damaged, or made "
+                       "to fill the memory")  # fmt: skip
 
 
 def _what(path) -> str:
@@ -141,30 +185,46 @@ def _pixels(image, raw, name, notes):
         return _numbers(image, name, notes)
     keyed = image.info.get("transparency") if image.mode in ("1", "L", "RGB") else None
     if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode == "P" and image.has_transparency_data:
-        image = image.convert("RGBA")
-    elif image.mode in ("PA", "RGBa"):
-        image = image.convert("RGBA")
+        image = _converted(image, "L")
+    elif image.mode in ("PA", "RGBa") or (image.mode == "P" and image.has_transparency_data):
+        image = _converted(image, "RGBA")
     elif image.mode == "La":
-        image = image.convert("LA")
+        image = _converted(image, "LA")
     image = _to_srgb(image, notes)
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return pixels if keyed is None else _keyed(pixels, keyed, raw)
+        image = _converted(image, "RGB")
+    channels = len(image.getbands())
+    pixels = np.empty((image.height, image.width, channels + (keyed is not None)), np.uint8)
+    for at in _strips(*pixels.shape[:2]):
+        some = np.asarray(image.crop((0, at.start, image.width, at.stop)))
+        pixels[at, :, :channels] = some.reshape(*some.shape[:2], channels)
+        if keyed is not None:
+            pixels[at, :, channels] = _opaque(pixels[at, :, :channels], keyed, raw)
+    return pixels
 
 
-def _keyed(pixels, key, raw):
-    """With an alpha channel that is 0 where the pixels have the one colour that stands for nothing (PNG's tRNS)."""
+def _strips(height, width):
+    """Slices of rows of about a million pixels: what is made on the way is a small part of the picture."""
+    rows = max(2**20 // max(width, 1), 1)
+    return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
+
+
+def _converted(image, mode):
+    """In another mode; the memory of what it was is given back."""
+    changed = image.convert(mode)
+    image.close()
+    return changed
+
+
+def _opaque(pixels, key, raw):
+    """An alpha channel that is 0 where the pixels have the one colour that stands for nothing (PNG's tRNS)."""
     key = np.atleast_1d(np.asarray(key if not isinstance(key, bytes) else list(key)))
     if "16" in raw:
         key = key >> 8  # Pillow keeps the upper byte of 16 bits
     for stored, step in (("1", 255), ("L;2", 85), ("L;4", 17)):
         key = key * step if stored == raw and key.max() <= 255 // step else key
-    clear = np.all(pixels == key, axis=-1, keepdims=True)
-    return np.concatenate([pixels, np.where(clear, 0, 255).astype(np.uint8)], -1)
+    clear = np.logical_and.reduce([pixels[..., c] == key[c % len(key)] for c in range(pixels.shape[-1])])
+    return np.where(clear, np.uint8(0), np.uint8(255))
 
 
 def _numbers(image, name, notes):
@@ -194,9 +254,8 @@ def _numbers(image, name, notes):
         text = f"[{bottom}, {top}]" if top == 1 else f"{bottom}..{top}"
         notes.append(f"its numbers ({low:g} to {high:g}) are taken as {text}")
     out = np.empty((*pixels.shape, 1), np.uint8)
-    for start in range(0, len(pixels), 256):  # in strips: the float64 of all of it would be eight times as much
-        strip = (pixels[start : start + 256].astype(np.float64) - bottom) * (255 / (top - bottom))
-        out[start : start + 256, :, 0] = np.clip(np.rint(strip), 0, 255)
+    for at in _strips(*pixels.shape):  # the float64 of all of it would be eight times as much
+        out[at, :, 0] = np.clip(np.rint((pixels[at].astype(np.float64) - bottom) * (255 / (top - bottom))), 0, 255)
     key = image.info.get("transparency")
     if isinstance(key, int):
         out = np.concatenate([out, np.where(pixels == key, 0, 255).astype(np.uint8)[..., None]], -1)
@@ -234,6 +293,7 @@ def _to_srgb(image, notes):
             done = image_in
         else:
             done = ImageCms.applyTransform(image_in, change)
+            image_in.close()
         if image_in.mode == "L":  # grey stays grey
             done = done.getchannel("G")
             if alpha is not None:
@@ -251,8 +311,7 @@ def over_white(pixels):
     if (alpha == 255).all():
         return colour, False
     out = np.empty(colour.shape, np.uint8)
-    for start in range(0, len(pixels), 256):
-        at = slice(start, start + 256)
+    for at in _strips(*pixels.shape[:2]):
         a = alpha[at].astype(np.float64) / 255
         out[at] = np.rint(colour[at] * a + 255 * (1 - a))
     return out, True
@@ -261,18 +320,23 @@ def over_white(pixels):
 # --- upright ----------------------------------------------------------------------------------------------------------
 
 
-def _upright(image, pixels, notes):
-    """Turned as its EXIF tag says; a damaged tag is said and the pixels stay as they are."""
+def _orientation(image, notes):
+    """(quarter turns to the left, mirrored before) as its EXIF tag says; a damaged tag is said and the pixels stay."""
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        return TURNS.get(image.getexif().get(0x0112, 1), (0, False))
     except Exception as error:  # EXIF is an extra, and the pixels are whole: Pillow raises SyntaxError, struct.error, ...
         notes.append(f"its EXIF cannot be read ({one_line(error, 80)}): taken as upright")
+        return 0, False
+
+
+def _upright(pixels, quarters, mirror):
+    if not quarters and not mirror:
         return pixels
-    if orientation not in TURNS:
-        return pixels
-    quarters, mirror = TURNS[orientation]
-    pixels = pixels[:, ::-1] if mirror else pixels
-    return np.ascontiguousarray(np.rot90(pixels, quarters))
+    turned = np.rot90(pixels[:, ::-1] if mirror else pixels, quarters)
+    out = np.empty(turned.shape, np.uint8)
+    for start in range(0, len(out), 64):  # a few rows at a time, which the processor's cache holds
+        out[start : start + 64] = turned[start : start + 64]
+    return out
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

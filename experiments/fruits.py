@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax import pictures
 from diffjax.cli import errors, options
 from diffjax.cli.errors import UserError
 from diffjax.cli.progress import Progress
@@ -143,7 +144,7 @@ def reduce(path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with pictures.opened(io.BytesIO(path.read_bytes())) as image:
             image = image.convert("RGB")
     except Exception as error:  # Pillow's decoders and zipfile raise OSError, SyntaxError, BadZipFile, zlib.error, ...
         raise UserError(f"{path} cannot be read ({errors.one_line(error)}): download the repository again, {URL}") from None

@@ -1,10 +1,10 @@
-"""Damaged and hostile files against the readers of checkpoints and cards: ``python -m experiments.fuzz --minutes 10``.
+"""Damaged and hostile files against the readers of checkpoints and pictures: ``python -m experiments.fuzz --minutes 10``.
 
-Small whole files of every kind (torch's two formats, npz, safetensors, cards, configurations) are changed at random: bytes,
-numbers, opcodes and lengths, values of JSON; archives are packed again, so that what is changed within is read. Whatever a
-file is, a reader gives arrays, or a ValueError of one printable line; within five seconds; with no more memory than 1 GB and
-four times the file. What breaks that is kept in --keep with its traceback, and the exit code is 1. The seed is printed: the
-same seed makes the same files.
+Small whole files of every kind (torch's two formats, npz, safetensors, cards, configurations, pictures) are changed at
+random: bytes, numbers, opcodes, lengths, values of JSON; archives are packed again, so that what is changed within is read.
+Whatever a file is, a reader gives arrays, or a ValueError of one printable line; within five seconds; with no more memory
+than 1 GB and four times the file. What breaks that is kept in --keep with its traceback, and the exit code is 1. The seed is
+printed: the same seed makes the same files.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import fuzz_images
 from .tools.study import Parser, run
 
 SECONDS, BYTES = 5, 2**30
@@ -258,6 +259,14 @@ def one_file(folder: Path, kinds, rng):
     return name, data, broken(lambda: files.read(file), len(data))
 
 
+def one_image(folder: Path, kinds, rng):
+    """The same of one changed picture."""
+    name, data = fuzz_images.case(kinds, rng, changed)
+    file = folder / name
+    file.write_bytes(data)
+    return name, data, broken(lambda: fuzz_images.read(file), len(data))
+
+
 def one_json(folder: Path, rng):
     """The same of one changed description: a scheduler's, a network's, a card's, given settings; without building networks."""
     from diffjax import wording
@@ -320,7 +329,14 @@ def main(argv=None) -> int:
     seed = int(time.time()) if options.seed is None else options.seed
     resource.setrlimit(resource.RLIMIT_AS, (64 * 2**30, 64 * 2**30))  # a fault of ours does not take the machine with it
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    kinds, state, count, found, end = wholes(), state_dict(), 0, set(), time.time() + 60 * options.minutes
+    kinds, images, state, count, found, end = (
+        wholes(),
+        fuzz_images.wholes(),
+        state_dict(),
+        0,
+        set(),
+        time.time() + 60 * options.minutes,
+    )
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -328,7 +344,8 @@ def main(argv=None) -> int:
             rng = np.random.default_rng([seed, count])
             at = count % 40
             name, data, said = one_prior(folder, state, rng) if at == 0 else (
-                one_json(folder, rng) if at % 4 == 1 else one_file(folder, kinds, rng))  # fmt: skip
+                one_json(folder, rng) if at % 4 == 1 else one_image(folder, images, rng) if at % 4 == 2
+                else one_file(folder, kinds, rng))  # fmt: skip
             count += 1
             key = said.strip().splitlines()[-1][:120] if said else ""
             if said and key not in found:

@@ -127,3 +127,35 @@ def test_it_stops_where_it_is_not_finite(prior, problem, monkeypatch):
     with pytest.raises(ValueError, match="image 0 is not finite from row 0 of 4 on"):
         batch.inpaint(broken, registry.METHODS["ddnm"], truth[:1], masks[:1], steps=4, progress=lambda *at: seen.append(at))
     assert seen == []
+
+
+def test_an_image_that_is_not_finite_is_told_and_the_others_are_done():
+    """Three images with two samples, two at a time: the second sample of the first image fails, and it alone is lost."""
+    from types import SimpleNamespace
+
+    x = np.arange(6.0).reshape(3, 2, 1, 1)
+
+    def call(k, state, first, last):
+        finite = np.ones((2, 4), bool)
+        finite[1, 2:] = k > 0
+        return x[k], state, finite, np.ones(2, int)
+
+    job = SimpleNamespace(ys=[0, 0, 0], names=["a", "b", "c"], entry=SimpleNamespace(whole=None), table=Table(4))
+    mesh = dj.parallel.mesh(jax.devices()[:1])
+    order = batch.Order(6, 2, 3, np.array([0, 0, 1, 1, 2, 2]), mesh, lambda chunk: (chunk,))
+    done, lost = {}, {}
+    batch.run(job, order, batch.Program(call, None), None, lambda n, x, *_: done.update({n: x}), lost.__setitem__)
+    assert list(done) == [1, 2] and list(lost) == [0] and "of a is not finite from row 2 of 4 on (t = 2)" in lost[0]
+    np.testing.assert_array_equal(done[1], x[1])
+    with pytest.raises(ValueError, match="restoration of a is not finite"):
+        batch.run(job, order, batch.Program(call, None), None, lambda *_: None)
+
+
+class Table:
+    """As much of a timetable as a message needs."""
+
+    def __init__(self, rows):
+        self.t = np.arange(rows, 0, -1.0)
+
+    def __len__(self):
+        return len(self.t)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffjax.convert import files
-from experiments import fuzz
+from experiments import fuzz, fuzz_images
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,17 @@ def test_changed_checkpoints(part, kinds, tmp_path):
     for n in range(100 * part, 100 * (part + 1)):
         name, _, said = fuzz.one_file(tmp_path, kinds, np.random.default_rng([1, n]))
         assert not said, f"seed [1, {n}], {name}: {said}"
+
+
+def test_changed_pictures(tmp_path):
+    """Whole ones of every format first: they are read."""
+    pictures = fuzz_images.wholes()
+    for name, data in pictures.items():
+        (tmp_path / name).write_bytes(data)
+        fuzz_images.pictures.read(tmp_path / name)
+    for n in range(300):
+        name, _, said = fuzz.one_image(tmp_path, pictures, np.random.default_rng([4, n]))
+        assert not said, f"seed [4, {n}], {name}: {said}"
 
 
 def test_changed_descriptions(tmp_path):

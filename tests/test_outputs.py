@@ -12,6 +12,7 @@ import pytest
 import tiny_prior
 from PIL import Image
 
+from diffjax import batch
 from diffjax.cli import images, lock, options, outputs, restore, train
 from diffjax.cli.errors import UserError
 
@@ -177,6 +178,36 @@ def test_a_folder_of_photographs_its_masks_and_a_stop_in_the_middle(prior, tmp_p
     assert restore.main([*argv, str(out), "--resume"]) == 0 and "is complete" in capsys.readouterr().out
     os.remove(tmp_path / "masks" / "c_mask.png")
     assert restore.main([*argv, str(out)]) == 2 and "no mask called c" in capsys.readouterr().err
+
+
+def test_one_image_that_fails_does_not_lose_the_others(prior, tmp_path, capsys, monkeypatch):
+    """A photograph that cannot be read, one that is too small to be measured, and a restoration that is not finite."""
+    rng = np.random.default_rng(0)
+    for name, side in (("a", 32), ("b", 32), ("d", 8)):
+        Image.fromarray(rng.integers(0, 256, (side, side), np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:90])
+    line = f"--images {tmp_path} --prior {prior} --steps 2 --samples 1 --batch 1 --devices 1 --task denoise --degraded"
+    real = batch._not_finite
+    broken = lambda x, finite, table, names: real(x * np.nan if names[0] == "b" else x, finite, table, names)
+    monkeypatch.setattr(batch, "_not_finite", broken)
+    out = tmp_path / "out"
+    assert restore.main([*line.split(), "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    for what in (
+        "c.png cannot be read",
+        "d is 8x8",
+        "restoration of b is not finite",
+        "3 of the images could not be restored",
+    ):
+        assert what in said
+    assert tree(out) == ["tiny/grid.png", "tiny/images/a.png", "tiny/metrics.json"]
+    metrics = json.loads((out / "tiny" / "metrics.json").read_text())
+    assert [one["name"] for one in metrics["images"]] == ["a"] and len(metrics["failed"]) == 3
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "d.png").unlink()
+    assert restore.main([*line.split(), "--out", str(out)]) == 2  # nothing is left to be done
+    assert capsys.readouterr().err.startswith("error: ") and len(tree(out)) == 3
 
 
 def test_what_was_measured_is_not_resized_and_its_misfit_is_judged(prior, tmp_path, capsys):

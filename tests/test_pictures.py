@@ -141,6 +141,18 @@ def profile(red, green, blue):
     return head + bytes(128 - len(head)) + body
 
 
+def test_what_libtiff_complains_of_is_a_note(tmp_path, capfd):
+    """A fax with a bad code is read as far as it goes, and that is said; nothing but our own line reaches the terminal."""
+    page = Image.fromarray(np.random.default_rng(0).integers(0, 2, (14, 20)).astype(bool))
+    page.save(tmp_path / "a.tif", compression="group4")
+    assert pictures.read(tmp_path / "a.tif").notes == []
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[20:22] = b"\xff\0"  # within the first strip
+    (tmp_path / "a.tif").write_bytes(data)
+    assert "its decoder says: Fax4Decode: Bad code word" in pictures.read(tmp_path / "a.tif").notes[0]
+    assert capfd.readouterr().err == ""
+
+
 def test_a_colour_profile_is_converted_and_srgb_is_left_alone(tmp_path):
     """sRGB's primaries in another order: red becomes green, green blue, blue red."""
     from PIL import ImageCms
@@ -188,6 +200,9 @@ def test_what_is_no_picture_is_one_line_and_no_program_is_started(tmp_path, monk
             print(word)
             assert word in str(error.value) and "photo.png" in str(error.value) and "\n" not in str(error.value)
     assert not log.exists()
+    Image.new("1", (6000, 6000)).save(path)  # few bytes for many pixels
+    with pytest.raises(ValueError, match="promises 6000x6000 pixels"):
+        images.decode(path)
     with pytest.raises(ValueError, match="112,000,000 pixels are the most"):
         huge = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
         head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + huge + struct.pack(">I", zlib.crc32(b"IHDR" + huge))

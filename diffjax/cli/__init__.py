@@ -26,7 +26,8 @@ def usage() -> str:
     lines = [f"  {name:16s}{about}" for name, (_, about) in PROGRAMS.items()]
     return "\n".join(
         ["usage: diffjax COMMAND [OPTIONS]", "", "Restoring images with diffusion models.", "", *lines, "",
-         "diffjax COMMAND --help explains its options; diffjax --version says which version this is."]
+         "diffjax COMMAND --help explains its options; diffjax --version says which version this is.",
+         "", errors.EXIT_CODES]
     )  # fmt: skip
 
 

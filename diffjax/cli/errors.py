@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..wording import printable
 
+EXIT_CODES = """exit codes: 0 done; 1 failed on the way, what is finished stays; 2 something given cannot be used, said in one
+line; 130 interrupted (Ctrl-C); 143 terminated (SIGTERM)"""
+
 
 class UserError(ValueError):
     """Something the person who ran the program can put right, in one line: value, remedy, nearest choice."""

@@ -30,7 +30,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import errors, options, outputs
+from . import errors, interrupt, options, outputs
 from .errors import UserError
 from .sample import KERNELS
 
@@ -56,7 +56,7 @@ def parser() -> options.Parser:
 
 
 def main(argv=None) -> int:
-    return errors.run(lambda: _main(sys.argv[1:] if argv is None else argv))
+    return interrupt.run(lambda stop: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv) -> int:

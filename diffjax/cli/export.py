@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from . import config as configuration
-from . import errors, options
+from . import errors, interrupt, options
 from .errors import UserError
 
 # What a card says of a data set: by a word in the configuration's path to it.
@@ -123,7 +123,7 @@ def _new(target: str, zoo) -> Path:
 
 
 def main(argv=None) -> int:
-    return errors.run(lambda: _main(argv))
+    return interrupt.run(lambda stop: _main(argv))
 
 
 def _main(argv) -> int:

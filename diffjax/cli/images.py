@@ -22,7 +22,7 @@ _LONGEST = 120  # bytes of a name: what is appended to it must fit into the 255 
 class Pictures:
     """Images for a prior. images: list of float32 (H, W, C) in [-1, 1]; names: unique, fit for file names;
     labels: int or None each; notes: one sentence for each thing that was done to an image or left out; sizes: (height, width)
-    of each before it was fitted; stems: of their files."""
+    of each before it was fitted; stems: of their files; lost: of a folder, a line for each picture that could not be taken."""
 
     images: list[np.ndarray]
     names: list[str]
@@ -30,6 +30,7 @@ class Pictures:
     notes: list[str]
     sizes: list[tuple[int, int]] = field(default_factory=list)
     stems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -185,13 +186,15 @@ def _unique(stems: Iterable[str]) -> list[str]:
     return list(names)
 
 
-def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: int | None = None, pad=False) -> Pictures:
+def load(
+    source: str | os.PathLike, *, size: int | None, channels: int, limit: int | None = None, pad=False, keep_going=False
+) -> Pictures:
     """Images for a prior of `size` x `size` x `channels` (size None: each keeps its own shape).
 
     source: an image file, a folder of images of any sizes (sub-folders and hidden files are left out), or the
     name of a bundled set ("bundled:fashion", "bundled:fruits"; "bundled" is the one with as many channels).
-    limit: take the first so many. pad: see :func:`fit`. Raises UserError for whatever cannot be read; no image is skipped
-    without a word.
+    limit: take the first so many. pad: see :func:`fit`. Raises UserError for whatever cannot be read; with ``keep_going`` what
+    cannot be read of a folder is put into ``lost``, unless that is all of it.
     """
     if limit is not None and limit < 1:
         raise UserError(f"number of images {limit}: must be at least 1")
@@ -202,17 +205,25 @@ def load(source: str | os.PathLike, *, size: int | None, channels: int, limit: i
         raise UserError(f"images {source} does not exist, or may not be read: give an image file, a folder, or 'bundled'")
     files, notes = _files(source) if source.is_dir() else ([source], [])
     files = files[:limit]
-    images, sizes = [], []
-    names = _unique(p.stem for p in files)
-    for path, name in zip(files, names):
-        with library_errors():
-            pixels, said = pictures.read(path)
+    found = Pictures([], [], [], notes)
+    for path, name in zip(files, _unique(p.stem for p in files)):
+        try:
+            with library_errors():
+                pixels, said = pictures.read(path)
+        except UserError as error:
+            found.lost.append(str(error))
+            if not keep_going or (len(found.lost) == len(files)):
+                raise
+            continue
         image, done = fit(pixels, size, channels, pad)
-        images.append(image)
-        sizes.append(pixels.shape[:2])
+        found.images.append(image)
+        found.names.append(name)
+        found.labels.append(None)
+        found.sizes.append(pixels.shape[:2])
+        found.stems.append(path.stem)
         said += [done] * bool(done) + [f"its results are called {name}"] * (name != path.stem)
         notes += [f"{pictures.one_line(path.name, 60)}: {'; '.join(said)}"] * bool(said)
-    return Pictures(images, names, [None] * len(files), notes, sizes, [p.stem for p in files])
+    return found
 
 
 def _bundled(name: str, size: int | None, channels: int, limit: int | None) -> Pictures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def load(o, prior, shape=None) -> images.Pictures:
     if Path(o.images).suffix == ".npy" and Path(o.images).is_file():
         return load_array(o.images, shape, o.limit)
     limit = o.limit or (4 if is_bundled(o.images) else None)
-    return images.load(o.images, size=shape[0], channels=shape[-1], limit=limit, pad=pads(prior))
+    return images.load(o.images, size=shape[0], channels=shape[-1], limit=limit, pad=pads(prior), keep_going=True)
 
 
 def measured(o, prior):
@@ -55,19 +56,30 @@ def measured(o, prior):
         ys = [np.asarray(A(np.asarray(x, np.float32))) for A, x in zip(operators, found.images)]
         ys = [tasks.hide(A, y + tasks.noise(y.shape, 2 * o.noise, o.seed, n)) for n, (A, y) in enumerate(zip(operators, ys))]
         return found, [np.asarray(y, np.float32) for y in ys], operators, [x.shape[:2] for x in found.images]
-    found = images.load(o.images, size=None, channels=shape[-1], limit=o.limit)
+    found = _large_enough(images.load(o.images, size=None, channels=shape[-1], limit=o.limit, keep_going=True),
+                          prior, shape[0] // factor)  # fmt: skip
     operators, shapes = [], []
     for n, (stem, y) in enumerate(zip(found.stems, found.images)):
         h, w = (factor * k for k in y.shape[:2])
-        if min(h, w) < shape[0]:
-            least = shape[0] // factor
-            raise UserError(f"{stem} is {y.shape[1]}x{y.shape[0]}, and with --degraded what was measured is not resized: "
-                            f"prior {prior.name} needs at least {least}x{least}")  # fmt: skip
         operators.append(make((h, w), n))
         shapes.append((h, w))
         latents.check_sides(prior, stem, h, w)
         found.notes.extend([tiles.about(stem, (h, w), shape[0])] * ((h, w) != shape[:2]))
     return found, [tasks.hide(A, y) for A, y in zip(operators, found.images)], operators, shapes
+
+
+def _large_enough(found, prior, least) -> images.Pictures:
+    """The pictures of at least ``least`` pixels either way; the others are lost. UserError where these are all."""
+    small = [n for n, y in enumerate(found.images) if min(y.shape[:2]) < least]
+    for n in small:
+        y = found.images[n]
+        found.lost.append(f"{found.stems[n]} is {y.shape[1]}x{y.shape[0]}, and with --degraded what was measured is not "
+                          f"resized: prior {prior.name} needs at least {least}x{least}")  # fmt: skip
+    if len(small) == len(found.images):
+        raise UserError(found.lost[-1])
+    keep = lambda values: [value for n, value in enumerate(values) if n not in small]
+    fields = ("images", "names", "labels", "sizes", "stems")
+    return replace(found, **{name: keep(getattr(found, name)) for name in fields})
 
 
 def whole_or_fitted(o, prior, factor=1) -> images.Pictures:
@@ -76,7 +88,7 @@ def whole_or_fitted(o, prior, factor=1) -> images.Pictures:
     factor = latents.multiple(prior, factor)
     if not fitted.stems or is_bundled(o.images):
         return fitted
-    own = images.load(o.images, size=None, channels=prior.image_shape[-1], limit=o.limit)
+    own = images.load(o.images, size=None, channels=prior.image_shape[-1], limit=o.limit, keep_going=True)
     for n, x in enumerate(own.images):
         h, w = (k // factor * factor for k in x.shape[:2])
         if min(h, w) < size:

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from . import errors
 
 SECONDS = 1.0  # that the program has to end in its own way
-EXIT_CODES = """exit codes: 0 done; 1 failed on the way, what is finished stays; 2 something given cannot be used, said in one
-line, nothing was computed; 130 interrupted (Ctrl-C); 143 terminated (SIGTERM)"""
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 

@@ -8,20 +8,22 @@ import json
 import os
 import sys
 
-from .errors import UserError, one_line
+from .errors import EXIT_CODES, UserError, one_line
 
 MOST_DEVICES = 64  # of a CPU: each is a pool of threads, and thousands of them end the process
 
 
 class Parser(argparse.ArgumentParser):
-    """``argparse`` that raises UserError instead of exiting; ``description`` and ``epilog`` are shown as written.
+    """``argparse`` that raises UserError instead of exiting; ``description`` and ``epilog`` are shown as written, and below
+    them the exit codes.
 
     name: a command of ``diffjax``, or (with a dot) a module.
     """
 
     def __init__(self, name, description, epilog=None):
-        super().__init__(prog=f"python -m {name}" if "." in name else f"diffjax {name}", description=description,
-                         epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        prog = f"python -m {name}" if "." in name else f"diffjax {name}"
+        super().__init__(prog=prog, description=description, epilog=f"{epilog or ''}\n\n{EXIT_CODES}".strip(),
+                         allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
 
     def error(self, message):
         raise UserError(f"{message}: see --help")

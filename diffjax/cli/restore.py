@@ -22,8 +22,7 @@ from pathlib import Path
 from . import errors, interrupt, options, outputs, told
 from .errors import UserError
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = """examples:
   diffjax restore                                          four bundled images, right half hidden
   diffjax list                                             what there is: methods, masks, priors, images
   diffjax restore --mask wide --seed 3               LaMa's thick strokes; another seed, other strokes
@@ -39,10 +38,7 @@ EXAMPLES = (
 Images of another size are cropped to a square and resized to the prior's, and it is said. The same seed gives the same
 picture whatever --batch and the number of devices. Results are written image by image into FOLDER/unfinished and moved to
 their places at the end; an earlier output is replaced only then, and files of yours in the folder stay.
-
 """
-    + interrupt.EXIT_CODES
-)
 
 
 def parser() -> options.Parser:
@@ -184,7 +180,10 @@ def _main(argv, stop) -> int:
             print(f"\nprior {content['prior']}")
         print(report.table(content))
         print(f"compiled in {content['seconds_compile']:.1f} s, ran in {content['seconds_run']:.1f} s: {grid}")
-    return 0
+    lost = sum(len(content.get("failed", ())) for content in done)
+    if lost:
+        print(f"error: {lost} of the images could not be restored, see above: the others are in {out}", file=sys.stderr)
+    return 1 if lost else 0
 
 
 def _settle(o):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import sys
+from dataclasses import replace
 
 import numpy as np
 
 from .. import __version__, batch, registry
 from . import inputs, latents, outputs, progress, report, tasks, tiles, told
-from .errors import UserError
+from .errors import UserError, one_line
 
 LATENT_METHOD = "psld"
 
@@ -32,6 +34,9 @@ def restore(o, output, stop) -> dict:
     for note in dict.fromkeys(pictures.notes):
         inputs.say(note)
     latents.check_scale(prior, pictures.images if not o.degraded else [])
+    lost = dict(enumerate(pictures.lost, -len(pictures.lost)))  # what cannot be done, by number: below 0 what has none
+    for line in lost.values():
+        _say_lost(line)
     labels = inputs.labels_of(o, prior if prior.classes or classifier is None else classifier, pictures)
     entry = registry.get(o.method)
     place = outputs.file_name(prior.name)
@@ -73,6 +78,11 @@ def restore(o, output, stop) -> dict:
         if n < report.ROWS:
             kept[n] = x
 
+    def failed(n, why):
+        stop.check()
+        lost[n] = why
+        _say_lost(why)
+
     if o.resume:
         begin()
     left = [n for n in range(len(pictures)) if n not in done]
@@ -92,11 +102,14 @@ def restore(o, output, stop) -> dict:
         for size in dict.fromkeys(held[n].shape for n in left):  # one program for all pictures of a size
             those = [n for n in left if held[n].shape == size]
             run = _run(o, tiles.widen(prior, (*size, channels)), entry, those, pictures, held, ys, operators, labels, stop,
-                       finished, settings)  # fmt: skip
+                       finished, settings | {"failed": failed})  # fmt: skip
             seconds = seconds[0] + run.seconds_compile, seconds[1] + run.seconds_run
             machine = run.batch, run.devices
     stop.check()
-    lines = [done[n] for n in range(len(pictures))]
+    if not done:
+        raise UserError(lost[0])
+    whole = [n for n in range(len(pictures)) if n in done]
+    lines = [done[n] for n in whole]
     content = report.summary(o, prior, lines, [line["scores"] for line in lines], seconds, machine)
     if o.task is not None:
         content["misfit"] = round(float(np.mean([line["scores"]["misfit"] for line in lines])), 5)
@@ -105,10 +118,18 @@ def restore(o, output, stop) -> dict:
             _judge(o, content["misfit"])
     if classifier is not None:
         content |= {"classifier": classifier.name, "classifier_scale": settings["classifier_scale"]}
-    first = range(min(len(pictures), report.ROWS))
+    if lost:
+        content["failed"] = list(lost.values())
+    first = whole[: report.ROWS]
     shown = [kept[n] if n in kept else report.read_image(folder, pictures.names[n], o.samples) for n in first]
-    report.write(folder, pictures, held, shown, content, ys)
+    pick = lambda values: None if values is None else [values[n] for n in first]
+    some = replace(pictures, images=pick(pictures.images), names=pick(pictures.names))
+    report.write(folder, some, pick(held), shown, content, pick(ys))
     return content
+
+
+def _say_lost(line):
+    print(f"error: {one_line(ValueError(line))}; it is left out", file=sys.stderr, flush=True)
 
 
 def _run(o, prior, entry, those, pictures, held, ys, operators, labels, stop, finished, settings):
@@ -122,6 +143,7 @@ def _run(o, prior, entry, those, pictures, held, ys, operators, labels, stop, fi
             report_rows(*counted)
 
         settings |= {"progress": rows, "finished": lambda k, *rest: finished(those[k], *rest)}
+        settings |= {"failed": lambda k, why, failed=settings["failed"]: failed(those[k], why)}
         if o.task is None:
             return batch.inpaint(prior, entry, np.stack(pick(pictures.images)), np.stack(pick(held)), **settings)
         return batch.restore(prior, entry, np.stack(pick(ys)), pick(operators), noise_std=2 * o.noise, **settings)

@@ -60,7 +60,7 @@ def _devices(batch: int) -> int:
 def parse(argv=None, configs: dict | None = None) -> tuple[TrainConfig | FirstStageConfig, argparse.Namespace]:
     """-> the configuration with the options put in, and the options that belong to the machine."""
     known = configuration.bundled() | (configs or {})
-    parser = options.Parser("train", __doc__, interrupt.EXIT_CODES)
+    parser = options.Parser("train", __doc__)
     parser.add_argument("config", metavar="CONFIG", help=f"{', '.join(known)}, a JSON file, or the folder of a run")
     parser.add_machine("split the host into N devices (default: one per core, as far as they share a batch evenly)")
     parser.add_argument("--distributed", action="store_true", help="one process of several (a pod); they find each other")

@@ -7,10 +7,13 @@ With the metric lies a checksum of each item: bytes that changed later are found
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
+import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -84,9 +87,10 @@ class Checkpoints:
         level = loud.level
         try:
             loud.setLevel(logging.CRITICAL)  # it would say the same error many times over
-            if self.manager is None:
-                self._open()
-            self.manager.save(int(step), args=ocp.args.Composite(**trees), metrics=metrics)
+            with _late_writes():
+                if self.manager is None:
+                    self._open()
+                self.manager.save(int(step), args=ocp.args.Composite(**trees), metrics=metrics)
         except Exception as error:  # of Orbax, tensorstore and the system
             raise SaveError(f"checkpoint {self.folder}/{step} cannot be saved ({_reason(error)})") from error
         finally:
@@ -220,6 +224,30 @@ class Checkpoints:
     def close(self):
         if self.manager is not None:
             self.manager.close()
+
+
+@contextlib.contextmanager
+def _late_writes():
+    """Where one write fails, Orbax closes its event loop while others are under way. Each of them then finds it closed, from a
+    thread of its own, and would be shown with a traceback: they are waited for instead, and one line says it all."""
+    before, came = sys.unraisablehook, []
+
+    def hook(found):
+        if isinstance(found.exc_value, RuntimeError) and "Event loop is closed" in str(found.exc_value):
+            came.append(time.monotonic())
+        else:
+            before(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        begun = time.monotonic()
+        while time.monotonic() - max([begun, *came[-1:]]) < 0.3 and time.monotonic() - begun < 3:
+            time.sleep(0.02)
+        raise
+    finally:
+        sys.unraisablehook = before
 
 
 def _writable(folder):

@@ -41,8 +41,10 @@ from .places import is_public, locate
 from .prior import Assumed, Prior
 
 # settings of `config` that are no fields of the network
-SETTINGS = ("name", "size", "schedule", "T", "beta_min", "beta_max", "loss", "time_scale", "sha256")
-LOSSES = ("eps", "hybrid", "v", "x0", "velocity")
+SETTINGS = ("name", "size", "schedule", "T", "beta_min", "beta_max", "sigma_min", "sigma_max", "sigma_data", "loss",
+            "time_scale", "sha256")  # fmt: skip
+LOSSES = ("eps", "hybrid", "v", "x0", "velocity", "edm", "edm-v", "unit-score")
+CONTINUOUS = {"flow": ("velocity",), "edm": ("edm", "edm-v"), "ve": ("unit-score",)}  # schedules, and what belongs to each
 __all__ = ["Classifier", "is_public", "load", "load_classifier"]
 
 _WIDE = {"multipliers": (1, 1, 2, 2, 4, 4), "resblock_updown": True}
@@ -73,8 +75,9 @@ def load(source, config: Mapping | None = None) -> Prior:
     source:  a .safetensors, .npz, .pt, .pth, .ckpt or .bin file; a folder with config.json (or unet/config.json),
              diffusion_pytorch_model.safetensors (or .bin) and, if there is one, scheduler_config.json; or
              "hf:owner/name[@revision]"; of latent diffusion a whole file of CompVis, or a folder with unet and vae or vqvae
-    config:  name, size (side of the images), schedule ("linear", "cosine", "scaled_linear"), T, beta_min, beta_max,
-             loss ("eps", "hybrid", "v", "x0"), time_scale (the network is told time_scale (t - 1)), sha256 (of the
+    config:  name, size (side of the images), schedule ("linear", "cosine", "scaled_linear"; "flow", "edm", "ve"), T,
+             beta_min, beta_max, sigma_min, sigma_max, sigma_data, loss ("eps", "hybrid", "v", "x0"; of flow "velocity",
+             of edm "edm" or "edm-v", of ve "unit-score"), time_scale (the network is told time_scale (t - 1)), sha256 (of the
              file, checked), and fields of the network (heads, head_channels, qkv_order, groups, dtype ...)
     What had to be assumed is a warning, in one line. Raises ValueError, one line, for whatever does not fit.
     """
@@ -131,7 +134,8 @@ def load(source, config: Mapping | None = None) -> Prior:
     shape = (settings["size"], settings["size"], channels)
     params = flax.core.unfreeze(params)
     card = _card(name, file, facts, shown, assumed)
-    return Prior(params, schedule, name, net, shape, loss, net.classes or 0, (), card, time)
+    seen, loss = schedulers.as_denoised(net, settings | {"loss": loss})
+    return Prior(params, schedule, name, seen, shape, loss, net.classes or 0, (), card, time)
 
 
 def _say(file, notes, assumed, whose, level=4) -> str:
@@ -351,10 +355,12 @@ def _channels(state):
 def loss_of(out, channels, given, schedule="linear"):
     if given and given not in list(LOSSES):
         raise ValueError(f"loss={printable(given, 40)!r} is unknown: {nearest(str(given)[:40], LOSSES)}")
-    if (given == "velocity") != (schedule == "flow"):
-        raise ValueError(
-            f"loss={given!r} does not fit schedule={schedule!r}: a flow's network predicts the velocity, others do not"
-        )
+    own = CONTINUOUS.get(schedule)
+    if (given in sum(CONTINUOUS.values(), ())) if own is None else (given not in own):
+        fits = " or ".join(own or ("eps", "v", "x0", "hybrid"))
+        raise ValueError(f"loss={given!r} does not fit schedule={schedule!r}: give loss={fits}")
+    if own and out != channels:
+        raise ValueError(f"it makes {out} channels from {channels}, and a network of schedule={schedule!r} makes as many")
     if out not in (channels, 2 * channels):
         raise ValueError(f"it makes {out} channels from {channels}: wanted {channels}, or {2 * channels} (a learned variance)")
     read = "hybrid" if out == 2 * channels else "eps"
