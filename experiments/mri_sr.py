@@ -1,7 +1,8 @@
 """Super-resolution of MR volumes by conditional diffusion: ``python -m experiments.mri_sr train | evaluate``.
 
-train NAME      regression, sr3 (100 steps), partdiff25 or partdiff50: the same small network and the same number of patches of
-                32x32 each, from 56 hippocampi and one head; runs/mri_sr/NAME. Ends and goes on at any time
+train NAME      base, then regression, sr3 (100 steps), partdiff25, partdiff50: the same small network, patches of 32x32 from 56
+                hippocampi and one head; runs/mri_sr/NAME. The base is trained as SR3's is; each of the others goes on from it
+                for the same number of steps. May be stopped at any time and goes on
 evaluate        bicubic, regression, SR3, PartDiff with K = 25 and 50, PartDiff with DDIM, on the 12 test hippocampi: in-plane and
                 through-plane, x2 and x4, in the layout of PartDiff's tables 5 and 6; writes mri_sr.json
 
@@ -30,16 +31,33 @@ def main(argv=None) -> int:
 
 def train(argv) -> int:
     p = Parser("experiments.mri_sr train", __doc__)
-    p.add_argument("name")
+    p.add_argument("names", nargs="+", metavar="NAME")
     p.add_argument("--data", default="data/mri")
     p.add_argument("--out", default="runs/mri_sr")
-    p.add_argument("--steps", type=whole(1), default=3000)
-    p.add_argument("--batch", type=whole(1), default=32)
+    p.add_argument("--steps", type=whole(1), help="default: 2000 of the base, 1000 of the others")
+    p.add_argument("--batch", type=whole(1), default=16)
     p.add_argument("--rate", type=float, default=1.5e-3)
-    p.add_argument("--save", type=whole(1), default=250, metavar="STEPS", help="between checkpoints")
+    p.add_argument("--save", type=whole(1), default=200, metavar="STEPS", help="between checkpoints")
     p.add_argument("--seed", type=whole(0), default=0)
     o = p.parse(argv)
 
+    from diffjax.volumes import read
+
+    from .tools import mri
+
+    for name in o.names:
+        if name not in mri.NETWORKS:
+            raise unknown("network", name, mri.NETWORKS)
+    volumes = list(mri.hippocampi(o.data, "train").values())
+    head = mri.cropped(read(Path(o.data) / mri.HEAD).data / 127.5 - 1)
+    watched = mri.Patches(volumes[-mri.HELD_OUT :], None, 128, seed=10**6)(0)
+    patches = mri.Patches(volumes[: -mri.HELD_OUT], head, o.batch)
+    for name in o.names:
+        train_one(o, name, patches, watched)
+    return 0
+
+
+def train_one(o, name, patches, watched):
     import jax
     import numpy as np
 
@@ -47,44 +65,43 @@ def train(argv) -> int:
     from diffjax.training import state as states
     from diffjax.training.checkpoints import Checkpoints, abstract
     from diffjax.training.step import train_step
-    from diffjax.volumes import read
 
     from .tools import mri
 
-    if o.name not in mri.NETWORKS:
-        raise unknown("network", o.name, mri.NETWORKS)
-    volumes = list(mri.hippocampi(o.data, "train").values())
-    head = mri.cropped(read(Path(o.data) / mri.HEAD).data / 127.5 - 1)
-    watched = jax.device_put(mri.Patches(volumes[-mri.HELD_OUT :], None, 256, seed=10**6)(0))
-    patches = mri.Patches(volumes[: -mri.HELD_OUT], head, o.batch, o.seed)
-
+    base = name == "base"
+    steps = o.steps or (2000 if base else 1000)
+    patches.seed = o.seed if base else o.seed + 1  # what the base has seen, the others see afresh
     net, key = mri.network(), jax.random.key(o.seed)
-    one = mri.loss_of(o.name, net)
+    one = mri.loss_of(name, net)
 
     def mean(params, key, batch, step=None):
         fine, enlarged = batch
         return jax.vmap(lambda k, f, e: one(params, k, f, e))(jax.random.split(key, len(fine)), fine, enlarged).mean(), {}
 
-    rate = states.warmup_stable_decay(o.rate, o.steps, o.steps // 30, o.steps // 3)
+    rate = states.warmup_stable_decay(o.rate, steps, min(50, steps // 10), 0 if base else int(0.8 * steps))
     optimizer = states.adam(rate)
     blank = np.zeros((mri.SIZE, mri.SIZE, 1), np.float32)
-    params = jax.jit(net.init)(jax.random.key(o.seed + 1), blank, np.float32(0), blank)
+    if base:
+        params = jax.jit(net.init)(jax.random.key(o.seed + 1), blank, np.float32(0), blank)
+    else:
+        with Checkpoints(Path(o.out) / "base", read_only=True) as store:
+            params = store.read("ema", "last")[0][states.ONLY]
     state = states.init_state(params, optimizer)
-    step = train_step(mean, optimizer, ema=0.998, key=key)
+    step = train_step(mean, optimizer, ema=0.995, key=key)
     held = jax.jit(lambda params: mean(params, jax.random.key(7), watched)[0])
-    with Checkpoints(Path(o.out) / o.name) as store:
+    with Checkpoints(Path(o.out) / name) as store:
         found, done = store.resume(abstract(states.to_items(state)))
         state = state if found is None else states.from_items(found)
-        begun = time.monotonic()
-        with Progress(o.steps, start=done, label=o.name, unit="patches", per_step=o.batch) as bar:
-            for n in range(done, o.steps):
+        begun = time.process_time()
+        with Progress(steps, start=done, label=name, unit="patches", per_step=o.batch, quiet_every=120) as bar:
+            for n in range(done, steps):
                 state, told = step(state, patches(n))
                 bar.update(n + 1, loss=float(told["loss"]))
-                if (n + 1) % o.save == 0 or n + 1 == o.steps:
+                if (n + 1) % o.save == 0 or n + 1 == steps:
                     value = float(held(state.ema))
                     store.save(n + 1, states.to_items(state), value)
-                    print(f"{o.name} step {n + 1} held out {value:.6f} {time.monotonic() - begun:.0f} s", flush=True)
-    return 0
+                    used = time.process_time() - begun
+                    print(f"{name} step {n + 1} held out {value:.6f}, {used:.0f} s of a core", flush=True)
 
 
 def evaluate(argv) -> int:

@@ -11,6 +11,7 @@ from .codes import quantised, thresholded
 from .conditions import null_like, with_cond
 from .guidance import classifier, classifier_free
 from .score_sde import from_score_sde
+from .slicewise import Slicewise
 from .times import FromNoise, IndexTime, LogSNR, NoiseLevel, Scaled, Sigma, as_time
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "NoiseLevel",
     "Scaled",
     "Sigma",
+    "Slicewise",
     "as_time",
     "classifier",
     "classifier_free",

@@ -7,11 +7,12 @@ wrong becomes one line. What a header says of a patient, and its extensions, are
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import stat
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,6 @@ class _Refused(Exception):
 
 def _unpacked(path, most, name, image_class, head) -> bytes:
     """All bytes of the image, no more than its header wants, which is checked first."""
-    import io
-
     header = image_class.header_class.from_fileobj(io.BytesIO(head), check=False)
     shape = tuple(int(n) for n in header.get_data_shape())
     if not shape or len(shape) > 7 or any(n < 1 for n in shape):
@@ -219,18 +218,9 @@ def write(path: str | os.PathLike, data, source: Volume, axes=(), factor: int = 
     if old is not None:
         header = image.header
         header.set_xyzt_units(*old.get_xyzt_units())
-        forms = {"sform": old.get_sform(coded=True), "qform": old.get_qform(coded=True)}
+        forms = {"qform": old.get_qform(coded=True), "sform": old.get_sform(coded=True)}
         if not any(code for _, code in forms.values()):  # no place is given: only the spacing, and viewers centre it
-            image.set_sform(None, 0)
-            image.set_qform(None, 0)
             header.set_zooms([float(s) / (factor if a in axes else 1) for a, s in enumerate(source.spacing)])
-        else:
-            for name, (form, code) in forms.items():
-                place = finer(form, axes, factor) if code else None
-                getattr(image, f"set_{name}")(place, int(code), update_affine=False)
-            image.update_header() if False else None
+        for name, (form, code) in forms.items():
+            getattr(image, f"set_{name}")(finer(form, axes, factor) if code else None, int(code))
     image.to_filename(str(path))
-
-
-def with_data(source: Volume, data) -> Volume:
-    return replace(source, data=data)
