@@ -1,6 +1,6 @@
 """Restoration methods, one paper per file. Each wraps a denoiser and a measurement and is passed to ``sample``."""
 
-from . import copaint, diffpir, dps, twisted
+from . import copaint, diffpir, dps, partdiff, twisted
 from .blended import Blended
 from .ccdf import CCDF, ilvr
 from .copaint import CoPaint
@@ -13,6 +13,7 @@ from .mcg import MCG
 from .mmps import MMPS
 from .nonequilibrium import Nonequilibrium
 from .optimised_start import optimise_start
+from .partdiff import LateStart, PartDiff
 from .pigdm import PiGDM
 from .psld import PSLD
 from .red_diff import REDDiff
@@ -31,10 +32,12 @@ __all__ = [
     "MCG",
     "MMPS",
     "PSLD",
+    "PartDiff",
     "Blended",
     "CoPaint",
     "DDNMPlus",
     "DiffPIR",
+    "LateStart",
     "Nonequilibrium",
     "PiGDM",
     "REDDiff",
@@ -48,5 +51,6 @@ __all__ = [
     "dps",
     "ilvr",
     "optimise_start",
+    "partdiff",
     "twisted",
 ]

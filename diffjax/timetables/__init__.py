@@ -14,7 +14,7 @@ from ..base import nearest
 from .grids import diffpir, dpir, karras, log_snr, quadratic, respaced, space, space_rounded, uniform
 from .jumps import ddnm, jump_walk, repaint, travel
 from .latent import diffusers, indices_diffusers, ldm, plms, space_ldm
-from .table import Timetable, from_rows, from_times, from_walk, start_at
+from .table import Timetable, from_rows, from_times, from_walk, padded, start_at
 
 __all__ = [
     "Timetable",
@@ -30,6 +30,7 @@ __all__ = [
     "karras",
     "ldm",
     "log_snr",
+    "padded",
     "plms",
     "published",
     "quadratic",

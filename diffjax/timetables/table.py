@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Row, is_concrete, namespace, pytree, replace, static
+from ..base import Row, is_concrete, namespace, pytree, replace, static, whole
 
 FIELDS = ("t", "s", "r", "up", "level", "i", "fresh", "log_snr")
 TOLERANCE = 0.05  # in log-SNR: far above what float32 does to a time, far below what two schedules differ by
@@ -189,3 +189,26 @@ def start_at(table: Timetable, t: float) -> Timetable:
     at_t = table.log_snr[table.t == t][:1] if (table.t == t).any() else [np.nan]
     late = from_times(np.concatenate([[t], times[below]]))
     return replace(late, log_snr=np.concatenate([at_t, table.log_snr[below[:-1]]]))
+
+
+def padded(table: Timetable, rows: int) -> Timetable:
+    """``table`` as one of ``rows`` rows: those that are missing stay at its last time (s = t), where a kernel returns x itself.
+
+    Tables of one length are one program: a sweep over the start (``start_at``) or the number of steps compiles once, and a
+    stack of them can be mapped. The draws and the result are the unpadded walk's. ``sample(..., part=(0, len(table)))`` does
+    not walk the rows added: no network calls there, and no data steps of methods that act wherever they stand.
+    Raises ValueError where the table is longer than ``rows``.
+    """
+    missing = whole("rows", rows) - len(table)
+    if missing < 0:
+        raise ValueError(f"a table of {len(table)} rows cannot be padded to {rows}: give at least {len(table)}")
+    xp = namespace(*(getattr(table, name) for name in FIELDS))
+    last = xp.asarray(table.r)[-1]
+    level = xp.asarray(table.level)[-1] + 1
+    stay = {"level": level, "fresh": True, "log_snr": xp.nan, "up": xp.asarray(table.t)[-1]}
+    fields = []
+    for name in FIELDS:
+        a = xp.asarray(getattr(table, name))
+        more = a[-1] + 1 + xp.arange(missing) if name == "i" else xp.full(missing, stay.get(name, last))
+        fields.append(xp.concatenate([a, more.astype(a.dtype)]))
+    return Timetable(*fields, jumps=table.jumps)

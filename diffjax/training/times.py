@@ -33,13 +33,16 @@ class Uniform:
     """Uniform times, stratified over the batch; ``whole``: the rows 1..T of a table, each equally likely.
 
     epsilon: the lowest time of a formula, as a share of T
+    top:     the highest time, in (0, T]; None: T (PartDiff trains up to K)
     """
 
     epsilon: Any = 1e-5
     whole: bool = static(default=False)
+    top: Any = None
 
     def draw(self, key, count, schedule):
         u, (low, high) = stratified(key, count), span(schedule, self.epsilon)
+        high = high if self.top is None else 1.0 * self.top
         t = 1 + jnp.minimum(jnp.floor(u * high), high - 1) if self.whole else low + (high - low) * u
         return t, jnp.ones_like(t)
 
