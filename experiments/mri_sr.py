@@ -1,10 +1,11 @@
-"""Super-resolution of MR volumes by conditional diffusion: ``python -m experiments.mri_sr train | evaluate``.
+"""Super-resolution of MR volumes by conditional diffusion: ``python -m experiments.mri_sr train | evaluate | export``.
 
 train NAME      base, then regression, sr3 (100 steps), partdiff25, partdiff50: the same small network, patches of 32x32 from 56
                 hippocampi and one head; runs/mri_sr/NAME. The base is trained as SR3's is; each of the others goes on from it
                 for the same number of steps. May be stopped at any time and goes on
 evaluate        bicubic, regression, SR3, PartDiff with K = 25 and 50, PartDiff with DDIM, on the 12 test hippocampi: in-plane and
                 through-plane, x2 and x4, in the layout of PartDiff's tables 5 and 6; writes mri_sr.json
+export NAME     the weights as the shipped ones are: diffjax superresolve --network FOLDER
 
 --data: a folder with hippocampus/ (Medical Segmentation Decathlon, Task04, CC BY-SA 4.0: index.csv, train/, test/) and the head
 lesjak_cs_patient07_T1_brain_mni1mm.nii.gz (Lesjak et al., CC BY), both as the cards of the shipped networks describe them.
@@ -16,17 +17,20 @@ import sys
 import time
 from pathlib import Path
 
-from .tools.study import Parser, UserError, run, unknown, whole
+from .tools import provenance, records
+from .tools.study import Parser, UserError, command, render, run, unknown, whole
+
+COMMANDS = ("train", "evaluate", "export")
 
 
 def main(argv=None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] not in ("train", "evaluate"):
-        if words and words[0] in ("-h", "--help"):
-            print(__doc__)
-            return 0
-        raise unknown("command", words[0], ("train", "evaluate")) if words else UserError("give train or evaluate, or --help")
-    return (train if words[0] == "train" else evaluate)(words[1:])
+    if words and words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if not words or words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS) if words else UserError(f"give {', '.join(COMMANDS)}, or --help")
+    return {"train": train, "evaluate": evaluate, "export": export}[words[0]](words[1:])
 
 
 def train(argv) -> int:
@@ -105,7 +109,64 @@ def train_one(o, name, patches, watched):
 
 
 def evaluate(argv) -> int:
-    raise UserError("not yet")
+    p = Parser("experiments.mri_sr evaluate", __doc__)
+    p.add_argument("--data", default="data/mri")
+    p.add_argument("--networks", default="runs/mri_sr", help="where train left them")
+    p.add_argument("--methods", nargs="+", metavar="METHOD", help="default: all whose networks are trained")
+    p.add_argument("--limit", type=whole(2), help="test volumes (default: all 12)")
+    p.add_argument("--fresh", action="store_true", help="compute again what is known")
+    p.add_argument("--out", **provenance.OUT)
+    o = p.parse(argv)
+
+    import json
+
+    from diffjax.cli.progress import Progress
+
+    from .tools import mri, mri_scores
+
+    for name in o.methods or ():
+        if name not in mri_scores.WAYS:
+            raise unknown("method", name, mri_scores.WAYS)
+    tests = {name: mri_scores.block(v) for name, v in list(mri.hippocampi(o.data, "test").items())[: o.limit]}
+    file = Path(o.networks) / "cells.json"  # a cell at a time: it may be stopped
+    cells = json.loads(file.read_text()) if file.is_file() and not o.fresh else {}
+    there = lambda way: way.network is None or (Path(o.networks) / way.network).is_dir()
+    names = o.methods or [name for name, way in mri_scores.WAYS.items() if there(way)]
+    order = [(name, kind) for name in mri_scores.CHEAP_FIRST if name in names for kind in mri.DEGRADATIONS]
+    with Progress(len(order), label="evaluating", unit="cells") as bar:
+        for name, (plane, factor) in order:
+            way, key = mri_scores.WAYS[name], f"{plane} x{factor}/{name}"
+            known = cells.get(key)
+            step = 0 if way.network is None else mri_scores.weights(o.networks, way.network)[1]
+            if known is None or known["checkpoint"] != step or len(known["psnr"]) != len(tests):
+                found = mri_scores.cell(way, o.networks, plane, factor, tests)
+                cells[key] = found | {"made": provenance.made()}
+                file.write_text(json.dumps(cells, indent=1))
+            bar.update()
+    rows = mri_scores.tables(cells)
+    again = command("experiments.mri_sr", ["evaluate", *argv], extra=["--data", "--networks"])
+    records.write("mri_sr", again, rows, o.out, kind="rows", volumes=list(tests), cells=cells)
+    print(render(rows))
+    return 0
+
+
+def export(argv) -> int:
+    p = Parser("experiments.mri_sr export", __doc__)
+    p.add_argument("name", help="a trained network that predicts noise")
+    p.add_argument("--networks", default="runs/mri_sr")
+    p.add_argument("--out", default="runs/mri_sr/exported")
+    o = p.parse(argv)
+
+    from diffjax.zoo.volumes import save_mri_sr
+
+    from .tools import mri, mri_scores
+
+    if o.name not in mri.NETWORKS or o.name == "regression":
+        raise unknown("network", o.name, [name for name in mri.NETWORKS if name != "regression"])
+    params, step = mri_scores.weights(o.networks, o.name)
+    save_mri_sr(o.out, params, mri.card(o.name, step, params))
+    print(o.out)
+    return 0
 
 
 if __name__ == "__main__":

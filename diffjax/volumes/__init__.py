@@ -5,4 +5,18 @@ from .enlarger import Enlarger, How, superresolve
 from .files import Volume, finer, read, write
 from .resolution import IN_PLANE, THROUGH_PLANE, Coarse
 
-__all__ = ["IN_PLANE", "THROUGH_PLANE", "Coarse", "Cuts", "Enlarger", "How", "Intensity", "Volume", "cuts_of", "finer", "read", "superresolve", "write"]
+__all__ = [
+    "IN_PLANE",
+    "THROUGH_PLANE",
+    "Coarse",
+    "Cuts",
+    "Enlarger",
+    "How",
+    "Intensity",
+    "Volume",
+    "cuts_of",
+    "finer",
+    "read",
+    "superresolve",
+    "write",
+]

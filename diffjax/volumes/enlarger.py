@@ -19,11 +19,11 @@ import numpy as np
 from .. import denoisers, timetables
 from ..base import Measurement
 from ..kernels import DDIM
+from ..method import Method
 from ..methods import DiffPIR
 from ..methods.partdiff import LateStart, PartDiff
 from ..operators import SliceAverage
 from ..sample import begin, plan, sample
-from ..tiles import tiled
 from .resolution import IN_PLANE, Coarse
 
 ORDERS = {IN_PLANE: ((0, 1, 2),), "through-plane": ((1, 0, 2), (2, 0, 1))}
@@ -32,8 +32,12 @@ PIXELS_AT_ONCE = 400_000  # of all cuts in one call of the network: what their a
 
 @dataclasses.dataclass(frozen=True)
 class InTiles:
-    """``net`` on images of any size, those larger than ``size`` in overlapping tiles of at most that size. A network whose
-    numbers are all local gives what it gives of the whole where the overlap is its reach."""
+    """``net`` on images of any size, those larger than ``size`` in tiles of that size that overlap by ``overlap`` pixels or more.
+
+    What a tile says within ``net.reach`` of a border that the image goes on beyond is not used, as far as the overlap allows;
+    tiles fade into each other where both are right. With an overlap of twice the reach and more this is what the network gives
+    of the whole image. Raises ValueError for an overlap that leaves nothing of a tile.
+    """
 
     net: Any
     size: int = 256
@@ -41,15 +45,41 @@ class InTiles:
 
     def apply(self, params, x, t, cond):
         multiple = self.net.multiple
-        sides = [min(n, self.size // multiple * multiple) for n in x.shape[:2]]
+        size = self.size // multiple * multiple
+        sides = [min(n, size) for n in x.shape[:2]]
         if list(x.shape[:2]) == sides:
             return self.net.apply(params, x, t, cond)
-        stride = [n - self.overlap // multiple * multiple for n in sides]
-        if min(stride) < 1:
-            raise ValueError(f"tiles of {self.size} overlap by {self.overlap}: take larger tiles")
-        both = jnp.concatenate([x, cond.astype(x.dtype)], axis=-1)
-        c = x.shape[-1]
-        return tiled(lambda tile: self.net.apply(params, tile[..., :c], t, tile[..., c:]), both, tuple(sides), tuple(stride))
+        if not 0 <= self.overlap <= size - multiple:
+            raise ValueError(f"tiles of {size} overlap by {self.overlap}: take larger tiles, or less")
+        along = [self._along(n, side, multiple) for n, side in zip(x.shape[:2], sides)]
+        corners = np.stack(np.meshgrid(*(starts for starts, _ in along), indexing="ij"), -1).reshape(-1, 2)
+        weights = jnp.asarray((along[0][1][:, None, :, None] * along[1][1][None, :, None, :]).reshape(-1, *sides, 1), x.dtype)
+
+        def add(out, tile):
+            (i, j), weight = tile
+            cut = lambda a: jax.lax.dynamic_slice(a, (i, j, 0), (*sides, a.shape[2]))
+            made = self.net.apply(params, cut(x), t, cut(cond))
+            return jax.lax.dynamic_update_slice(out, cut(out) + weight * made, (i, j, 0)), None
+
+        shape = jax.eval_shape(self.net.apply, params, x[: sides[0], : sides[1]], t, cond[: sides[0], : sides[1]]).shape
+        start = jnp.zeros((*x.shape[:2], shape[-1]), x.dtype)
+        return jax.lax.scan(add, start, (jnp.asarray(corners), weights))[0]
+
+    def _along(self, n, side, multiple):
+        """(where tiles begin, their weights (tiles, side)) along one axis; weights of all tiles sum to 1 everywhere."""
+        count = 1 if side == n else -(-(n - side) // ((side - self.overlap) // multiple * multiple)) + 1
+        starts = (np.linspace(0, (n - side) // multiple, count).round() * multiple).astype(int)
+        unused = min(self.net.reach, max(self.overlap // 2 - multiple, 0))
+        inside = np.arange(side)
+        weights, total = [], np.zeros(n)
+        for start in starts:
+            fade = lambda away: np.clip((away - unused + 1) / (max(self.overlap - 2 * unused, 0) + 1), 1e-9, 1)
+            w = np.ones(side)
+            w *= fade(inside) if start > 0 else 1
+            w *= fade(side - 1 - inside) if start + side < n else 1
+            weights.append(w)
+            total[start : start + side] += w
+        return starts, np.stack([w / total[s : s + side] for s, w in zip(starts, weights)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +105,9 @@ class Enlarger:
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """start: the time to start from (default: the network's K, else 25 hundredths of T); steps: of the walk; orientations: 1 or
-    all stacks; noise_std: of the coarse volume, in [-1, 1], for the data step, None: no data step; eta: of the moves (0: the
-    start alone is random)"""
+    """start: the time to start from (default: the network's K, else a quarter of T), at T in pure noise; steps: of the walk;
+    orientations: 1 or all stacks; noise_std: of the coarse volume, in [-1, 1], for the data step, None: no data step; eta: of
+    the moves (0: the start alone is random, 1: ancestral)"""
 
     start: float | None = None
     steps: int = 5
@@ -95,6 +125,8 @@ def method_of(enlarger, params, low, measured, coarse: Coarse, how: How, start):
         flat = dataclasses.replace(coarse, axis=0)
         A = SliceAverage(coarse.factor, 0) if coarse.plane != IN_PLANE and coarse.how == "box" else flat.operator
         return DiffPIR(denoise, Measurement(measured, A, how.noise_std), lam=1.0, guess=low), DDIM(eta=how.eta), table
+    if start >= enlarger.schedule.T:  # from pure noise: SR3
+        return Method(denoise), DDIM(eta=how.eta), table
     if enlarger.K is None:
         return LateStart(denoise, low), DDIM(eta=how.eta), table
     return PartDiff(denoise, low, K=enlarger.K), DDIM(eta=how.eta), table
@@ -130,7 +162,9 @@ def superresolve(enlarger: Enlarger, coarse: Coarse, measured, key, how: How = H
         for row in range(how.steps):
             x, now, finite = program(*given, own, now, (jnp.int32(row), jnp.int32(row + 1)))
             if not bool(finite[row]):
-                raise ValueError(f"the volume is not finite from step {row + 1} of {how.steps} on: the network does not fit it")
+                raise ValueError(
+                    f"the volume is not finite from step {row + 1} of {how.steps} on: the network does not fit it"
+                )
             if report is not None:
                 report(n * how.steps + row + 1, samples * how.steps)
         x = np.asarray(x)[..., 0] + beyond

@@ -138,3 +138,33 @@ def loss_of(name, net):
 def regress(net, params, enlarged):
     """The regression network: what is added to the enlarged image, at no noise and no x_t."""
     return enlarged + net.apply(params, jnp.zeros_like(enlarged), jnp.zeros(enlarged.shape[:-3]), enlarged)
+
+
+def card(name, step, params) -> dict:
+    """Of an exported network: what it is, what it was trained on, under which licences."""
+    net = network()
+    return {
+        "name": f"mri_sr, {name}",
+        "licence": "CC BY-SA 4.0, as most of the volumes it was trained on",
+        "network": "diffjax.nets.LocalUNet: convolutions alone, told sqrt(abar) and the cut enlarged; predicts the noise",
+        "width": net.width, "multipliers": list(net.multipliers), "betas": list(BETAS), "T": T, "K": NETWORKS[name],
+        "parameters": int(sum(np.size(a) for a in jax.tree.leaves(params))),
+        "weights": "exponential average of the parameters, float16",
+        "degradations": "x2 and x4; in-plane: crop of k-space; through-plane: box-shaped thick slices; enlarged by cubic "
+                        "interpolation",
+        "intensities": "percentiles 0.5 and 99.8 of the volume are -1 and 1",
+        "data": [
+            {"name": f"{60 - HELD_OUT} hippocampi, Medical Segmentation Decathlon, Task04 (T1-weighted, 1 mm)",
+             "origin": "GitHub udacity/nd320-c3-3d-imaging-starter, commit 895fee683624aafe2033521f4d9b6d99accd66d5; images "
+                       "from Vanderbilt University Medical Center; A. L. Simpson et al., arXiv:1902.09063; M. Antonelli et "
+                       "al., Nature Communications 13, 4128 (2022)",
+             "licence": "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)",
+             "changes": "grey values mapped to 8 bits by percentiles"},
+            {"name": "one T1-weighted brain, patient07 of the MS data set of Lesjak et al., in MNI space at 1 mm",
+             "origin": "Z. Lesjak, F. Pernus, B. Likar, Z. Spiclin, Neuroinformatics 2017, doi 10.1007/s12021-017-9348-7; "
+                       "GitHub muschellij2/open_ms_data, commit 65704901f60650824565aa5a4818611aa89716f4",
+             "licence": "CC BY", "changes": "cropped, mapped to 8 bits"},
+        ],
+        "training": {"command": f"python -m experiments.mri_sr train base {name}", "checkpoint": int(step)},
+        "not for": "diagnosis: what is added is what such brains look like, not what was measured",
+    }  # fmt: skip

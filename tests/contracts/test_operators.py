@@ -87,8 +87,25 @@ CASES = [
     case("phase", lambda: O.PhaseRetrieval(2.0), (4, 8, 1), set(), linear=False),
 ]
 by_name = {c.name: c for c in CASES}
-VARIANTS = {"blur-larger-than-image", "blur-per-channel", "blur-subsample3-per-channel", "downsample@blur", "resize3-lanczos", "resize2-fourier"}
-VARIANTS |= {"mask", "fourier-random", "grey", "slices-axis", "thick-slices-axis", "matrix-low-rank", "matrix-tall", "from-function", "cg-stack"}
+VARIANTS = {
+    "blur-larger-than-image",
+    "blur-per-channel",
+    "blur-subsample3-per-channel",
+    "downsample@blur",
+    "resize3-lanczos",
+    "resize2-fourier",
+}
+VARIANTS |= {
+    "mask",
+    "fourier-random",
+    "grey",
+    "slices-axis",
+    "thick-slices-axis",
+    "matrix-low-rank",
+    "matrix-tall",
+    "from-function",
+    "cg-stack",
+}
 FAMILIES = [name for name in by_name if name not in VARIANTS]  # one or two cases for what depends on the code path alone
 
 
