@@ -1,14 +1,14 @@
 """Super-resolution of MR volumes by conditional diffusion: ``python -m experiments.mri_sr train | evaluate | export``.
 
-train NAME      base, then regression, sr3 (100 steps), partdiff25, partdiff50: the same small network, patches of 32x32 from 56
-                hippocampi and one head; runs/mri_sr/NAME. The base is trained as SR3's is; each of the others goes on from it
-                for the same number of steps. May be stopped at any time and goes on
-evaluate        bicubic, regression, SR3, PartDiff with K = 25 and 50, PartDiff with DDIM, on the 12 test hippocampi: in-plane and
-                through-plane, x2 and x4, in the layout of PartDiff's tables 5 and 6; writes mri_sr.json
+train NAME      base, then regression, sr3 (100 steps), partdiff25, partdiff50: the same small network, patches of 32x32 from
+                56 hippocampi and one head; runs/mri_sr/NAME. The base is trained as SR3's is; each of the others goes on from
+                it for the same number of steps. May be stopped at any time and goes on
+evaluate        bicubic, regression, SR3, PartDiff with K = 25 and 50, PartDiff with DDIM, on the 12 test hippocampi: in-plane
+                and through-plane, x2 and x4, in the layout of PartDiff's tables 5 and 6; writes mri_sr.json
 export NAME     the weights as the shipped ones are: diffjax superresolve --network FOLDER
 
---data: a folder with hippocampus/ (Medical Segmentation Decathlon, Task04, CC BY-SA 4.0: index.csv, train/, test/) and the head
-lesjak_cs_patient07_T1_brain_mni1mm.nii.gz (Lesjak et al., CC BY), both as the cards of the shipped networks describe them.
+--data: a folder with hippocampus/ (Medical Segmentation Decathlon, Task04, CC BY-SA 4.0: index.csv, train/, test/) and
+the head lesjak_cs_patient07_T1_brain_mni1mm.nii.gz (Lesjak et al., CC BY), both as the cards of the shipped networks describe them.
 """
 
 from __future__ import annotations

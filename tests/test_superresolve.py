@@ -168,8 +168,7 @@ def test_any_sides_and_axes_and_draws_are_their_own(plane, shape, axis):
 
 
 def test_a_network_that_says_nothing_gives_the_interpolated_volume_and_what_lies_beyond():
-    """eps = z exactly would give x0 = low; of eps = 0 the walk from K ends at x_K / alpha_K. So let the network be right:
-    its noise is that of the start, x - alpha low, over sigma: the result is the interpolated volume, bright voxels included."""
+    """Its noise is that of the start, x - alpha low over sigma: so the result is the interpolated volume, bright voxels too."""
 
     class Right:
         multiple = 4
@@ -251,7 +250,7 @@ def test_superresolve_refuses_in_one_line(tmp_path, capsys, network):
     for words, message in (
         ((cube,), "no thick slices: give --plane in-plane"),
         ((flat,), "one slice along axis 2"),
-        ((series,), "choose one, frame 0 to 2"),
+        ((series,), "choose frame 0 to 2"),
         ((even,), "is 7 everywhere"),
         ((rubbish,), "is no NIfTI volume"),
         ((tmp_path / "missing.nii",), "does not exist"),
@@ -262,14 +261,14 @@ def test_superresolve_refuses_in_one_line(tmp_path, capsys, network):
         ((cube, "--plane", "in-plane", "--network", broken), "damaged"),
     ):
         given = words if "--network" in words else (*words, "--network", network)
-        code, said, err = run(capsys, *given, "--out", out)
+        code, _, err = run(capsys, *given, "--out", out)
         assert code == 2 and message in err and err.count("\n") == 1, (words, err)
         assert not out.exists()
 
 
 def test_superresolve_of_one_slice_in_plane(tmp_path, capsys, network):
     path = scan(tmp_path / "flat.nii", shape=(8, 6, 1), spacing=(1, 1, 5), dtype=np.int16)
-    code, said, err = run(capsys, path, "--plane", "in-plane", "--factor", 2, "--network", network, "--out", tmp_path / "o",
+    code, _, err = run(capsys, path, "--plane", "in-plane", "--factor", 2, "--network", network, "--out", tmp_path / "o",
                           "--samples", 1, "--steps", 1)  # fmt: skip
     assert code == 0, err
     fine = volumes.read(tmp_path / "o" / "flat_x2.nii.gz")
@@ -281,9 +280,9 @@ def test_superresolve_of_one_slice_in_plane(tmp_path, capsys, network):
 def test_networks_that_do_not_fit_their_card_are_refused(tmp_path, network):
     card = json.loads((network / CARD).read_text())
     for change in ({"width": 16}, {"betas": "no"}, {"K": "x"}):
-        folder = tmp_path / str(list(change)[0])
+        folder = tmp_path / next(iter(change))
         folder.mkdir()
         (folder / CARD).write_text(json.dumps(card | change))
         (folder / WEIGHTS).write_bytes((network / WEIGHTS).read_bytes())
-        with pytest.raises(ValueError, match="copy (it|both) again"):
+        with pytest.raises(ValueError, match=r"copy (it|both) again"):
             zoo.mri_sr(folder)

@@ -141,7 +141,7 @@ def test_nan_background_4d_and_flat_files(tmp_path):
     assert any("not finite" in note for note in found.notes)
     series = rng.normal(size=(5, 4, 3, 7)).astype(np.float32)
     path = saved(tmp_path / "4d.nii.gz", series, oblique())
-    with pytest.raises(ValueError, match="holds 7 volumes of 5x4x3: choose one, frame 0 to 6"):
+    with pytest.raises(ValueError, match="holds 7 volumes of 5x4x3: choose frame 0 to 6"):
         volumes.read(path)
     with pytest.raises(ValueError, match="no frame 7"):
         volumes.read(path, 7)

@@ -1,6 +1,6 @@
 """Enlarge an MR volume by conditional diffusion: ``diffjax superresolve SCAN.nii.gz``.
 
-Between thick slices (through-plane, by default where they are thick), or within the slices (--plane in-plane). Leaves in FOLDER
+Between thick slices (through-plane, the default where they are thick), or within them (--plane in-plane). Leaves in FOLDER
 
   SCAN_x4.nii.gz         the mean of the samples, float32, in the scan's intensities and at its place
   SCAN_x4_spread.nii.gz  their standard deviation, in the same units: where it is large, do not believe the result
@@ -53,7 +53,7 @@ def parser() -> options.Parser:
     how.add_argument("--orientations", metavar="N", type=options.whole(1, 2),
                      help="through-plane: stacks of cuts that are averaged at each step, 1 or 2 (default: 2)")  # fmt: skip
     how.add_argument("--noise", metavar="STD", type=float,
-                     help="hold the result to the measured slices: their noise as a share of the range of intensities")  # fmt: skip
+                     help="hold the result to the measured slices: their noise, a share of the range")  # fmt: skip
     how.add_argument("--percentiles", metavar=("LOW", "HIGH"), type=float, nargs=2, default=(0.5, 99.8),
                      help="of intensity, that the network sees as black and white (default: 0.5 99.8)")  # fmt: skip
     how.add_argument("--network", metavar="FOLDER", help="another network, as experiments.mri_sr exports it")
@@ -93,8 +93,8 @@ def _main(argv, stop) -> int:
         raise UserError(f"the result would have {count:,} voxels, {LARGEST:,} are the most: crop {o.scan} first")
     outputs.check_room(out, 10 * count, 5 * count)
     size = lambda shape: "x".join(map(str, shape))
-    print(f"{o.scan}: {size(volume.data.shape)} voxels of {size(f'{s:.3g}' for s in volume.spacing)} mm, {volume.orientation}; "
-          f"{coarse.plane} x{o.factor} along {' and '.join('xyz'[a] for a in coarse.axes)}: {size(fine)}")  # fmt: skip
+    print(f"{o.scan}: {size(volume.data.shape)} voxels of {size(f'{s:.3g}' for s in volume.spacing)} mm, {volume.orientation}"
+          f"; {coarse.plane} x{o.factor} along {' and '.join('xyz'[a] for a in coarse.axes)}: {size(fine)}")  # fmt: skip
     begun = time.perf_counter()
     with outputs.output_folder(out, stop) as folder:
         written = run(o, volume, coarse, network, folder, begun)
@@ -192,7 +192,7 @@ def picture(path, measured, mean, spread, coarse, volume):
 
 
 def _cut(volume, axis, at, spacing):
-    """One cut, the later of its axes upwards, enlarged by repetition and linear steps to square pixels of the finest spacing."""
+    """One cut, the later of its axes upwards, interpolated linearly to square pixels of the finest spacing."""
     import numpy as np
 
     cut = np.take(volume, int(at), axis)

@@ -134,8 +134,8 @@ class ThickSlices(AlongSlices):
     """A(x) = every ``factor`` neighbouring slices of a volume (D, H, W, C) as one thick slice, weighed by a slice profile: for
     axis 0 (D / factor, H, W, C). A scanner's slices are no boxes, may overlap, or leave gaps.
 
-    profile: "box" or "gaussian"; width: of the profile in distances of thick slices, 0.05 to 4: all of a box (0.75 leaves a gap
-    of a quarter), the full width at half maximum of a Gaussian. A box of width 1 is ``SliceAverage``, which is quicker.
+    profile: "box" or "gaussian"; width: of the profile in distances of thick slices, 0.05 to 4: all of a box (0.75 leaves a
+    gap of a quarter), the full width at half maximum of a Gaussian. A box of width 1 is ``SliceAverage``, which is quicker.
     What lies beyond the ends is mirrored. Spectrum: the slices' axis is last. Raises ValueError as ``SliceAverage`` does, and
     for other profiles and widths.
     """

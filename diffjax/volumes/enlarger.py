@@ -32,7 +32,7 @@ PIXELS_AT_ONCE = 400_000  # of all cuts in one call of the network: what their a
 
 @dataclasses.dataclass(frozen=True)
 class InTiles:
-    """``net`` on images of any size, those larger than ``size`` in tiles of that size that overlap by ``overlap`` pixels or more.
+    """``net`` on images of any size, those larger than ``size`` in tiles of that size that overlap by ``overlap`` pixels.
 
     What a tile says within ``net.reach`` of a border that the image goes on beyond is not used, as far as the overlap allows;
     tiles fade into each other where both are right. With an overlap of twice the reach and more this is what the network gives
@@ -162,9 +162,7 @@ def superresolve(enlarger: Enlarger, coarse: Coarse, measured, key, how: How = H
         for row in range(how.steps):
             x, now, finite = program(*given, own, now, (jnp.int32(row), jnp.int32(row + 1)))
             if not bool(finite[row]):
-                raise ValueError(
-                    f"the volume is not finite from step {row + 1} of {how.steps} on: the network does not fit it"
-                )
+                raise ValueError(f"the volume is not finite from step {row + 1} of {how.steps} on: another network?")
             if report is not None:
                 report(n * how.steps + row + 1, samples * how.steps)
         x = np.asarray(x)[..., 0] + beyond

@@ -177,9 +177,7 @@ def _foreign(head) -> str:
 def _frame(frame, shape, name, notes):
     count = math.prod(shape[3:])
     if frame is None:
-        raise ValueError(
-            f"{name} holds {count} volumes of {'x'.join(map(str, shape[:3]))}: choose one, frame 0 to {count - 1}"
-        )
+        raise ValueError(f"{name} holds {count} volumes of {'x'.join(map(str, shape[:3]))}: choose frame 0 to {count - 1}")
     if not 0 <= frame < count:
         raise ValueError(f"{name} has no frame {frame}: choose 0 to {count - 1}")
     notes.append(f"frame {frame} of {count} is taken")

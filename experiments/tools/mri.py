@@ -1,7 +1,7 @@
 """Volumes for super-resolution: what is trained on and tested on, patches, and the network with its ways to predict.
 
-Four degradations, each along every axis when training: in-plane x2, x4 (k-space crop) and through-plane x2, x4 (box-shaped thick
-slices). A network is told one cut of the volume enlarged by cubic interpolation; which degradation it is, it sees from that.
+Four degradations, each along every axis when training: in-plane x2, x4 (k-space crop), through-plane x2, x4 (thick slices,
+boxes). A network is told one cut of the volume enlarged by cubic interpolation; which degradation it is, it sees from that.
 """
 
 from __future__ import annotations
