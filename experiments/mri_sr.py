@@ -8,7 +8,7 @@ evaluate        bicubic, regression, SR3, PartDiff with K = 25 and 50, PartDiff 
 export NAME     the weights as the shipped ones are: diffjax superresolve --network FOLDER
 
 --data: a folder with hippocampus/ (Medical Segmentation Decathlon, Task04, CC BY-SA 4.0: index.csv, train/, test/) and
-the head lesjak_cs_patient07_T1_brain_mni1mm.nii.gz (Lesjak et al., CC BY), both as the cards of the shipped networks describe them.
+the head lesjak_cs_patient07_T1_brain_mni1mm.nii.gz (Lesjak et al., CC BY), as the card of an exported network says.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def train(argv) -> int:
     p.add_argument("names", nargs="+", metavar="NAME")
     p.add_argument("--data", default="data/mri")
     p.add_argument("--out", default="runs/mri_sr")
-    p.add_argument("--steps", type=whole(1), help="default: 2000 of the base, 1000 of the others")
+    p.add_argument("--steps", type=whole(1), default=600, help="default: 600 of each")
     p.add_argument("--batch", type=whole(1), default=16)
     p.add_argument("--rate", type=float, default=1.5e-3)
     p.add_argument("--save", type=whole(1), default=200, metavar="STEPS", help="between checkpoints")
@@ -73,7 +73,7 @@ def train_one(o, name, patches, watched):
     from .tools import mri
 
     base = name == "base"
-    steps = o.steps or (2000 if base else 1000)
+    steps = o.steps
     patches.seed = o.seed if base else o.seed + 1  # what the base has seen, the others see afresh
     net, key = mri.network(), jax.random.key(o.seed)
     one = mri.loss_of(name, net)

@@ -167,8 +167,8 @@ def test_any_sides_and_axes_and_draws_are_their_own(plane, shape, axis):
     assert len(network.programs) == 1
 
 
-def test_a_network_that_says_nothing_gives_the_interpolated_volume_and_what_lies_beyond():
-    """Its noise is that of the start, x - alpha low over sigma: so the result is the interpolated volume, bright voxels too."""
+def test_a_network_that_takes_off_the_noise_alone_gives_the_interpolated_volume():
+    """Its noise is that of the start, x - alpha low over sigma: so it ends at the interpolated volume, bright voxels too."""
 
     class Right:
         multiple = 4
