@@ -16,20 +16,22 @@ c_0 x0^_t + c_t x^_t, the ordinary step towards x0^_t. So the KL is a weighted s
 No code was published. The survey that this follows prints sqrt(alpha_K) where sqrt(abar_K) is meant in the start, "until x_T"
 where the walk ends at x_0, and x_{t-1} without its hat in the posterior; it does not say that the noise is shared.
 
-Taken literally this has a fault. The step from t lands at alpha_s x0^_t, training showed alpha_s x0^_s there, and the walk ends
-at x0^_1 = high + (low - high) / K: 4 % of low remain for K = 25. What a network predicts, and how the walk moves, is therefore
-one of three *targets*. All say x0 = low + m (high - low), and differ in how far they reach:
+Taken literally this has a fault. The step from t lands at alpha_s x0^_t, where training showed alpha_s x0^_s. The walk ends at
+x0^_1 = high + (low - high) / K: 4 % of low remain for K = 25. That is so where low determines high. Where it does not, the
+network takes what the latent lacks of high for a property of high, and more remains. What a network predicts, and how the walk
+moves, is therefore one of three *targets*. All say x0 = low + m (high - low), and differ in how far they reach:
 
-    "eps"      m = lambda_t                                         the literal reading: the noise of x^_t
-    "unmixed"  m = 1                                                high itself; exact at the end, but off the latents of training
-    "drift"    m = lambda_t + (lambda_s - lambda_t) / (1 - r)       lands at alpha_s x0^_s: on the latents of training, exact end
+    "eps"      m = lambda_t                                    the literal reading: the noise of x^_t
+    "unmixed"  m = 1                                           high itself: ends there, but walks off the latents of training
+    "drift"    m = lambda_t + (lambda_s - lambda_t) / (1 - r)  lands at alpha_s x0^_s: stays on them, and ends at high
 
-with r = SNR_t / SNR_s. "drift" is what the interpolated posterior becomes where its lambda is that of s. Any of them gives an
-estimate of high, low + (x0 - low) / m, so a network of one target can move as another; one of target "eps" says nothing of high
-at t = K (m = 0), and magnifies its error by 1 / m after.
+with r = SNR_t / SNR_s. "drift" is what the interpolated posterior becomes where its lambda is that of s. In short steps of
+DDIM it is the flow of the latents' own marginals, so that it ends in the posterior of high. Any target gives an estimate of
+high, low + (x0 - low) / m, so that a network of one can move as another. One of target "eps" says nothing of high at t = K,
+where m = 0, and its error is magnified by 1 / m after.
 
-Late start alone, without alignment, works on any trained prior: :class:`LateStart`, which is CCDF without its projection. Where
-to start: :func:`start_time`. A network that was trained without alignment is aligned by a change of variables: :class:`Aligned`.
+Late start alone, without alignment, works on any trained prior: :class:`LateStart`, which is CCDF without its projection.
+Where to start: :func:`start_time`. A network trained without alignment is aligned by a change of variables: :class:`Aligned`.
 """
 
 from __future__ import annotations
@@ -94,7 +96,8 @@ def mixed(low, high, lam):
 
 def posterior(schedule, low, high, noise, t, s, lam):
     """(mean, std) of the interpolated posterior q(x^_s | x^_t, low, high) as it is printed: lambda times the DDPM posterior of
-    high plus (1 - lambda) times that of low, both latents with the same ``noise``. lam of t is the survey's, that of s "drift"."""
+    high plus (1 - lambda) times that of low, both latents with the same ``noise``. lam: of t, as the survey has it; of s: that of
+    target "drift"."""
     c_0, c_t, std = process.posterior(schedule, t, s)
     mean = lambda x_0: expand(c_0, x_0) * x_0 + expand(c_t, x_0) * process.q_sample(schedule, x_0, t, noise)
     return mixed(mean(low), mean(high), lam), std
@@ -140,9 +143,10 @@ def start_time(schedule, distance, keep=0.1, ancestral=True):
               for images reduced by f, D (1 - 1 / f^2) of D. As what low lacks is the prior's own spread there, its square
               stands for the variance in the contraction's formula
     keep:     in (0, 1): 0.1 leaves a tenth of the difference. Smaller starts higher
-    A whole number for a table (rounded up, 1 to T), otherwise in (0, T]. sigma / alpha at t is distance sqrt((1 - q) / q): three
-    times the distance for a tenth. What low has right is forgotten likewise where the prior varies less than sigma / alpha: a
-    network told low, or a data step, keeps it. Raises ValueError for a distance below 0 or a ``keep`` outside (0, 1).
+    A whole number for a table (rounded up, 1 to T), otherwise in (0, T]. sigma / alpha at t is distance sqrt((1 - q) / q):
+    three times the distance for a tenth. What low has right is forgotten as well, where the prior varies less than
+    sigma / alpha: a network told low, or a data step, keeps it. Raises ValueError for a distance below 0 or a ``keep`` outside
+    (0, 1).
     """
     in_range("distance", distance, 0)
     in_range("keep", keep, 1e-6, 1 - 1e-6)
@@ -279,7 +283,7 @@ class Aligned:
 
         x^_t = alpha_t lambda high + alpha_t (1 - lambda) low + sigma_t eps
 
-    less what is known of it, alpha_t (1 - lambda) low, is a noisy image of high like any other, whose SNR is lambda^2 SNR_t: the
+    less what is known of it, alpha_t (1 - lambda) low, is a noisy image of high like any other, of SNR lambda^2 SNR_t: the
     denoiser is asked at that time. Exact for the exact denoiser. At t = K nothing of high is in the latent: without a network
     that is told low (``cond``), or a data step within ``denoise``, what low knows is lost.
 

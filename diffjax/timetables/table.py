@@ -192,7 +192,7 @@ def start_at(table: Timetable, t: float) -> Timetable:
 
 
 def padded(table: Timetable, rows: int) -> Timetable:
-    """``table`` as one of ``rows`` rows: those that are missing stay at its last time (s = t), where a kernel returns x itself.
+    """``table`` as one of ``rows`` rows: the missing ones stay at its last time (s = t), where a kernel returns x itself.
 
     Tables of one length are one program: a sweep over the start (``start_at``) or the number of steps compiles once, and a
     stack of them can be mapped. The draws and the result are the unpadded walk's. ``sample(..., part=(0, len(table)))`` does

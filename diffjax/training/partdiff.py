@@ -41,7 +41,9 @@ def aligned_target(prediction, target, schedule, low, high, t, noise, K, *, ahea
     if prediction == "x0":
         return x_t, x0
     alpha, sigma = expand(schedule.alpha(t), x0), expand(schedule.sigma(t), x0)
-    eps = noise - alpha / sigma * expand(m - lam, x0) * (high - low)  # (x_t - alpha x0) / sigma, exactly noise where m = lambda
+    eps = noise - alpha / sigma * expand(m - lam, x0) * (
+        high - low
+    )  # (x_t - alpha x0) / sigma, exactly noise where m = lambda
     return x_t, eps if prediction == "eps" else alpha * eps - sigma * x0
 
 

@@ -115,6 +115,13 @@ CASES = [
     Case("twisted", K.DDPM, with_mask(M.TwistedSMC, noise_std=0.1, particles=2, iterations=4), calls=2),
     Case("resampling", K.DDPM, with_mask(M.Resampling, particles=2), calls=2),
     Case("ccdf", K.DDPM, with_mask(M.CCDF), lambda s: dj.timetables.start_at(dj.timetables.log_snr(s, ROWS), 60.0)),
+    Case("late-start", K.DDPM, M.LateStart, lambda s: dj.timetables.start_at(dj.timetables.log_snr(s, ROWS), 20.0)),
+    Case(
+        "partdiff",
+        lambda s: K.DDIM(s, eta=0.5),
+        lambda denoise, y: M.PartDiff(denoise, y, 60.0, target="drift"),
+        lambda s: dj.timetables.start_at(dj.timetables.log_snr(s, ROWS), 60.0),
+    ),
     Case("nonequilibrium", K.DDPM, with_mask(M.Nonequilibrium, noise_std=0.1)),
     Case("dpir", K.Marginal, with_mask(M.DPIR), stochastic=False, starts=False),
 ]

@@ -15,7 +15,6 @@ from diffjax.methods import partdiff
 from diffjax.training.partdiff import aligned_target
 
 
-
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
