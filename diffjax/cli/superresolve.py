@@ -25,7 +25,7 @@ EXAMPLES = (
   diffjax superresolve scan.nii.gz --factor 2 --samples 8           twice, and a better map of the spread
   diffjax superresolve scan.nii.gz --plane in-plane --factor 2      finer pixels within each slice
   diffjax superresolve series.nii.gz --frame 0                      one volume of a 4-D file
-  diffjax superresolve scan.nii.gz --noise 0.02                     slices of the result agree with the measured ones
+  diffjax superresolve scan.nii.gz --free                           not held to the measured slices
 
 Needs nibabel: pip install 'diffjax[medical]'.
 
@@ -35,7 +35,7 @@ Needs nibabel: pip install 'diffjax[medical]'.
 PLANES = ("auto", "through-plane", "in-plane")
 THICK = 1.5  # times the spacing of the other axes
 LARGEST = 300_000_000  # voxels of a result
-LONGEST = 5  # steps without --steps
+STEPS, NOISE = 5, 0.01
 
 
 def parser() -> options.Parser:
@@ -48,12 +48,14 @@ def parser() -> options.Parser:
     what.add_argument("--axis", metavar="N", type=options.whole(0, 2), help="of the slices (default: the largest spacing)")
     what.add_argument("--frame", metavar="N", type=options.whole(0), help="which volume of a 4-D file, from 0")
     how.add_argument("--samples", metavar="N", type=options.whole(1), default=4, help="draws (default: 4; 1: no spread)")
-    how.add_argument("--steps", metavar="N", type=options.whole(1, 100), default=LONGEST,
-                     help=f"network calls for each sample and stack of cuts (default: {LONGEST})")  # fmt: skip
+    how.add_argument("--steps", metavar="N", type=options.whole(1, 100), default=STEPS,
+                     help=f"network calls for each sample and stack of cuts (default: {STEPS})")  # fmt: skip
     how.add_argument("--orientations", metavar="N", type=options.whole(1, 2),
                      help="through-plane: stacks of cuts that are averaged at each step, 1 or 2 (default: 2)")  # fmt: skip
-    how.add_argument("--noise", metavar="STD", type=float,
-                     help="hold the result to the measured slices: their noise, a share of the range")  # fmt: skip
+    how.add_argument("--noise", metavar="STD", type=float, default=NOISE,
+                     help="of the measured slices, to which the result is held, as a share of the intensities' range "
+                     f"(default: {NOISE})")  # fmt: skip
+    how.add_argument("--free", action="store_true", help="do not hold the result to the measured slices")
     how.add_argument("--percentiles", metavar=("LOW", "HIGH"), type=float, nargs=2, default=(0.5, 99.8),
                      help="of intensity, that the network sees as black and white (default: 0.5 99.8)")  # fmt: skip
     how.add_argument("--network", metavar="FOLDER", help="another network, as experiments.mri_sr exports it")
@@ -74,7 +76,7 @@ def _main(argv, stop) -> int:
         raise UserError(f"--factor {o.factor}: the network was trained for 2 and 4, choose one of them")
     if o.plane not in PLANES:
         raise errors.unknown("plane", o.plane, PLANES)
-    if o.noise is not None and not 0 <= o.noise <= 1:
+    if not 0 <= o.noise <= 1:
         raise UserError(f"--noise {o.noise:g} is out of range: give a share of the range of intensities, 0 to 1")
     if not 0 <= o.percentiles[0] < o.percentiles[1] <= 100:
         raise UserError(f"--percentiles {o.percentiles[0]:g} {o.percentiles[1]:g}: give two, 0 <= LOW < HIGH <= 100")
@@ -134,7 +136,7 @@ def run(o, volume, coarse, network, folder, begun) -> list[str]:
     scale = volumes.Intensity.of(volume.data, o.percentiles)
     missing = np.isnan(volume.data)
     measured = np.where(missing, np.float32(-1), scale.normalised(volume.data))
-    how = volumes.How(steps=o.steps, orientations=o.orientations, noise_std=None if o.noise is None else 2 * o.noise)
+    how = volumes.How(steps=o.steps, orientations=o.orientations, noise_std=None if o.free else 2 * o.noise)
     draws = volumes.superresolve
     with Progress(o.samples * o.steps, label="enlarging", quiet_every=20.0) as bar:
         made = draws(network, coarse, measured, jax.random.key(o.seed), how, o.samples, lambda done, total: bar.update(done))
@@ -159,7 +161,7 @@ def run(o, volume, coarse, network, folder, begun) -> list[str]:
     picture(folder / "cuts.png", measured, mean, spread, coarse, volume)
     report = {"scan": str(o.scan), "plane": coarse.plane, "factor": o.factor, "axis": coarse.axis,
               "orientations": o.orientations or (2 if coarse.plane == "through-plane" else 1), "samples": o.samples,
-              "steps": o.steps, "network_calls": o.samples * o.steps, "noise": o.noise, "seed": o.seed,
+              "steps": o.steps, "network_calls": o.samples * o.steps, "noise": None if o.free else o.noise, "seed": o.seed,
               "intensity": {"low": scale.low, "high": scale.high, "percentiles": list(o.percentiles)},
               "shape": list(result.shape), "spacing": [s / (o.factor if a in coarse.axes else 1) for a, s in
                                                         enumerate(volume.spacing)],
