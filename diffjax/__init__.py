@@ -30,6 +30,7 @@ if _TYPE_CHECKING:
         tiles,
         timetables,
         training,
+        volumes,
         zoo,
     )  # fmt: skip
     from .base import Measurement, Prediction, replace
@@ -69,6 +70,7 @@ __all__ = [
     "tiles",
     "timetables",
     "training",
+    "volumes",
     "zoo",
 ]
 

@@ -29,7 +29,7 @@ FLOORS = [
     {"sample"},
     {"methods"},
     {"likelihood"},
-    {"nets", "pictures"},
+    {"nets", "pictures", "volumes"},
     {"convert", "training"},
     {"zoo"},
     {"registry"},
@@ -37,7 +37,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
-OUTSIDE_CORE = {"adaptive", "nets", "pictures", "convert", "training", "zoo", "cli", "__main__"}
+OUTSIDE_CORE = {"adaptive", "nets", "pictures", "volumes", "convert", "training", "zoo", "cli", "__main__"}
 
 
 def modules():

@@ -14,6 +14,7 @@ from . import errors
 # command: (module, what it does)
 PROGRAMS = {
     "restore": ("restore", "fill in, deblur, enlarge or denoise images with a trained prior"),
+    "superresolve": ("superresolve", "enlarge an MR volume, between thick slices or within them"),
     "sample": ("sample", "draw new images from a prior"),
     "train": ("train", "train a prior on a folder of images"),
     "evaluate-prior": ("evaluate_prior", "measure how good a prior is"),

@@ -12,6 +12,7 @@ from .conditions import null_like, with_cond
 from .guidance import classifier, classifier_free
 from .score_sde import from_score_sde
 from .sr3 import from_sr3
+from .slicewise import Slicewise
 from .times import FromNoise, IndexTime, LogSNR, NoiseLevel, Scaled, Sigma, as_time
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "NoiseLevel",
     "Scaled",
     "Sigma",
+    "Slicewise",
     "as_time",
     "classifier",
     "classifier_free",

@@ -7,6 +7,7 @@ from .discriminator import PatchDiscriminator
 from .dncnn import DnCNN
 from .encoder import Encoder
 from .latent_unet import ConditionUNet, LatentUNet
+from .local import LocalUNet
 from .ncsnpp import NCSNpp
 from .nonequilibrium import MultiScaleNet, RadialNet
 from .sr3 import SR3UNet
@@ -23,6 +24,7 @@ __all__ = [
     "DnCNN",
     "Encoder",
     "LatentUNet",
+    "LocalUNet",
     "MultiScaleNet",
     "NCSNpp",
     "PatchDiscriminator",

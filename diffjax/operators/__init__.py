@@ -13,7 +13,7 @@ from .noise import measure
 from .phase import PhaseRetrieval
 from .psf import anisotropic_kernel, gaussian_kernel, motion_kernel, uniform_kernel
 from .resize import Resize, resize, resize_matrix
-from .slices import SliceAverage
+from .slices import SliceAverage, ThickSlices
 from .transforms import Fourier, Hadamard, random_mask
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Resize",
     "SliceAverage",
     "Spectral",
+    "ThickSlices",
     "anisotropic_kernel",
     "cg_prox",
     "check_image",

@@ -3,6 +3,10 @@
 Row i of the matrix weighs pixel j by  scale h(scale (u_i - j)),  u_i = (i + 1/2) / scale - 1/2  (without the two ``scale``
 when enlarging), normalised to sum 1; pixels beyond the edge are mirrored, edge pixel included. Source: Keys 1981 (cubic,
 a = -1/2), MATLAB's documentation. DPS's and DiffPIR's ``Resizer`` and DiffPIR's ``imresize_np`` are this in float32.
+
+"fourier" is no such kernel but their limit: the lowest frequencies of the image mirrored at its edges (its cosine transform)
+are kept as they are and the others cut off, as the smaller k-space of a coarser MR image does, ringing included. Enlarged, it
+is filled up with zeros. Pixels are at the same places as those of the other kernels.
 """
 
 from __future__ import annotations
@@ -39,9 +43,25 @@ KERNELS = {  # name: (h, its width)
 }
 
 
+FOURIER = "fourier"
+
+
 def _check_kernel(kernel):
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel {kernel!r} is unknown: {nearest(kernel, KERNELS)}")
+    if kernel not in (*KERNELS, FOURIER):
+        raise ValueError(f"kernel {kernel!r} is unknown: {nearest(kernel, (*KERNELS, FOURIER))}")
+
+
+def _cosines(n):
+    """(n, n) orthonormal: row k is cos(pi k (j + 1/2) / n)."""
+    rows = np.cos(np.pi * np.arange(n)[:, None] * (np.arange(n) + 0.5) / n) * np.sqrt(2 / n)
+    rows[0] /= np.sqrt(2)
+    return rows
+
+
+def _fourier_matrix(n, m):
+    """(m, n): the first min(m, n) coefficients of n pixels as m pixels. Constants stay what they are."""
+    kept = min(m, n)
+    return np.sqrt(m / n) * _cosines(m)[:kept].T @ _cosines(n)[:kept]
 
 
 @functools.lru_cache(maxsize=64)
@@ -49,9 +69,14 @@ def resize_matrix(n: int, scale: float, kernel: str = "cubic") -> np.ndarray:
     """(ceil(n scale), n) float64: what resizing does along one axis of n pixels. Read-only, kept for the next call."""
     _check_kernel(kernel)
     in_range("scale", scale, 1e-6, 1e6, remedy="give a number > 0, below 1 to shrink")
+    m = math.ceil(n * scale - 1e-9)
+    if kernel == FOURIER:
+        M = _fourier_matrix(n, m)
+        M.setflags(write=False)
+        return M
     h, width = KERNELS[kernel]
     shrink = min(scale, 1.0)
-    m, reach = math.ceil(n * scale - 1e-9), width / shrink
+    reach = width / shrink
     centre = (np.arange(m) + 0.5) / scale - 0.5
     j = np.floor(centre - reach / 2)[:, None].astype(int) + np.arange(math.ceil(reach) + 2)
     weights = h(shrink * (centre[:, None] - j))
@@ -72,7 +97,7 @@ def _decomposed(n, factor, kernel):
 def resize(x, scale: float, kernel: str = "cubic"):
     """(H, W, C) -> (ceil(H scale), ceil(W scale), C), as ``imresize(x, scale)``: enlarges above 1, antialiases below.
 
-    kernel: "cubic", "linear", "box", "lanczos2", "lanczos3". Raises ValueError for other names and for scale <= 0.
+    kernel: "cubic", "linear", "box", "lanczos2", "lanczos3", "fourier". Raises ValueError for other names and for scale <= 0.
     """
     check_axes("resize", x)
     L, R = (jnp.asarray(resize_matrix(n, float(scale), kernel), x.dtype) for n in x.shape[-3:-1])
@@ -83,7 +108,7 @@ def resize(x, scale: float, kernel: str = "cubic"):
 class Resize(Spectral):
     """Super-resolution from antialiased interpolation: (H, W, C) -> (H / factor, W / factor, C), MATLAB's bicubic by default.
 
-    factor: 2, 3, 4, 8, ...; kernel: "cubic", "linear", "box", "lanczos2", "lanczos3"
+    factor: 2, 3, 4, 8, ...; kernel: "cubic", "linear", "box", "lanczos2", "lanczos3", "fourier" (a crop of k-space)
     Separable: two small decompositions per image size, on the host. Spectrum (H, W, C). Raises ValueError for a factor
     below 1 or one that does not divide H and W, and for an unknown kernel.
     """

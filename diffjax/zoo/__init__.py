@@ -5,6 +5,7 @@ from .classifier import fashion_classifier
 from .dncnn import dncnn
 from .lpips import lpips_weights, perceptual
 from .prior import Assumed, Prior, load, names, save
+from .volumes import mri_sr
 
 
 def load_classifier(source, config=None):
@@ -23,6 +24,7 @@ __all__ = [
     "load",
     "load_classifier",
     "lpips_weights",
+    "mri_sr",
     "names",
     "perceptual",
     "save",

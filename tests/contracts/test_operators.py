@@ -71,6 +71,9 @@ CASES = [
     case("fourier-random", lambda: O.Fourier(O.random_mask((5, 6), 0.5, seed=1)), (5, 6, 1)),
     case("slices", lambda: O.SliceAverage(2), (4, 2, 2, 1)),
     case("slices-axis", lambda: O.SliceAverage(3, axis=2), (1, 2, 6, 2)),
+    case("thick-slices", lambda: O.ThickSlices(2, 0, "gaussian", 1.2), (6, 2, 1, 1)),
+    case("thick-slices-axis", lambda: O.ThickSlices(3, axis=2), (1, 2, 6, 2)),
+    case("resize2-fourier", lambda: O.Resize(2, "fourier"), (4, 6, 1)),
     case("matrix", lambda: O.matrix(DENSE, (2, 2, 2)), (2, 2, 2)),
     case("matrix-tall", lambda: O.matrix(WIDE, (2, 4, 1)), (2, 4, 1)),
     case("matrix-low-rank", lambda: O.matrix(LOW_RANK @ DENSE[:2], (8, 1, 1)), (8, 1, 1)),
@@ -84,8 +87,25 @@ CASES = [
     case("phase", lambda: O.PhaseRetrieval(2.0), (4, 8, 1), set(), linear=False),
 ]
 by_name = {c.name: c for c in CASES}
-VARIANTS = {"blur-larger-than-image", "blur-per-channel", "blur-subsample3-per-channel", "downsample@blur", "resize3-lanczos"}
-VARIANTS |= {"mask", "fourier-random", "grey", "slices-axis", "matrix-low-rank", "matrix-tall", "from-function", "cg-stack"}
+VARIANTS = {
+    "blur-larger-than-image",
+    "blur-per-channel",
+    "blur-subsample3-per-channel",
+    "downsample@blur",
+    "resize3-lanczos",
+    "resize2-fourier",
+}
+VARIANTS |= {
+    "mask",
+    "fourier-random",
+    "grey",
+    "slices-axis",
+    "thick-slices-axis",
+    "matrix-low-rank",
+    "matrix-tall",
+    "from-function",
+    "cg-stack",
+}
 FAMILIES = [name for name in by_name if name not in VARIANTS]  # one or two cases for what depends on the code path alone
 
 

@@ -1,0 +1,142 @@
+"""What a restored volume is worth: scores of ``experiments.mri_sr evaluate``, the methods compared, and its tables."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffjax as dj
+from diffjax.training import state as states
+from diffjax.training.checkpoints import Checkpoints
+from diffjax.volumes import THROUGH_PLANE, Coarse, Enlarger, How, superresolve
+
+from . import mri
+from .comparisons import difference
+
+BLOCK = (32, 40, 28)  # every hippocampus contains one; the middle of it is tested, so that one program serves all
+NOISE = 0.02  # of the data step, in [-1, 1]: slices are held nearly exactly
+
+
+@dataclass(frozen=True)
+class Way:
+    """network: whose weights; how: the walk (None: one call); calls: of the network for each cut and stack."""
+
+    network: str | None
+    how: How | None = None
+
+    def calls(self, plane):
+        stacks = 2 if plane == THROUGH_PLANE and self.how is not None and self.how.orientations is None else 1
+        return 0 if self.network is None else 1 if self.how is None else self.how.steps * stacks
+
+
+one, all_ = 1, None
+WAYS = {
+    "bicubic": Way(None),
+    "regression": Way("regression"),
+    "SR3, T = 100": Way("sr3", How(mri.T, mri.T, one, eta=1.0)),
+    "PartDiff, K = 25": Way("partdiff25", How(25, 25, one, eta=1.0)),
+    "PartDiff, K = 50": Way("partdiff50", How(50, 50, one, eta=1.0)),
+    "PartDiff, K = 25, DDIM 5": Way("partdiff25", How(25, 5, one)),
+    "PartDiff, K = 50, DDIM 5": Way("partdiff50", How(50, 5, one)),
+    "SR3, late start at 25": Way("sr3", How(25, 25, one, eta=1.0)),
+    "PartDiff, K = 25, DDIM 5, as one object": Way("partdiff25", How(25, 5, all_, NOISE)),
+}  # in the order of the tables
+CHEAP_FIRST = sorted(WAYS, key=lambda name: WAYS[name].calls(THROUGH_PLANE))
+
+
+def block(x):
+    """The middle of a volume."""
+    starts = [(n - m) // 2 for n, m in zip(x.shape, BLOCK)]
+    return x[tuple(slice(s, s + m) for s, m in zip(starts, BLOCK))]
+
+
+@functools.cache
+def weights(folder, name):
+    """(averaged parameters of the last checkpoint, its step)."""
+    with Checkpoints(Path(folder) / name, read_only=True) as store:
+        found, step = store.read("ema", "last")
+    return found[states.ONLY], step
+
+
+@functools.cache
+def enlarger(folder, name):
+    K = mri.NETWORKS[name]
+    return Enlarger(weights(folder, name)[0], mri.network(), mri.schedule(), None if K is None else float(K))
+
+
+@functools.cache
+def _regression():
+    net = mri.network()
+    return jax.jit(lambda params, cuts: mri.regress(net, params, cuts))
+
+
+def restored(way: Way, folder, coarse: Coarse, measured, seed):
+    """(X, Y, Z) of the coarse volume."""
+    if way.network is None:
+        return coarse.enlarge(measured)
+    if way.how is not None:
+        key = jax.random.key(seed)
+        return next(superresolve(enlarger(folder, way.network), coarse, measured, key, way.how))
+    cuts = dj.volumes.cuts_of(coarse)[0]
+    stack = cuts.of(coarse.enlarge(measured))
+    pads = [(0, 0), *((0, -n % 4) for n in stack.shape[1:])]
+    made = _regression()(weights(folder, way.network)[0], np.pad(stack, pads, "symmetric")[..., None])
+    return cuts.volume(np.asarray(made)[:, : stack.shape[1], : stack.shape[2], 0])
+
+
+@jax.jit
+def _ssim(x, y):
+    slices = lambda a, axis: jnp.moveaxis(a, axis, 0)[..., None]
+    return jnp.concatenate([jax.vmap(dj.metrics.ssim)(slices(x, n), slices(y, n)) for n in range(3)]).mean()
+
+
+def scores(x, truth, coarse) -> dict:
+    """PSNR (range 2), SSIM (mean over all slices of the three directions), and how much neighbouring cuts differ, relative to
+    the truth."""
+    x = np.clip(x, -1, 1).astype(np.float32)
+    axis = dj.volumes.cuts_of(coarse)[0].order[0]
+    between = lambda v: float(np.abs(np.diff(v, axis=axis)).mean())
+    return {"psnr": float(-10 * np.log10(np.mean((x - truth) ** 2) / 4)), "ssim": float(_ssim(x, truth)),
+            "between": between(x) / between(truth)}  # fmt: skip
+
+
+def cell(way: Way, folder, plane, factor, tests: dict, seed=0) -> dict:
+    """Scores of each test volume, in order."""
+    coarse, rows, seconds = Coarse(plane, factor, 2), [], []
+    for n, truth in enumerate(tests.values()):
+        measured = coarse(truth)
+        begun = time.process_time()
+        x = restored(way, folder, coarse, measured, 1000 * seed + n)
+        seconds.append(time.process_time() - begun)
+        rows.append(scores(x, truth, coarse))
+    found = {key: [round(row[key], 5) for row in rows] for key in rows[0]}
+    step = 0 if way.network is None else weights(folder, way.network)[1]
+    return found | {"network_calls": way.calls(plane), "seconds": round(float(np.median(seconds[1:] or seconds)), 3),
+                    "checkpoint": step}  # fmt: skip
+
+
+def tables(cells: dict) -> list[dict]:
+    """A row for each method and degradation: means over the volumes, and the paired difference from SR3 with its 95 %
+    interval."""
+    rows = []
+    for plane, factor in mri.DEGRADATIONS:
+        kind = f"{plane} x{factor}"
+        for name in WAYS:
+            c = cells.get(f"{kind}/{name}")
+            if c is None:
+                continue
+            row = {"degradation": kind, "method": name, "PSNR": float(np.mean(c["psnr"])), "SSIM": float(np.mean(c["ssim"])),
+                   "network calls": c["network_calls"], "seconds of a core": c["seconds"],
+                   "between cuts": float(np.mean(c["between"]))}  # fmt: skip
+            base = cells.get(f"{kind}/SR3, T = 100")
+            if base is not None and name != "SR3, T = 100":
+                row["PSNR from SR3"] = difference(c["psnr"], base["psnr"], "+.2f")
+                row["SSIM from SR3"] = difference(c["ssim"], base["ssim"], "+.4f")
+            rows.append(row)
+    return rows
