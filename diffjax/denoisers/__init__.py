@@ -11,8 +11,8 @@ from .codes import quantised, thresholded
 from .conditions import null_like, with_cond
 from .guidance import classifier, classifier_free
 from .score_sde import from_score_sde
-from .sr3 import from_sr3
 from .slicewise import Slicewise
+from .sr3 import from_sr3
 from .times import FromNoise, IndexTime, LogSNR, NoiseLevel, Scaled, Sigma, as_time
 
 __all__ = [
