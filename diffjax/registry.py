@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import timetables
-from .base import Measurement, nearest
+from .base import Measurement, nearest, pytree
 from .denoisers import from_eps
 from .kernels import DPMSolverPP2M, Kernel
 from .method import GIVES, INSTEAD, NOISE, Method
@@ -283,12 +283,19 @@ _ENTRIES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+@pytree
+class Conditional(Method):
+    """Plain sampling: what is measured is told to the network.                          (Rombach et al. 2022, section 4.4)"""
+
+    paper, link, noise = "Rombach et al. 2022", "arxiv.org/abs/2112.10752", "ignored"
+
+
 def _conditional(denoise, measurement, steps=None, *, table):
-    return Setup(Method(denoise), DPMSolverPP2M(), table)
+    return Setup(Conditional(denoise), DPMSolverPP2M(), table)
 
 
 # of priors that are told the measurement (``zoo.beside``), and of no others: hence not among METHODS
-CONDITIONAL = Entry("conditional", Method, _conditional, "samples a prior that was trained to be told what is measured", 25,
-                    exact=False, latents={})  # fmt: skip
+CONDITIONAL = Entry("conditional", Conditional, _conditional, "samples a prior that is told what is measured", 25, exact=False,
+                    latents={})  # fmt: skip
 for _entry in _ENTRIES:
     register(_entry)

@@ -211,7 +211,8 @@ def about_noise(o, prior, entry, y, A):
 
     if not o.noise:
         return
-    denoise = prior.denoiser(0 if prior.classes else None, clip=entry.clip and prior.autoencoder is None)
+    told = prior.told(Measurement(y, A)) if prior.beside else 0 if prior.classes else None
+    denoise = prior.denoiser(told, clip=entry.clip and prior.autoencoder is None)
     A = A if prior.autoencoder is None else Decoded(A, prior.autoencoder)
     build = lambda std: entry.build(denoise, Measurement(y, A, std), entry.steps if o.steps is None else o.steps)[0]
     try:
