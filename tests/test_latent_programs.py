@@ -84,10 +84,10 @@ def test_half_a_picture(run, folders):
     line = "restore --prior classes --images bundled:fashion --limit 1 --samples 2 --steps 2 --seed 3 --method dps --paste"
     code, error, out = run(line)
     assert code == 0, error
-    report = json.loads((out / "classes" / "metrics.json").read_text())
+    report = json.loads((out / "tiny" / "metrics.json").read_text())
     assert (report["method"], report["network_calls"], report["images"][0]["known"]) == ("dps", 2, 0.5)
     truth = images.to_uint8(zoo.bundled.images("fashion")[0][0])[..., 0].astype(int)
-    found = [read(out, "classes", "images", f"fashion-00-{n}.png") for n in range(2)]
+    found = [read(out, "tiny", "images", f"fashion-00-{n}.png") for n in range(2)]
     for pasted in found:
         assert np.abs(pasted[:, :16] - truth[:, :16]).max() <= 1 and np.abs(pasted[:, 16:] - truth[:, 16:]).max() > 5
     assert np.abs(found[0] - found[1])[:, 16:].mean() > 1
@@ -145,7 +145,7 @@ def linear_prior(seed=0):
     auto = autoencoder.linear(D, f=4)
     card = json.dumps({"autoencoder": {"config": {"channels": 1}}})
     return zoo.Prior(
-        jnp.asarray(w), schedule, "linear", Net(), (2, 2, 3), "eps", 4, (), card, null=np.int32(4), autoencoder=auto
+        jnp.asarray(w), schedule, "linear", Net(), (2, 2, 3), "v", 4, (), card, null=np.int32(4), autoencoder=auto
     )
 
 
@@ -166,7 +166,7 @@ def test_an_image_in_a_batch_is_what_it_is_alone(name):
     method, kernel, table = entry.build(prior.denoiser(), Measurement(ys[2], A, 0.0), 4)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), 0)
     z = dj.sample(key, method, table, prior.shape, kernel=kernel).x
-    np.testing.assert_allclose(many.x[2, 0], prior.decode(z), atol=2e-5)
+    np.testing.assert_allclose(many.x[2, 0], prior.decode(z), rtol=1e-4, atol=2e-5)
 
 
 def test_one_program_for_weights_and_scales_of_guidance():

@@ -74,8 +74,8 @@ def test_pipeline_replays(golden_file, tmp_path):
         A = dj.operators.Decoded(dj.operators.Mask(1 - hole), auto)
         pasted = (np.clip(A.picture(found, (1 - hole) * image), -1, 1) + 1) / 2
         check("inpainted", pasted, last(run["inpainted"])[0], OUT)
-        difference = np.abs(np.floor(255 * pasted + 1e-3) - run["inpainted_uint8"])
-        assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+        levels = np.floor(255 * pasted + 1e-3)  # the official cut takes a level that rounding put below a whole number down
+        assert np.isin(levels - run["inpainted_uint8"], (0, 1)).all()
         return
     assert prior.net.concat == run["LR"].shape[1]
     found = walked(prior, run, meta, {"concat": jnp.asarray(last(run["LR"])[0])})
