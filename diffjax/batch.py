@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import denoisers, kernels, parallel
-from .base import Measurement, nearest, replace
+from .base import Measurement, Units, nearest, replace
 from .method import as_method
 from .operators import Mask
 from .registry import Entry
@@ -174,11 +175,13 @@ def check(prior, entry, ys, operators, noise_std=0.0, labels=None, cfg=1.0, step
     label, first = int(indices[0]) if labelled else None, jax.tree.map(lambda a: a[0], job.settings)
     build = lambda y, A: job.build((prior.params, classifier), y, A, label, first)
     build(np.zeros_like(ys[0]), job.operator(0))  # what is wrong whatever the image is
-    for n, name in enumerate(names):
-        try:
-            method, kernel, table = build(ys[n], job.operator(n))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Units)  # here all are in [-1, 1]
+        for n, name in enumerate(names):
+            try:
+                method, kernel, table = build(ys[n], job.operator(n))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
     plan(method, table, prior.shape, kernel=kernel)  # the combination, before anything is compiled
     return replace(job, table=table)
 

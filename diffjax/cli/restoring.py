@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -175,14 +176,16 @@ def _depends(o, prior, classifier) -> dict:
 def about_noise(o, prior, entry, y, A):
     """Say what a method without a model of the noise makes of it; UserError where it refuses noise."""
     from .. import registry
-    from ..base import Measurement
+    from ..base import Measurement, Units
 
     if not o.noise:
         return
     denoise = prior.denoiser(0 if prior.classes else None, clip=entry.clip)
     build = lambda std: entry.build(denoise, Measurement(y, A, std), entry.steps if o.steps is None else o.steps)[0]
     try:
-        method = build(2 * o.noise)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Units)  # here all are in [-1, 1]
+            method = build(2 * o.noise)
     except ValueError as error:
         try:
             build(0.0)
