@@ -12,6 +12,7 @@ import functools
 import inspect
 import math
 import operator
+import warnings
 from typing import Any
 
 import jax
@@ -246,6 +247,10 @@ class Row:
     m: Any = None
 
 
+class Units(UserWarning):
+    """Numbers that look as if they were in other units than they are taken in."""
+
+
 @pytree
 class Measurement:
     """y = A(x) + noise_std * unit Gaussian noise, with everything in the units of ``value_range``.
@@ -256,7 +261,8 @@ class Measurement:
                   [-1, 1]. The two are never converted silently. One number; an array that broadcasts to y: one per
                   channel, or one per entry; or a tuple of these for the parts of ``operators.stack``
     value_range:  (low, high) of clean measurements
-    Raises ValueError when a concrete ``y`` lies far outside ``value_range``, and for a function that is no operator.
+    Raises ValueError when a concrete ``y`` lies far outside ``value_range``, and for a function that is no operator. Warns
+    (:class:`Units`) when a concrete y for the range (-1, 1) has only values in [0, 1].
     """
 
     y: Any
@@ -298,3 +304,6 @@ class Measurement:
             hint = "divide an 8-bit image by 127.5 and subtract 1, else " if y_max > 2 else ""
             hint += "pass value_range="
             raise ValueError(f"y spans [{y_min:.4g}, {y_max:.4g}], far outside value_range {self.value_range}: {hint}")
+        if (low, high) == (-1, 1) and y.size >= 256 and y_min >= 0 and 0.5 < y_max <= 1:  # few pictures have no dark pixel
+            warnings.warn(f"y spans [{y_min:.4g}, {y_max:.4g}] and is taken as [-1, 1]: if [0, 1] was meant, give 2 y - 1",
+                          Units, stacklevel=3)  # fmt: skip

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import denoisers, kernels, parallel
-from .base import Measurement, nearest, replace
+from .base import Measurement, Units, nearest, replace
 from .method import as_method, check_operator
 from .operators import Decoded, Mask, masked_latents
 from .registry import Entry
@@ -218,11 +219,13 @@ def check(prior, entry, ys, operators, noise_std=0.0, labels=None, cfg=1.0, step
     if paste:
         check_operator("paste=", job.operator(0), ("pinv",))
     build(np.zeros_like(ys[0]), job.operator(0))  # what is wrong whatever the image is
-    for n, name in enumerate(names):
-        try:
-            method, kernel, table = build(ys[n], job.operator(n))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Units)  # here all are in [-1, 1]
+        for n, name in enumerate(names):
+            try:
+                method, kernel, table = build(ys[n], job.operator(n))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
     plan(method, table, prior.shape, kernel=kernel)  # the combination, before anything is compiled
     return replace(job, table=table)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import Measurement, is_concrete, short, whole
+from .base import Measurement, in_range, is_concrete, short, whole
 from .method import Method
 from .operators import check_image
 from .timetables import Timetable
@@ -54,6 +54,8 @@ def check_state(shape_or_x, state, dtype):
         x = jnp.asarray(shape_or_x)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"the start is {x.dtype}: give floating numbers in [-1, 1], for example image / 127.5 - 1")
+        most = float(jnp.finfo(x.dtype).max)
+        in_range("the start", x, -most, most, remedy="give finite numbers")
         return x.shape, x.dtype, x
     try:
         shape = tuple(whole("a side of the image", n) for n in shape_or_x)

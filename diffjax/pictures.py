@@ -192,6 +192,8 @@ def _pixels(image, raw, name, notes):
         image = _converted(image, "LA")
     image = _to_srgb(image, notes)
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        if image.mode != "P":
+            notes.append(f"{image.mode} without a usable colour profile: converted to RGB by the plain formula")
         image = _converted(image, "RGB")
     channels = len(image.getbands())
     pixels = np.empty((image.height, image.width, channels + (keyed is not None)), np.uint8)

@@ -1,6 +1,7 @@
 """The door of ``sample``: one program for every call, one schedule, and one line for arguments of the wrong kind."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -292,6 +293,14 @@ WRONG = {
         lambda: M.optimise_start(KEY, denoiser(), measured(), dj.timetables.start_at(TABLE, 200.0), SHAPE, iterations=1),
         "pure noise is no image",
     ),
+    "a start that is not finite": (
+        lambda: dj.sample(KEY, denoiser(), TABLE, np.full(SHAPE, np.nan, np.float32)),
+        "the start nan",
+    ),
+    "images without a spread": (
+        lambda: dj.denoisers.from_edm(lambda x, i: x, None, SCHEDULE, sigma_data=np.float32(-1)),
+        "sigma_data -1",
+    ),
     "an optimised start under noise": (
         lambda: M.optimise_start(KEY, denoiser(), measured(), TABLE, SHAPE, iterations=1, kernel=K.DDPM()),
         "draws noise",
@@ -310,6 +319,17 @@ def test_one_line_names_the_remedy(what):
 def test_a_whole_prior_is_sent_to_its_denoiser(prior):
     with pytest.raises(ValueError, match=r"call its .denoiser\(\)"):
         dj.sample(KEY, prior, TABLE, SHAPE)
+
+
+def test_a_measurement_that_may_be_in_another_range_is_said():
+    """Of a picture in [0, 1] where [-1, 1] is the range; not of one that reaches below 0, nor where the range is told."""
+    y = np.random.default_rng(0).uniform(0, 1, (16, 16, 1)).astype(np.float32)
+    A = dj.operators.Mask(np.ones((16, 16, 1)))
+    with pytest.warns(dj.base.Units, match=r"if \[0, 1\] was meant, give 2 y - 1"):
+        dj.Measurement(y, A)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dj.Measurement(2 * y - 1, A), dj.Measurement(y, A, value_range=(0, 1)), dj.Measurement(0 * y, A)
 
 
 def test_numpy_counts_are_counts():

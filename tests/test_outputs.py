@@ -13,7 +13,7 @@ import tiny_prior
 from PIL import Image
 
 from diffjax import batch
-from diffjax.cli import images, lock, options, outputs, restore, train
+from diffjax.cli import images, lock, options, outputs, restore, train, training_run
 from diffjax.cli.errors import UserError
 
 SETTINGS = {"place": "p", "seed": 1}
@@ -249,6 +249,16 @@ def test_a_training_that_is_interrupted_before_it_begins(prior, tmp_path):
     made = lambda: (tmp_path / "out").exists()
     code, seconds, said = interrupts.end(interrupts.start(interrupts.TRAIN, tmp_path), signal.SIGINT, made)
     assert code == 130 and seconds < 4 and "saved step" not in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "samples_0000020.png"])
+def test_a_training_overwrites_nobody(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    run = object.__new__(training_run.Run)
+    run.folder = tmp_path
+    with pytest.raises(ValueError, match=f"has a {name} that no training run wrote"):
+        run._claim_folder()
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "mine")]
 
 
 def test_tiles_cover_and_weigh_one():

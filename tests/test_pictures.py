@@ -59,7 +59,7 @@ MODES = {
     "float [-1, 1]": (lambda p: save(p / "a.tif", RAMP.astype(np.float32) / 127.5 - 1), RAMP, "taken as [-1, 1]", 0),
     "float 0..200": (lambda p: save(p / "a.tif", np.float32(RAMP % 200)), RAMP % 200, "taken as 0..255", 0),
     "32-bit": (lambda p: save(p / "a.tif", RAMP.astype(np.int32)), RAMP, "taken as 0..255", 0),
-    "CMYK": (lambda p: save(p / "a.tif", Image.fromarray(RGB).convert("CMYK")), RGB, None, 2),
+    "CMYK": (lambda p: save(p / "a.tif", Image.fromarray(RGB).convert("CMYK")), RGB, "CMYK without a", 2),
     "1-bit": (lambda p: save(p / "a.png", RAMP > 99), (RAMP > 99) * 255, None, 0),
     "palette": (
         lambda p: save(p / "a.gif", Image.fromarray(RAMP // 64 * 64).convert("P")),

@@ -60,6 +60,7 @@ class Loop:
             raise ValueError(f"{self.folder} holds checkpoints and no config.json, which says of what run: put it back, or "
                              "use another --out")  # fmt: skip
         strangers = [n for n in ("config.json", "log.jsonl") if (self.folder / n).exists()]
+        strangers += sorted(p.name for p in self.folder.glob("samples_*.png"))
         if strangers and not (self.folder / prior.SIGNATURE).is_file() and not place.is_dir():
             raise ValueError(f"{self.folder} has a {strangers[0]} that no training run wrote: use another --out")
         if self.chief:

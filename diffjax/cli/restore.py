@@ -179,7 +179,8 @@ def _main(argv, stop) -> int:
         if len(done) > 1:
             print(f"\nprior {content['prior']}")
         print(report.table(content))
-        print(f"compiled in {content['seconds_compile']:.1f} s, ran in {content['seconds_run']:.1f} s: {grid}")
+        some = f" (the first {report.ROWS} images)" if len(content["images"]) > report.ROWS else ""
+        print(f"compiled in {content['seconds_compile']:.1f} s, ran in {content['seconds_run']:.1f} s: {grid}{some}")
     lost = sum(len(content.get("failed", ())) for content in done)
     if lost:
         print(f"error: {lost} of the images could not be restored, see above: the others are in {out}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -206,7 +207,7 @@ def method_of(o, prior) -> str:
 
 def about_noise(o, prior, entry, y, A):
     """Say what a method without a model of the noise makes of it; UserError where it refuses noise."""
-    from ..base import Measurement
+    from ..base import Measurement, Units
     from ..operators import Decoded
 
     if not o.noise:
@@ -216,7 +217,9 @@ def about_noise(o, prior, entry, y, A):
     A = A if prior.autoencoder is None else Decoded(A, prior.autoencoder)
     build = lambda std: entry.build(denoise, Measurement(y, A, std), entry.steps if o.steps is None else o.steps)[0]
     try:
-        method = build(2 * o.noise)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Units)  # here all are in [-1, 1]
+            method = build(2 * o.noise)
     except ValueError as error:
         try:
             build(0.0)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base import Prediction, a_schedule, expand, is_concrete, like, pytree, safe_divide, static, time_dtype
+from ..base import Prediction, a_schedule, expand, in_range, is_concrete, like, pytree, safe_divide, static, time_dtype
 from ..process import posterior
 from .times import IndexTime, LogSNR, as_time
 
@@ -196,5 +196,6 @@ def from_edm(apply, params, schedule, *, sigma_data=0.5, cond=None, time=None):
     apply, cond, time: as of :func:`from_eps`, but for the default of ``time``, ``LogSNR(-1 / 8)``, which is c_noise.
     """
     a_schedule(schedule)
+    in_range("sigma_data", sigma_data, 1e-9, 1e9, remedy="give the standard deviation of the images, for example 0.5")
     time = LogSNR(-0.125) if time is None else as_time(time)
     return _EDM(params, schedule, sigma_data, cond, time, _by_value(apply))
