@@ -7,7 +7,9 @@ Between thick slices (through-plane, the default where they are thick), or withi
   cuts.png               three cuts: measured, interpolated, restored, spread
   metrics.json           what was run, the scale of intensities, how long it took
 
-The network knows T1-weighted brains at 1 mm. What it adds is what such brains look like, not what was measured: no diagnosis.
+Measured slices are taken as plain averages of the fine ones (in-plane: as a crop of k-space), and the result is held to them
+as far as their noise lets it (--noise, --free). The network knows T1-weighted brains at 1 mm. What it adds is what such
+brains look like, not what was measured: no diagnosis.
 """
 
 from __future__ import annotations
