@@ -40,9 +40,9 @@ FACTOR, KEEP = 4, 0.1
 CALLS, AT = (3, 6, 12), 6  # budgets; the one of the sweep over starts
 STARTS = (100, 250, 550, 800)  # beside the rule's
 REGISTERED = {"CCDF": "ccdf", "DDNM": "ddnm", "DiffPIR": "diffpir", "DPS": "dps"}
-METHODS = ("late start", "late start, DDIM", "PartDiff", *REGISTERED)
-FROM_NOISE = ("DDNM", "DiffPIR")
 SWEPT = ("late start", "PartDiff", "CCDF", "DDNM")
+METHODS = (*SWEPT, "DiffPIR", "DPS", "late start, DDIM")  # in this order, so that a method has one colour
+FROM_NOISE = ("DDNM", "DiffPIR")
 
 
 def build(name, prior, y, low, table):
