@@ -155,9 +155,15 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), covariances with n - 1. a: (n, d), b: (m, d),
     features, not pixels. Never negative; 0 for equal sets. It is biased upward by terms of order 1/n: compare
     values of equal n only. tr (S_a S_b)^(1/2) is the sum of the roots of the eigenvalues of S_a^(1/2) S_b
-    S_a^(1/2), which is symmetric. Raises ValueError for other shapes.
+    S_a^(1/2), which is symmetric; of fewer vectors than features it is that of the singular values of A B^T, where
+    S_a = A^T A and S_b = B^T B. Raises ValueError for other shapes.
     """
     a, b = _vectors("frechet_distance", a, b)
+    if min(len(a), len(b)) < a.shape[1]:
+        root_a, root_b = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (a, b))
+        cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+        distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.sum(root_a**2) + np.sum(root_b**2) - 2 * cross
+        return max(float(distance), 0.0)
     cov_a, cov_b = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (a, b))
     values, vectors = np.linalg.eigh(cov_a)
     root_a = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T

@@ -233,25 +233,29 @@ def test_gradient_through_decode_is_that_of_finite_differences():
 
 
 def test_a_prior_of_latents_is_measured(folders):
-    """Reconstructions and held-out loss, of pictures given; the sampler decodes."""
-    prior = zoo.load(folders / "words")
-    x = images.to_uint8(zoo.bundled.images("fashion")[0][:16])
-    cond = jax.tree.map(lambda *a: np.stack(a), *[prior.vocabulary.condition(text) for text in ["a bag", "red"] * 8])
-    given = data.Images(x, cond, x, cond)
+    """Reconstructions and held-out loss, of pictures given."""
+    prior = zoo.load(folders / "classes")
+    x, labels = zoo.bundled.images("fashion")
+    x, labels = images.to_uint8(x[:8]), labels[:8].astype(np.int32)
     flat = lambda x: x.reshape(len(x), -1)[:, ::64].astype(float)
     found = quality.reconstructions(prior, x, flat)["autoencoder"]
-    back = np.asarray(jax.vmap(lambda x: prior.decode(prior.autoencoder.encode(x)))(x.astype(np.float32) / 127.5 - 1))
+    back = jax.jit(jax.vmap(lambda auto, x: auto.decode(auto.encode(x)), (None, 0)))(prior.autoencoder, quality.to_float(x))
     error = np.mean((np.clip(back, -1, 1) - (x / 127.5 - 1)) ** 2, axis=(1, 2, 3))
     assert found["psnr"] == pytest.approx(np.mean(10 * np.log10(4 / error)), abs=2e-3) and found["frechet"] > 0
-    losses, count = quality.held_out_loss(prior, given)
-    assert count == 16 and np.isfinite(losses).all() and len(losses) == 8
-    options = SimpleNamespace(batch=8, seed=0)
-    from diffjax import kernels, timetables
+    losses, count = quality.held_out_loss(prior, data.Images(x, labels, x, labels))
+    assert count == 8 and np.isfinite(losses).all() and len(losses) == 8
+    assert (
+        quality.block(prior)[0] is quality.by_classifier and quality.block(prior_of_colour(prior))[0] is quality.by_neighbours
+    )
 
-    draw = quality.sampler(prior, kernels.DDIM(), timetables.log_snr(prior.schedule, 2), options, guided=True)
+
+def test_samples_of_conditions_are_decoded(folders):
+    prior = zoo.load(folders / "words")
+    cond = jax.tree.map(lambda *a: np.stack(a), *[prior.vocabulary.condition(text) for text in ["a bag", "red"] * 4])
+    table = dj.timetables.log_snr(prior.schedule, 1)
+    draw = quality.sampler(prior, dj.kernels.DDIM(), table, SimpleNamespace(batch=8, seed=0), guided=True)
     drawn = draw(quality.rows_of(cond, np.arange(8)), 2.0)
     assert drawn.shape == (8, 32, 32, 1) and drawn.dtype == np.uint8 and drawn.std() > 1
-    assert quality.block(prior_of_colour(prior))[0] is quality.by_neighbours
 
 
 def prior_of_colour(prior):

@@ -206,6 +206,16 @@ def test_nearest_equals_a_double_loop():
     assert not np.any(which == np.arange(len(b)))
 
 
+def test_frechet_of_fewer_vectors_than_features():
+    """As by the eigenvalues of the product of both covariances, which has no symmetric root."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0, 1, (9, 20)) @ rng.normal(0, 1, (20, 20)), rng.normal(0.5, 2, (14, 20))
+    covariances = [np.cov(f, rowvar=False) for f in (a, b)]
+    cross = np.sqrt(np.clip(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()
+    wanted = np.sum((a.mean(0) - b.mean(0)) ** 2) + sum(map(np.trace, covariances)) - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(wanted, rel=1e-6) and frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
 def test_precision_and_recall_by_hand():
     """Four points a line each, k = 1: balls of the real ones cover [-1, 4], those of the others [-2.5, 2] and around 10."""
     column = lambda *values: np.array(values)[:, None]
