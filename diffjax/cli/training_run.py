@@ -19,6 +19,7 @@ from ..zoo import prior
 from . import samples
 from .config import CHANGEABLE, TrainConfig
 from .config import read as read_config
+from .errors import UserError
 from .lock import Lock
 from .progress import Progress
 
@@ -119,6 +120,10 @@ class Run:
                 return self._train(self.config, store, stop)
         except checkpoints.SaveError as error:
             self.say(f"\nerror: {error}: make room or rights, the same command goes on from the step before")
+            return 1
+        except (OSError, UserError) as error:  # of the log or of samples: a full disk
+            self.say(f"\nerror: {self.folder} cannot be written ({getattr(error, 'strerror', None) or error}): make room or "
+                     "rights, the same command goes on from the last checkpoint")  # fmt: skip
             return 1
 
     def _train(self, c, store, stop) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 
 from .. import pictures
 from ..base import nearest
+from ..wording import reading
 
 IDX_HINT = (
     "Fashion-MNIST's four idx files come with the Debian package dataset-fashion-mnist "
@@ -60,6 +61,7 @@ def decode(example, key=None):
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
+@reading()
 def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int = 512, classes: int = 0) -> Images:
     """Read a data set.
 

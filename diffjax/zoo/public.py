@@ -33,7 +33,7 @@ from .. import denoisers
 from ..base import nearest, pytree, static, time_dtype
 from ..convert import adm, ddpm, files, strict
 from ..nets import DDPMUNet, Encoder, UNet
-from ..wording import printable, some
+from ..wording import printable, reading, some
 from . import hub, parents, schedulers
 from .network import safe_name
 from .places import is_public, locate
@@ -68,6 +68,7 @@ OTHERS = {"all_modules.": "score-SDE", "model.diffusion_model.": "latent diffusi
           "model.map_layer0.": "EDM", "map_layer0.": "EDM", "unet.": "a pipeline of several networks"}  # fmt: skip
 
 
+@reading()
 def load(source, config: Mapping | None = None) -> Prior:
     """The prior of a public checkpoint.
 
@@ -179,6 +180,7 @@ def _gradient(classifier, schedule, label, x, t):
     return jax.grad(log_p)(x)
 
 
+@reading()
 def load_classifier(source, config: Mapping | None = None) -> Classifier:
     """A classifier of noisy images of guided-diffusion (64x64_classifier.pt ... 512x512_classifier.pt) from a file.
 
