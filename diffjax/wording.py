@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -19,6 +20,18 @@ def printable(text, most: int = 300) -> str:
     text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     end = most // 4
     return text if len(text) <= most else f"{text[: max(most - end - 5, 1)]} ... {text[-end:]}"
+
+
+@contextlib.contextmanager
+def reading():
+    """Around questions about files, also as a decorator. pathlib's raise where a folder above may not be read, or where a name
+    is too long: that becomes a ValueError, one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise ValueError(f"{printable(error.filename)} cannot be read ({error.strerror})") from error
 
 
 def some(names, most: int = 8, width: int = 80) -> str:

@@ -13,7 +13,7 @@ import tiny_prior
 from PIL import Image
 
 from diffjax import batch
-from diffjax.cli import images, lock, options, outputs, restore, train, training_run
+from diffjax.cli import evaluate_prior, export, images, lock, options, outputs, restore, sample, train, training_run
 from diffjax.cli.errors import UserError
 
 SETTINGS = {"place": "p", "seed": 1}
@@ -133,6 +133,18 @@ def test_numbers_of_a_training(line, tmp_path, capsys):
 
 
 # --- whole programs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program, line", [
+    (restore, "--images LONG"), (restore, "--prior LONG"), (restore, "--mask LONG/a.png"), (restore, "--out LONG"),
+    (restore, "--images LONG.npy"), (train, "LONG"), (train, "default --data LONG"), (sample, "--prior LONG.pt"),
+    (export, "LONG x"), (evaluate_prior, "LONG"), (restore, "--classifier LONG.pt --label 1"),
+])  # fmt: skip
+def test_questions_about_files_that_fail_are_one_line(program, line, capsys):
+    """A name that no file system has: pathlib raises, as it does in a folder that may not be read."""
+    assert program.main(line.replace("LONG", "/tmp/" + 300 * "a").split()) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ") and "aaa" in said[0] and "too long" in said[0]
 
 
 @pytest.fixture(scope="module")

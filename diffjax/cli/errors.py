@@ -67,8 +67,8 @@ def needs(what: str, install: str) -> Iterator[None]:
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Run a program: its exit code, 2 after a UserError or a ValueError of the library (said in one line on stderr), 130
-    after Ctrl-C.
+    """Run a program: its exit code, 2 after a UserError, a ValueError of the library or an OSError that names a file (said in
+    one line on stderr), 130 after Ctrl-C.
 
     `if __name__ == "__main__": sys.exit(errors.run(main))`. Any other exception is a bug and keeps its
     traceback.
@@ -84,6 +84,11 @@ def run(main: Callable[[], int | None]) -> int:
         if not (isinstance(error, UserError) or of_library(error)):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a question about a file that may not be asked: no permission, a name too long, a full disk
+        if error.filename is None:
+            raise
+        print(f"error: {one_line(ValueError(error.filename))} cannot be used ({error.strerror})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

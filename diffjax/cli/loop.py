@@ -17,6 +17,7 @@ from ..training import checkpoints, state
 from ..zoo import prior
 from .config import CHANGEABLE
 from .config import read as read_config
+from .errors import UserError
 from .lock import Lock
 from .progress import Progress
 
@@ -84,6 +85,10 @@ class Loop:
                 return self._train(self.config, store, stop)
         except checkpoints.SaveError as error:
             self.say(f"\nerror: {error}: make room or rights, the same command goes on from the step before")
+            return 1
+        except (OSError, UserError) as error:  # of the log or of samples: a full disk
+            self.say(f"\nerror: {self.folder} cannot be written ({getattr(error, 'strerror', None) or error}): make room or "
+                     "rights, the same command goes on from the last checkpoint")  # fmt: skip
             return 1
 
     def _train(self, c, store, stop) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import pictures
 from ..base import nearest
+from ..wording import reading
 
 TOKENS = ("tokens", "boxes", "classes")  # of a condition of words and boxes
 IDX_HINT = (
@@ -63,6 +64,7 @@ def decode(example, key=None):
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
+@reading()
 def load(path, *, size: int, channels: int = 1, fit: str = "pad", holdout: int = 512, classes: int = 0,
          tokens: bool = False) -> Images:  # fmt: skip
     """Read a data set.

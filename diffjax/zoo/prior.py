@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import denoisers
 from ..base import is_concrete, nearest
-from ..wording import printable, some
+from ..wording import printable, reading, some
 from . import beside, first_stage, network
 from .network import build, read_json, safe_name
 from .stored import (
@@ -222,6 +222,7 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in _HERE.glob(f"*/{CARD}"))
 
 
+@reading()
 def load(name: str | os.PathLike, config: Mapping | None = None) -> Prior:
     """A prior by name (:func:`names`), or from a folder with a card and weights, or of a training run (its averaged weights
     of the checkpoint with the lowest held-out loss), or a public checkpoint: a file, a folder laid out like the hub's, or

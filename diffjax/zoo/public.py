@@ -34,7 +34,7 @@ from .. import denoisers
 from ..base import nearest, pytree, replace, static, time_dtype
 from ..convert import adm, ddpm, files, strict
 from ..nets import DDPMUNet, Encoder, LatentUNet, SR3UNet, UNet
-from ..wording import printable, some
+from ..wording import printable, reading, some
 from . import hub, parents, public_latents, schedulers, sr3
 from .network import safe_name
 from .places import is_public, locate
@@ -69,6 +69,7 @@ OTHERS = {"all_modules.": "score-SDE", "denoise_fn.": "a port of DDPM",
           "model.map_layer0.": "EDM", "map_layer0.": "EDM", "unet.": "a pipeline of several networks"}  # fmt: skip
 
 
+@reading()
 def load(source, config: Mapping | None = None) -> Prior:
     """The prior of a public checkpoint.
 
@@ -216,6 +217,7 @@ def _gradient(classifier, schedule, label, x, t):
     return jax.grad(log_p)(x)
 
 
+@reading()
 def load_classifier(source, config: Mapping | None = None) -> Classifier:
     """A classifier of noisy images of guided-diffusion (64x64_classifier.pt ... 512x512_classifier.pt) from a file.
 
