@@ -145,6 +145,8 @@ def test_nan_background_4d_and_flat_files(tmp_path):
         volumes.read(path)
     with pytest.raises(ValueError, match="no frame 7"):
         volumes.read(path, 7)
+    with pytest.raises(ValueError, match="holds one volume, there is no frame 2"):
+        volumes.read(tmp_path / "nan.nii", 2)
     np.testing.assert_array_equal(volumes.read(path, 5).data, series[..., 5])
     np.testing.assert_array_equal(volumes.read(saved(tmp_path / "one.nii", series[..., :1], oblique())).data, series[..., 0])
     flat = volumes.read(saved(tmp_path / "flat.nii", series[..., 0, 0], oblique()))
@@ -189,7 +191,7 @@ def test_strange_files_give_one_line(tmp_path):
         volumes.read(tmp_path)
 
 
-def test_headers_with_any_bytes_changed_give_a_volume_or_one_line(tmp_path):
+def test_headers_with_any_bytes_changed_give_a_volume_or_one_line(tmp_path, capfd):
     good = saved(tmp_path / "good.nii", rng.normal(size=(9, 8, 7)).astype(np.float32), oblique()).read_bytes()
     path = tmp_path / "bad.nii"
     for seed in range(150):
@@ -204,6 +206,7 @@ def test_headers_with_any_bytes_changed_give_a_volume_or_one_line(tmp_path):
             assert "\n" not in str(error) and str(path) in str(error), seed
         else:
             assert found.data.ndim == 3 and np.isfinite(found.affine).all()
+    assert capfd.readouterr().err == "", "what nibabel mends is not said on the error stream"
 
 
 def test_nibabel_is_asked_for_in_one_line(tmp_path, monkeypatch):

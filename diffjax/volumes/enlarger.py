@@ -150,9 +150,10 @@ def superresolve(enlarger: Enlarger, coarse: Coarse, measured, key, how: How = H
     low = np.clip(flat.enlarge(inside), -1, 1)
     beyond = flat.enlarge(padded) - flat.enlarge(inside)
     start = float(how.start or enlarger.K or 0.25 * enlarger.schedule.T)
-    given = enlarger.params, jnp.asarray(low[..., None]), jnp.asarray(inside[..., None])
+    data = inside[..., None] if how.noise_std is not None else np.zeros(())  # without a data step the program knows none of it
+    given = enlarger.params, jnp.asarray(low[..., None]), jnp.asarray(data, jnp.float32)
 
-    asked = flat, how, start, low.shape, inside.shape
+    asked = flat if data.ndim else flat.plane, how, start, low.shape, data.shape
     if asked not in enlarger.programs:
         enlarger.programs[asked] = _program(enlarger, flat, how, start, (*given, key))
     program, state = enlarger.programs[asked]

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..wording import printable
 
-LARGEST = 400_000_000  # numbers: more than a whole body at 1 mm; 1.6 GB as float32
+LARGEST = 300_000_000  # numbers: more than a whole body at 1 mm; 1.2 GB as float32
 INFLATES = 1032  # what a gzip file can be larger unpacked
 MAGIC = {b"n+1\0": (344, "NIfTI"), b"ni1\0": (344, "half of a pair: give one .nii file, of both halves"),
          b"n+2\0": (4, "NIfTI"), b"ni2\0": (4, "half of a pair: give one .nii file, of both halves")}  # fmt: skip
@@ -108,8 +108,10 @@ def read(path: str | os.PathLike, frame: int | None = None) -> Volume:
     if kind != "NIfTI":
         raise ValueError(f"{name} is {kind}")
     image_class = nibabel.Nifti2Image if head[4:7] == b"n+2" else nibabel.Nifti1Image
+    quiet = nibabel.imageglobals.LoggingOutputSuppressor  # what it mends in a header, it would say on the error stream
     try:
-        image = image_class.from_bytes(_unpacked(path, most, name, image_class, head))
+        with quiet():
+            image = image_class.from_bytes(_unpacked(path, most, name, image_class, head))
         shape, dtype = image.shape, image.get_data_dtype()
     except _Refused as error:
         raise ValueError(str(error)) from None
@@ -123,9 +125,12 @@ def read(path: str | os.PathLike, frame: int | None = None) -> Volume:
     if len(shape) < 3:
         notes.append(f"it has {len(shape)} axes and is taken as one slice")
         shape = (*shape, *(1,) * (3 - len(shape)))
+    if frame and len(shape) <= 3:
+        raise ValueError(f"{name} holds one volume, there is no frame {frame}: leave it out")
     try:
-        data = image.dataobj if len(shape) <= 3 else image.dataobj[_frame(frame, shape, name, notes)]
-        data = np.asarray(data, np.float32).reshape(shape[:3])
+        with quiet(), np.errstate(over="ignore", invalid="ignore"):
+            data = image.dataobj if len(shape) <= 3 else image.dataobj[_frame(frame, shape, name, notes)]
+            data = np.asarray(data, np.float32).reshape(shape[:3])
     except ValueError as error:
         if name in str(error):
             raise
@@ -134,10 +139,10 @@ def read(path: str | os.PathLike, frame: int | None = None) -> Volume:
         raise ValueError(f"{name} cannot be read ({printable(error, 120)}): the file is damaged or cut off") from None
     data = _finite(data, name, notes)
     affine = np.asarray(image.affine, np.float64)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not (sizes > 0).all() or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-6:
         raise ValueError(f"{name} has an affine that gives voxels no place: set its sform or qform, or both codes to 0")
-    spacing = tuple(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
-    return Volume(data, affine, spacing, notes, image.header)
+    return Volume(data, affine, tuple(float(s) for s in sizes), notes, image.header)
 
 
 class _Refused(Exception):

@@ -16,6 +16,7 @@ import numpy as np
 
 import diffjax as dj
 from diffjax.nets import LocalUNet
+from diffjax.training import losses
 from diffjax.volumes import IN_PLANE, THROUGH_PLANE, Coarse, cuts_of, read
 
 from .study import UserError
@@ -130,7 +131,7 @@ def loss_of(name, net):
             fine = share * fine + (1 - share) * enlarged
         apply = lambda x, level: net.apply(params, x, level, enlarged)
         noise = jax.random.normal(key_noise, fine.shape)
-        return dj.training.losses.eps_loss(apply, table, fine, t, noise, time=dj.denoisers.NoiseLevel())[0]
+        return losses.eps_loss(apply, table, fine, t, noise, time=dj.denoisers.NoiseLevel())[0]
 
     return loss
 

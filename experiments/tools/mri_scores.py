@@ -92,7 +92,8 @@ def restored(way: Way, folder, coarse: Coarse, measured, seed):
 
 @jax.jit
 def _ssim(x, y):
-    slices = lambda a, axis: jnp.moveaxis(a, axis, 0)[..., None]
+    """Of intensities from 0 on, as the papers' pixels: about 0, the means that it compares would mean nothing."""
+    slices = lambda a, axis: jnp.moveaxis(a + 1, axis, 0)[..., None]
     return jnp.concatenate([jax.vmap(dj.metrics.ssim)(slices(x, n), slices(y, n)) for n in range(3)]).mean()
 
 

@@ -1,0 +1,74 @@
+"""The study of MR volumes: what its networks are shown, what they are trained for, and its tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax as dj
+
+pytest.importorskip("nibabel")
+pytest.importorskip("optax")
+from experiments.tools import mri, mri_scores
+
+rng = np.random.default_rng(0)
+
+
+def test_patches_are_pairs_and_depend_on_the_step_alone():
+    volumes = [rng.uniform(-1, 1, (32, 36, 28)).astype(np.float32) for _ in range(2)]
+    patches = mri.Patches(volumes, volumes[0], batch=12, seed=3)
+    fine, enlarged = patches(5)
+    assert fine.shape == enlarged.shape == (12, 32, 32, 1) and fine.dtype == np.float32
+    np.testing.assert_array_equal(patches(5), (fine, enlarged))
+    assert np.abs(patches(6)[0] - fine).max() > 0.1
+    for f, e in zip(fine, enlarged):  # of the same place, and smoother: noise loses at least half of its variance
+        assert np.corrcoef(f.ravel(), e.ravel())[0, 1] > 0.1 and e.var() < 0.7 * f.var()
+
+
+@pytest.mark.parametrize("name,K", [("sr3", None), ("partdiff25", 25), ("partdiff50", 50)])
+def test_a_network_that_knows_the_answer_has_no_loss(name, K):
+    """The noise, from x_t and the image that is mixed at this level: lambda = (K - t) / K, and 1 for SR3."""
+    fine, enlarged = jnp.asarray(rng.uniform(-1, 1, (2, 8, 8, 1)), jnp.float32)
+    table = mri.schedule()
+
+    class Knows:
+        def __init__(self, K):
+            self.K = K
+
+        def apply(self, params, x, level, cond):
+            t = table.time(2 * (jnp.log(level) - 0.5 * jnp.log1p(-(level**2))))
+            share = 1.0 if self.K is None else (self.K - t) / self.K
+            return (x - level * (share * fine + (1 - share) * cond)) / jnp.sqrt(1 - level**2)
+
+    losses = {k: [float(mri.loss_of(name, Knows(k))({}, jax.random.key(n), fine, enlarged)) for n in range(6)]
+              for k in (K, 37)}  # fmt: skip
+    assert max(losses[K]) < 1e-4 < 0.01 < np.mean(losses[37])
+
+
+def test_regression_begins_at_the_enlarged_image():
+    net = mri.network()
+    x = jnp.zeros((8, 8, 1))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(()), x)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    enlarged = jnp.asarray(rng.normal(size=(8, 8, 1)), jnp.float32)
+    np.testing.assert_array_equal(mri.regress(net, zeros, enlarged), enlarged)
+
+
+def test_scores_and_tables():
+    truth = mri_scores.block(rng.uniform(-1, 1, (36, 44, 32)).astype(np.float32))
+    assert truth.shape == mri_scores.BLOCK
+    coarse = dj.volumes.Coarse("through-plane", 2)
+    found = mri_scores.scores(np.clip(truth + 0.2, -1, 1), truth, coarse)
+    mse = np.mean((np.clip(truth + 0.2, -1, 1) - truth) ** 2)
+    assert abs(found["psnr"] - 10 * np.log10(4 / mse)) < 1e-3 and 0 < found["ssim"] < 1 and found["between"] < 1
+    cell = lambda shift: {"psnr": [20 + shift, 22 + shift, 21.5], "ssim": [0.5] * 3, "between": [0.9] * 3, "network_calls": 25,
+                          "seconds": 1.0}  # fmt: skip
+    cells = {"in-plane x2/SR3, T = 100": cell(0), "in-plane x2/PartDiff, K = 25": cell(0.3)}
+    rows = {row["method"]: row for row in mri_scores.tables(cells)}
+    assert rows["PartDiff, K = 25"]["PSNR from SR3"].startswith("+0.20 ±") and "PSNR from SR3" not in rows["SR3, T = 100"]
+
+
+def test_calls_are_those_of_the_walk():
+    calls = {name: way.calls("through-plane") for name, way in mri_scores.WAYS.items()}
+    assert (calls["bicubic"], calls["regression"], calls["SR3, T = 100"], calls["PartDiff, K = 25"]) == (0, 1, 100, 25)
+    assert calls["PartDiff, K = 25, DDIM 5, as one object"] == 10
