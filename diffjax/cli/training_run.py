@@ -82,7 +82,7 @@ class Run(Loop):
         rule = times.Uniform(whole=True) if c.loss == "hybrid" else times.RULES[c.times]()
         batch_loss = step.mean_loss(example(weighted), self.schedule, rule=rule, sharded=self.sharded)
         self.step = step.train_step(batch_loss, optimizer, ema=c.ema, key=key_steps)
-        plain = lambda *a, log_var=None: loss(*a, **more)
+        plain = lambda *a, log_var=None, **told: loss(*a, **told, **more)
         self.held_out = step.held_out(example(plain), self.schedule, sharded=self.sharded)
         begin = jax.jit(lambda key: start(c, self.net, optimizer, key), out_shardings=self.whole, compiler_options=QUICK)
         self.start = lambda: begin(key_init)
