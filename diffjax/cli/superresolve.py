@@ -21,19 +21,14 @@ from pathlib import Path
 from . import errors, interrupt, options, outputs
 from .errors import UserError
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = """examples:
   diffjax superresolve scan.nii.gz --out fine                       four times as many slices
   diffjax superresolve scan.nii.gz --factor 2 --samples 8           twice, and a better map of the spread
   diffjax superresolve scan.nii.gz --plane in-plane --factor 2      finer pixels within each slice
   diffjax superresolve series.nii.gz --frame 0                      one volume of a 4-D file
   diffjax superresolve scan.nii.gz --free                           not held to the measured slices
 
-Needs nibabel: pip install 'diffjax[medical]'.
-
-"""
-    + interrupt.EXIT_CODES
-)
+Needs nibabel: pip install 'diffjax[medical]'."""
 PLANES = ("auto", "through-plane", "in-plane")
 THICK = 1.5  # times the spacing of the other axes
 LARGEST = 300_000_000  # voxels of a result
