@@ -317,7 +317,9 @@ def test_a_colour_prior_is_measured(colour, monkeypatch, capsys):
         card["config"] == json.loads(json.dumps(COLOUR)) and quality["sampler"]["network_calls"] == 1
     )  # the rest of the card is kept
     kid = quality["kernel_distance"]
-    assert list(kid) == ["scale 1", "training images"] and "frechet" not in quality
+    assert list(kid) == ["scale 1", "training images"] and "accuracy" not in quality
+    assert all(list(quality[name]) == ["scale 1", "test images"] for name in ("frechet", "precision", "recall"))
+    assert quality["precision"]["scale 1"] < 0.2 and quality["frechet"]["scale 1"] > quality["frechet"]["test images"]
     assert kid["scale 1"] > kid["training images"] + 4 * quality["kernel_distance_error"]["scale 1"]  # random weights
     assert quality["held_out_is"].startswith("v loss per pixel on 8 test images")  # of 12, an even share for 8 devices
     assert {p.name for p in colour.iterdir()} == {"card.json", "weights.safetensors", "samples.png", "nearest.png"}
