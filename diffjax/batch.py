@@ -151,12 +151,12 @@ class Job:
     def given(self, leaves, y, A, label):
         """(denoiser, measurement), as ``entry`` takes them."""
         params, autoencoder, _, scale = leaves
+        measurement = Measurement(y, A, self.noise_std)
         told = label if self.prior.classes or self.prior.conditional else None
         if self.prior.beside:
-            told = self.prior.told(Measurement(y, A, self.noise_std), autoencoder)
+            told = self.prior.told(measurement, autoencoder)
         clip = self.entry.clip and autoencoder is None  # latents have no bounds
         denoise = replace(self.prior, params=params).denoiser(told, 1 if scale is None else scale, clip=clip)
-        measurement = Measurement(y, A, self.noise_std)
         if self.masked:
             measurement = masked_latents(measurement, autoencoder)
         elif autoencoder is not None:
@@ -388,11 +388,10 @@ def run(job: Job, order: Order, program: Program, progress=None, finished=None, 
                 seconds = max(time.perf_counter() - start, 1e-6)
                 piece = int(np.clip(piece * PIECE / seconds, 1, 4 * piece))
         x = program.picture(given[0], *given[2:4], x)
-        if failed is None:
-            _check_finite(np.asarray(x), finite, job.table, names)
-        else:
-            for k, why in _not_finite(np.asarray(x), finite, job.table, names):
-                bad.setdefault(int(order.image[chunk * order.batch + k]), why)
+        for k, why in _not_finite(np.asarray(x), finite, job.table, names):
+            if failed is None:
+                raise ValueError(why)
+            bad.setdefault(int(order.image[chunk * order.batch + k]), why)
         results += list(np.asarray(x))
         counts.append(calls)
         while finished is not None and len(results) >= samples and told < len(job.ys):
@@ -403,11 +402,6 @@ def run(job: Job, order: Order, program: Program, progress=None, finished=None, 
                 finished(told, np.stack(results[:samples]), each, job.table)
             told, results = told + 1, results[samples:]
     return None if finished is not None else np.stack(results[: order.total]), np.concatenate(counts)[: order.total]
-
-
-def _check_finite(x, finite, table, names):
-    for _, why in _not_finite(x, finite, table, names):
-        raise ValueError(why)
 
 
 def _not_finite(x, finite, table, names):

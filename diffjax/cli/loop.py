@@ -54,7 +54,7 @@ class Loop:
             if not os.access(self.folder, os.W_OK):
                 raise OSError("not writable")
         except OSError as error:
-            raise ValueError(f"output folder {self.folder} cannot be written ({error}): use --out") from None
+            raise ValueError(f"output folder {self.folder} cannot be written ({error.strerror or error}): use --out") from None
         file = self.folder / "config.json"
         place = self.folder / "checkpoints"
         if place.is_dir() and any(place.iterdir()) and not file.is_file():
