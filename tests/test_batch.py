@@ -135,20 +135,21 @@ def test_an_image_that_is_not_finite_is_told_and_the_others_are_done():
 
     x = np.arange(6.0).reshape(3, 2, 1, 1)
 
-    def call(k, state, first, last):
+    def call(k, keys, ys, A, state, first, last):
         finite = np.ones((2, 4), bool)
         finite[1, 2:] = k > 0
         return x[k], state, finite, np.ones(2, int)
 
     job = SimpleNamespace(ys=[0, 0, 0], names=["a", "b", "c"], entry=SimpleNamespace(whole=None), table=Table(4))
     mesh = dj.parallel.mesh(jax.devices()[:1])
-    order = batch.Order(6, 2, 3, np.array([0, 0, 1, 1, 2, 2]), mesh, lambda chunk: (chunk,))
+    order = batch.Order(6, 2, 3, np.array([0, 0, 1, 1, 2, 2]), mesh, lambda chunk: (chunk, None, None, None))
+    program = batch.Program(call, None, lambda leaves, ys, A, x: x)
     done, lost = {}, {}
-    batch.run(job, order, batch.Program(call, None), None, lambda n, x, *_: done.update({n: x}), lost.__setitem__)
+    batch.run(job, order, program, None, lambda n, x, *_: done.update({n: x}), lost.__setitem__)
     assert list(done) == [1, 2] and list(lost) == [0] and "of a is not finite from row 2 of 4 on (t = 2)" in lost[0]
     np.testing.assert_array_equal(done[1], x[1])
     with pytest.raises(ValueError, match="restoration of a is not finite"):
-        batch.run(job, order, batch.Program(call, None), None, lambda *_: None)
+        batch.run(job, order, program, None, lambda *_: None)
 
 
 class Table:
