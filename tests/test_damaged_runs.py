@@ -4,7 +4,9 @@ import json
 import resource
 import shutil
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +122,27 @@ def test_a_failed_save_is_one_line(folder, capfd, monkeypatch):
     assert not complaints and str(error.value).isprintable() and len(capfd.readouterr().err.splitlines()) < 5
     with checkpoints.Checkpoints(folder, read_only=True) as store:
         assert store.last() == 30
+
+
+FAILING = """
+import resource, sys
+import numpy as np
+from diffjax.training import checkpoints
+tree = {"w": {str(n): np.random.default_rng(n).standard_normal(2000) for n in range(40)}}
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+with checkpoints.Checkpoints(sys.argv[1]) as store:
+    try:
+        store.save(10, tree, 0.5)
+    except checkpoints.SaveError:
+        print("said")
+"""
+
+
+def test_nothing_of_a_failed_save_comes_later(tmp_path):
+    """Forty arrays are written at once; most fail after the first, some when Python ends."""
+    done = subprocess.run([sys.executable, "-c", FAILING, str(tmp_path)], cwd=Path(__file__).parents[1], capture_output=True,
+                          text=True)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "said\n", "")
 
 
 def test_a_folder_that_cannot_be_written_is_said_first(tmp_path):
