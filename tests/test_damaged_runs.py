@@ -1,10 +1,14 @@
 """Folders of training runs that were damaged: the newest whole checkpoint is used and said; a failed save is one line."""
 
+import errno
 import json
+import logging
 import resource
 import shutil
 import signal
 import sys
+import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +124,32 @@ def test_a_failed_save_is_one_line(folder, capfd, monkeypatch):
     assert not complaints and str(error.value).isprintable() and len(capfd.readouterr().err.splitlines()) < 5
     with checkpoints.Checkpoints(folder, read_only=True) as store:
         assert store.last() == 30
+
+
+def test_nothing_of_a_failed_save_comes_later(folder, caplog):
+    """As on a small disk: one write fails, and what a thread of Orbax and a forgotten future say afterwards is not shown. What
+    is of something else is."""
+    later = threading.Event()
+
+    def late():
+        later.wait(10)
+        logging.getLogger("absl").error("[thread=x] _SignalingThread.run() raised an exception: %s", "full")
+        logging.getLogger("asyncio").error("_GatheringFuture exception was never retrieved")
+        logging.getLogger("absl").error("of something else")
+
+    thread = threading.Thread(target=late)
+
+    def save(*args, **options):
+        thread.start()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with checkpoints.Checkpoints(folder) as store:
+        store.manager = types.SimpleNamespace(save=save, close=lambda: None)
+        with pytest.raises(checkpoints.SaveError, match=r"checkpoints/40 cannot be saved \(No space left on device\)"):
+            store.save(40, items(40), 0.001)
+    later.set()
+    thread.join()
+    assert [record.getMessage() for record in caplog.records] == ["of something else"]
 
 
 def test_a_folder_that_cannot_be_written_is_said_first(tmp_path):

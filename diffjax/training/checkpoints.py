@@ -228,26 +228,34 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _late_writes():
-    """Where one write fails, Orbax closes its event loop while others are under way. Each of them then finds it closed, from a
-    thread of its own, and would be shown with a traceback: they are waited for instead, and one line says it all."""
+    """Where one write fails, others are under way in threads of Orbax and fail after it, each with a traceback of its own, the
+    last when Python ends. Those are part of what SaveError says, and of no other use: they are left out."""
     before, came = sys.unraisablehook, []
 
-    def hook(found):
+    def closed(found):
         if isinstance(found.exc_value, RuntimeError) and "Event loop is closed" in str(found.exc_value):
             came.append(time.monotonic())
         else:
             before(found)
 
-    sys.unraisablehook = hook
+    sys.unraisablehook = closed
     try:
         yield
     except Exception:
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_of_a_failed_save)  # the same one twice is once
         begun = time.monotonic()
         while time.monotonic() - max([begun, *came[-1:]]) < 0.3 and time.monotonic() - begun < 3:
             time.sleep(0.02)
         raise
     finally:
         sys.unraisablehook = before
+
+
+def _of_a_failed_save(record) -> bool:
+    """Whether a record of a log is shown: not those of what was still to be written."""
+    text = str(record.msg)
+    return "_SignalingThread.run()" not in text and "exception was never retrieved" not in text
 
 
 def _writable(folder):
