@@ -8,8 +8,8 @@ Between thick slices (through-plane, the default where they are thick), or withi
   metrics.json           what was run, the scale of intensities, how long it took
 
 Measured slices are taken as averages of the fine ones by a slice profile (in-plane: as a crop of k-space), and the result is
-held to them as far as their noise lets it (--profile, --noise, --free). The network knows T1-weighted brains at 1 mm. What it adds is what such
-brains look like, not what was measured: no diagnosis.
+held to them as far as their noise lets it (--profile, --noise, --free). The network knows T1-weighted brains at 1 mm.
+What it adds is what such brains look like, not what was measured: no diagnosis.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def parser() -> options.Parser:
     how.add_argument("--noise", metavar="STD", type=float, default=NOISE,
                      help="of the measured slices, to which the result is held, as a share of the intensities' range "
                      f"(default: {NOISE})")  # fmt: skip
-    how.add_argument("--profile", default=PROFILES[0], help="through-plane: of the measured slices, gaussian (default: as wide at "
-                     "half its height as slices are apart) or box (plain averages, which leave steps where slices meet)")  # fmt: skip
+    how.add_argument("--profile", default=PROFILES[0],
+                     help="through-plane: of the measured slices, gaussian (default: half its height is as wide as slices are "
+                     "apart) or box (plain averages: steps where slices meet)")  # fmt: skip
     how.add_argument("--free", action="store_true", help="do not hold the result to the measured slices")
     how.add_argument("--percentiles", metavar=("LOW", "HIGH"), type=float, nargs=2, default=(0.5, 99.8),
                      help="of intensity, that the network sees as black and white (default: 0.5 99.8)")  # fmt: skip
