@@ -7,9 +7,9 @@ Between thick slices (through-plane, the default where they are thick), or withi
   cuts.png               three cuts: measured, interpolated, restored, spread
   metrics.json           what was run, the scale of intensities, how long it took
 
-Measured slices are taken as plain averages of the fine ones (in-plane: as a crop of k-space), and the result is held to them
-as far as their noise lets it (--noise, --free). The network knows T1-weighted brains at 1 mm. What it adds is what such
-brains look like, not what was measured: no diagnosis.
+Measured slices are taken as averages of the fine ones by a slice profile (in-plane: as a crop of k-space), and the result is
+held to them as far as their noise lets it (--profile, --noise, --free). The network knows T1-weighted brains at 1 mm.
+What it adds is what such brains look like, not what was measured: no diagnosis.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ Needs nibabel: pip install 'diffjax[medical]'."""
 PLANES = ("auto", "through-plane", "in-plane")
 THICK = 1.5  # times the spacing of the other axes
 LARGEST = 300_000_000  # voxels of a result
-STEPS, NOISE = 5, 0.01
+STEPS, NOISE = 5, 0.05
+PROFILES = ("gaussian", "box")
 
 
 def parser() -> options.Parser:
@@ -52,6 +53,9 @@ def parser() -> options.Parser:
     how.add_argument("--noise", metavar="STD", type=float, default=NOISE,
                      help="of the measured slices, to which the result is held, as a share of the intensities' range "
                      f"(default: {NOISE})")  # fmt: skip
+    how.add_argument("--profile", default=PROFILES[0],
+                     help="through-plane: of the measured slices, gaussian (default: half its height is as wide as slices are "
+                     "apart) or box (plain averages: steps where slices meet)")  # fmt: skip
     how.add_argument("--free", action="store_true", help="do not hold the result to the measured slices")
     how.add_argument("--percentiles", metavar=("LOW", "HIGH"), type=float, nargs=2, default=(0.5, 99.8),
                      help="of intensity, that the network sees as black and white (default: 0.5 99.8)")  # fmt: skip
@@ -73,6 +77,8 @@ def _main(argv, stop) -> int:
         raise UserError(f"--factor {o.factor}: the network was trained for 2 and 4, choose one of them")
     if o.plane not in PLANES:
         raise errors.unknown("plane", o.plane, PLANES)
+    if o.profile not in PROFILES:
+        raise errors.unknown("profile", o.profile, PROFILES)
     if not 0 <= o.noise <= 1:
         raise UserError(f"--noise {o.noise:g} is out of range: give a share of the range of intensities, 0 to 1")
     if not 0 <= o.percentiles[0] < o.percentiles[1] <= 100:
@@ -120,7 +126,7 @@ def choose(o, volume):
         raise UserError(f"{o.scan} has one slice along axis {axis}, nothing lies between slices: give --plane in-plane")
     if plane == "in-plane" and o.orientations == 2:
         raise UserError("--orientations 2 is about through-plane: in-plane the cuts are the slices")
-    return Coarse(plane, o.factor, axis)
+    return Coarse(plane, o.factor, axis, o.profile if plane == "through-plane" else None)
 
 
 def run(o, volume, coarse, network, folder, begun) -> list[str]:
@@ -156,7 +162,7 @@ def run(o, volume, coarse, network, folder, begun) -> list[str]:
         in_units = (spread * 0.5 * (scale.high - scale.low)).astype(np.float32)
         volumes.write(folder / files[1], np.where(gone, np.float32(np.nan), in_units), volume, coarse.axes, o.factor)
     picture(folder / "cuts.png", measured, mean, spread, coarse, volume)
-    report = {"scan": str(o.scan), "plane": coarse.plane, "factor": o.factor, "axis": coarse.axis,
+    report = {"scan": str(o.scan), "plane": coarse.plane, "factor": o.factor, "axis": coarse.axis, "profile": coarse.how,
               "orientations": o.orientations or (2 if coarse.plane == "through-plane" else 1), "samples": o.samples,
               "steps": o.steps, "network_calls": o.samples * o.steps, "noise": None if o.free else o.noise, "seed": o.seed,
               "intensity": {"low": scale.low, "high": scale.high, "percentiles": list(o.percentiles)},
