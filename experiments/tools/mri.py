@@ -166,6 +166,7 @@ def card(name, step, params) -> dict:
                        "GitHub muschellij2/open_ms_data, commit 65704901f60650824565aa5a4818611aa89716f4",
              "licence": "CC BY", "changes": "cropped, mapped to 8 bits"},
         ],
-        "training": {"command": f"python -m experiments.mri_sr train base {name}", "checkpoint": int(step)},
+        "training": {"command": "python -m experiments.mri_sr train base; python -m experiments.mri_sr train "
+                                f"{name} --steps {step}", "checkpoint": int(step)},
         "not for": "diagnosis: what is added is what such brains look like, not what was measured",
     }  # fmt: skip
