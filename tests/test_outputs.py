@@ -215,6 +215,8 @@ def test_one_image_that_fails_does_not_lose_the_others(prior, tmp_path, capsys, 
     assert tree(out) == ["tiny/grid.png", "tiny/images/a.png", "tiny/metrics.json"]
     metrics = json.loads((out / "tiny" / "metrics.json").read_text())
     assert [one["name"] for one in metrics["images"]] == ["a"] and len(metrics["failed"]) == 3
+    assert restore.main([*line.split(), "--out", str(out), "--resume"]) == 1
+    assert "is finished, and 3 of the images could not be restored" in capsys.readouterr().err
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.png").unlink()
     (tmp_path / "d.png").unlink()

@@ -15,6 +15,7 @@ with --degraded they are what was measured, there is no truth, and no score but 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from pathlib import Path
@@ -161,6 +162,10 @@ def _main(argv, stop) -> int:
         return 0
     out = outputs.check_writable(o.out)
     if o.resume and outputs.owned(out) and not (out / outputs.UNFINISHED).exists():
+        if lost := _failed(out):
+            why = f"{out} is finished, and {lost} of the images could not be restored"
+            print(f"error: {why}: mend them, and leave out --resume", file=sys.stderr)
+            return 1
         print(f"{out} is complete, nothing is left to do: without --resume it is made anew")
         return 0
     _settle(o)
@@ -185,6 +190,12 @@ def _main(argv, stop) -> int:
     if lost:
         print(f"error: {lost} of the images could not be restored, see above: the others are in {out}", file=sys.stderr)
     return 1 if lost else 0
+
+
+def _failed(out) -> int:
+    """How many images a finished run left out."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in out.glob("*/metrics.json")]
+    return sum(len(content.get("failed", ())) for content in found)
 
 
 def _settle(o):
