@@ -100,7 +100,7 @@ def export(run: str, target: str, which="best", note: str = "") -> Path:
     card["commands"] = {
         "export": f"diffjax export {run} {target}",
         "quality": f"diffjax evaluate-prior {target}",
-        "use": f"diffjax restore --prior {target}",
+        "use": f"diffjax {'sample' if config.network == 'latent' else 'restore'} --prior {target}",
     }
     try:
         zoo.save(folder, params, card, autoencoder=auto)
