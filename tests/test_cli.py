@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
     [
         ("restor", "did you mean 'restore'"),
         ("evaluate_prior x", "did you mean 'evaluate-prior'"),
-        ("", "no command: give one of restore, sample"),
+        ("", "no command: give one of restore, superresolve, sample"),
         ("--halp", "unknown command '--halp'"),
         ("list more", "unexpected argument 'more'"),
         ("sample --kernle dpm", "did you mean '--kernel'"),

@@ -126,8 +126,8 @@ def test_bundled_images():
     assert labels.tolist() == [j % 10 for j in range(32)]
     assert np.all(x[:, :2] == -1) and np.all(x[:, 30:] == -1) and np.all(x[:, :, :2] == -1)
     assert np.array_equal(images.load("bundled", size=32, channels=1, limit=4).images, x[:4])
-    colour = images.load("bundled", size=64, channels=3, limit=1)
-    assert colour.images[0].shape == (64, 64, 3) and len(colour.notes) == 1 and colour.labels == [0]
+    colour = images.load("bundled", size=48, channels=3, limit=1)
+    assert colour.images[0].shape == (48, 48, 3) and len(colour.notes) == 1 and colour.labels == [0]
     with pytest.raises(ValueError, match="'fashion'"):
         bundled.images("fashoin")
 

@@ -114,4 +114,4 @@ def test_settings_say_it_too(tmp_path):
     assert prior.schedule.T == 9 and prior.loss == "x0"
     for loss, schedule in ((None, "edm"), ("edm", "linear"), ("v", "ve"), ("velocity", "cosine")):
         with pytest.raises(ValueError, match="does not fit schedule"):
-            public._loss(3, 3, loss, schedule)
+            public.loss_of(3, 3, loss, schedule)

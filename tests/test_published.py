@@ -197,7 +197,18 @@ def test_settings_reach_the_method_and_the_kernel():
         ]
         plain = entry.build(DENOISE, given, 6)
         for name in entry.settings():
-            if name in ("measurement", "noise_floor", "guess", "tolerance", "bounds", "smart", "adaptive", "exact", "keep"):
+            if name in (
+                "measurement",
+                "noise_floor",
+                "guess",
+                "tolerance",
+                "bounds",
+                "smart",
+                "adaptive",
+                "exact",
+                "keep",
+                "data",
+            ):
                 continue
             value = (
                 7 if name in ("particles", "every", "iterations", "max_reductions", "estimate_steps", "candidates") else 0.4375

@@ -135,8 +135,8 @@ def test_the_row_where_it_began():
 
     table = timetables.uniform(schedules.discrete(schedules.linear_betas(100)), 4)
     finite = np.array([[True] * 4, [True, True, False, False]])
-    with pytest.raises(ValueError, match=r"of b is not finite from row 2 of 4 on \(t = 50\)"):
-        batch._check_finite(np.zeros((2, 1)), finite, table, ["a", "b"])
+    ((k, why),) = batch._not_finite(np.zeros((2, 1)), finite, table, ["a", "b"])
+    assert k == 1 and "of b is not finite from row 2 of 4 on (t = 50)" in why
 
 
 def test_a_task_and_photographs_that_are_degraded_already(prior, prior_folder, tmp_path, capsys):

@@ -305,14 +305,16 @@ def test_what_a_scheduler_means(folder):
     assert zoo.load(folder).loss == "x0"
 
 
-def test_a_latent_network_is_refused_wherever_it_is_entered(folder):
+def test_a_latent_network_without_its_autoencoder_is_refused_wherever_it_is_entered(folder):
     unet = folder / "unet"
     unet.mkdir()
     for name in ("config.json", "diffusion_pytorch_model.bin"):
         shutil.copy(folder / name, unet)
     (folder / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKL"], "unet": []}')
-    for source in (folder, unet, unet / "diffusion_pytorch_model.bin"):
-        with pytest.raises(ValueError, match="latent space of its vae"):
+    with pytest.raises(ValueError, match="vae has no config.json: copy the whole folder"):
+        zoo.load(folder)
+    for source in (unet, unet / "diffusion_pytorch_model.bin"):
+        with pytest.raises(ValueError, match="latent space of its vae: give the folder"):
             zoo.load(source)
 
 
