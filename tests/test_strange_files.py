@@ -311,7 +311,7 @@ def test_a_latent_network_without_its_autoencoder_is_refused_wherever_it_is_ente
     for name in ("config.json", "diffusion_pytorch_model.bin"):
         shutil.copy(folder / name, unet)
     (folder / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKL"], "unet": []}')
-    with pytest.raises(ValueError, match="vae has no config.json: copy the whole folder"):
+    with pytest.raises(ValueError, match=r"vae has no config\.json: copy the whole folder"):
         zoo.load(folder)
     for source in (unet, unet / "diffusion_pytorch_model.bin"):
         with pytest.raises(ValueError, match="latent space of its vae: give the folder"):
