@@ -41,6 +41,7 @@ def main(argv=None) -> int:
     p.add_argument("--samples", type=whole(100), default=500, help="of each row (default: 500)")
     p.add_argument("--steps", type=whole(1), default=25, help="of DPM-Solver++ 2M, equal in log-SNR (default: 25)")
     p.add_argument("--batch", type=whole(1), default=50)
+    p.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
     p.add_argument("--rounds", type=whole(1), default=5, help="of the clock")
     p.add_argument("--out", **provenance.OUT)
     o = p.parse(argv)
@@ -65,7 +66,7 @@ def main(argv=None) -> int:
     columns = []
     for prior in priors.values():
         table = dj.timetables.log_snr(prior.schedule, o.steps)
-        draws = {False: sampler(prior, table, o), True: sampler(prior, table, o, guided=True)}
+        draws = {g: quality.sampler(prior, dj.kernels.DPMSolverPP2M(), table, o, g) for g in (False, True)}
         told = [("unconditional", None)] + [("conditional", scale) for scale in SCALES]
         for what, scale in told:
             null = np.full(o.samples, prior.classes)
@@ -86,34 +87,15 @@ def main(argv=None) -> int:
     return 0
 
 
-def program(prior, table, guided=False, decode=True):
-    """jitted f(prior, keys, labels, scale) -> pictures in [-1, 1], or latents."""
+def program(prior, table):
+    """jitted f(prior, keys, labels) -> pictures."""
     import jax
 
-    def one(prior, key, label, scale):
-        denoise = prior.denoiser(label, scale if guided else 1.0)
-        z = dj.sample(key, denoise, table, prior.shape, kernel=dj.kernels.DPMSolverPP2M(), remat="none").x
-        return prior.decode(z) if decode else z
+    def one(prior, key, label):
+        z = dj.sample(key, prior.denoiser(label), table, prior.shape, kernel=dj.kernels.DPMSolverPP2M(), remat="none").x
+        return prior.decode(z)
 
-    return jax.jit(jax.vmap(one, (None, 0, 0, None)))
-
-
-def sampler(prior, table, o, guided=False):
-    """f(labels, scale) -> uint8 (N, H, W, C)."""
-    import jax
-
-    run = program(prior, table, guided)
-
-    def draw(labels, scale=1.0):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), round(100 * scale)), len(labels))
-        found = []
-        for start in range(0, len(labels), o.batch):
-            at = np.arange(start, start + o.batch) % len(labels)  # the last batch is filled up: one compile
-            x = run(prior, keys[at], labels[at].astype(np.int32), np.float32(scale))
-            found.append(np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8))
-        return np.concatenate(found)[: len(labels)]
-
-    return draw
+    return jax.jit(jax.vmap(one, (None, 0, 0)))
 
 
 def clock(priors, o) -> list:
@@ -123,7 +105,7 @@ def clock(priors, o) -> list:
     runs, rows = {}, {}
     for prior in priors.values():
         table = dj.timetables.log_snr(prior.schedule, o.steps)
-        told = (jax.random.split(jax.random.key(0), o.batch), np.zeros(o.batch, np.int32), np.float32(1))
+        told = (jax.random.split(jax.random.key(0), o.batch), np.zeros(o.batch, np.int32))
         whole = program(prior, table).lower(prior, *told).compile()
         runs[prior.name, "seconds"] = lambda whole=whole, prior=prior, told=told: whole(prior, *told)
         rows[prior.name] = {"prior": prior.name, "table": "cost", "calls": o.steps, "batch": o.batch,

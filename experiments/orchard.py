@@ -83,17 +83,21 @@ def _main(argv) -> int:
 # --- fruits ---------------------------------------------------------------------------------------------------------
 
 
-def foreground(image: np.ndarray) -> np.ndarray:
-    """bool (H, W) of a fruit on white, uint8: all but the nearly white that hangs together with the border, its holes filled,
-    the largest piece."""
+def pieces(image: np.ndarray):
+    """(H, W) of what is on white, uint8: 0 the nearly white that hangs together with the border, then a number for each piece,
+    its holes filled; and how many there are."""
     from scipy import ndimage
 
     white = (image.min(-1) >= 225) & (np.ptp(image.astype(int), axis=-1) < 25)
     framed = np.pad(white, 1, constant_values=True)
-    pieces, _ = ndimage.label(framed)
-    fruit = ndimage.binary_opening(pieces != pieces[0, 0])[1:-1, 1:-1]
-    pieces, count = ndimage.label(fruit)
-    return pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:]) if count else np.ones(image.shape[:2], bool)
+    found, _ = ndimage.label(framed)
+    return ndimage.label(ndimage.binary_opening(found != found[0, 0])[1:-1, 1:-1])
+
+
+def foreground(image: np.ndarray) -> np.ndarray:
+    """bool (H, W) of one fruit on white, uint8: the largest piece."""
+    numbered, count = pieces(image)
+    return numbered == 1 + np.argmax(np.bincount(numbered.ravel())[1:]) if count else np.ones(image.shape[:2], bool)
 
 
 def cut(images: np.ndarray) -> list:
@@ -134,7 +138,7 @@ def picture(crops, labels, rng) -> dict:
     while True:
         count = int(rng.choice((1, 2, 3), p=(0.25, 0.35, 0.4)))
         chosen = rng.integers(len(crops), size=count)
-        sizes = [_scaled(crops[i][0].shape, int(rng.integers(*SIDES[count], endpoint=True))) for i in chosen]
+        sizes = [scaled(crops[i][0].shape, int(rng.integers(*SIDES[count], endpoint=True))) for i in chosen]
         boxes = place(sizes, rng)
         if boxes is None:
             continue
@@ -153,7 +157,7 @@ def picture(crops, labels, rng) -> dict:
     return {"x": x, **told}
 
 
-def _scaled(shape, longer) -> tuple[int, int]:
+def scaled(shape, longer) -> tuple[int, int]:
     height, width = shape[:2]
     return max(1, round(height * longer / max(height, width))), max(1, round(width * longer / max(height, width)))
 

@@ -43,6 +43,7 @@ def main(argv=None) -> int:
     p.add_argument("--samples", type=whole(SHOWN), default=200, help="pictures of each row (default: 200)")
     p.add_argument("--steps", type=whole(1), default=25, help="of DPM-Solver++ 2M, equal in log-SNR (default: 25)")
     p.add_argument("--batch", type=whole(1), default=50)
+    p.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
     p.add_argument("--out", **provenance.OUT)
     o = p.parse(argv)
     begin = time.perf_counter()
@@ -57,10 +58,10 @@ def main(argv=None) -> int:
     rows.append({"told": "real pictures", **judge(x, told, classify)})
     back = through(prior, x)
     rows.append({"told": "real pictures, encoded and decoded", **judge(back, told, classify)})
-    columns = [("real", x[:SHOWN])]
+    columns, table = [("real", x[:SHOWN])], dj.timetables.log_snr(prior.schedule, o.steps)
     for what, parts in PARTS.items():
         cond = {k: a if k in parts else np.zeros_like(a) for k, a in told.items()}
-        draw = {guided: sampler(prior, o, guided) for guided in (False, True)}
+        draw = {guided: quality.sampler(prior, dj.kernels.DPMSolverPP2M(), table, o, guided) for guided in (False, True)}
         for scale in SCALES:
             found = draw[scale != 1](cond, scale)
             rows.append({"told": what, "guidance": scale, **judge(found, told, classify)})
@@ -81,11 +82,7 @@ def pieces(image) -> list:
     """[(box in pixels, crop on white)] of the pieces of foreground of one picture, uint8."""
     from scipy import ndimage
 
-    white = (image.min(-1) >= 225) & (np.ptp(image.astype(int), axis=-1) < 25)
-    framed = np.pad(white, 1, constant_values=True)
-    outside, _ = ndimage.label(framed)
-    fruit = ndimage.binary_opening(outside != outside[0, 0])[1:-1, 1:-1]
-    numbered, _ = ndimage.label(fruit)
+    numbered, _ = orchard.pieces(image)
     found = []
     for n, (rows, columns) in enumerate(ndimage.find_objects(numbered), 1):
         own = numbered[rows, columns] == n
@@ -125,7 +122,7 @@ def squared(crop, size=48):
     from diffjax.cli.images import pillow
 
     Image = pillow()
-    height, width = orchard._scaled(crop.shape, size)
+    height, width = orchard.scaled(crop.shape, size)
     small = np.asarray(Image.fromarray(np.ascontiguousarray(crop)).resize((width, height), Image.Resampling.LANCZOS))
     top, left = (64 - height) // 2, (64 - width) // 2
     page = np.full((64, 64, 3), 255, np.uint8)
@@ -148,7 +145,7 @@ def classifier(fruits):
         from diffjax.cli.images import pillow
 
         Image = pillow()
-        height, width = orchard._scaled(crop.shape, int(rng.integers(16, 52)))
+        height, width = orchard.scaled(crop.shape, int(rng.integers(16, 52)))
         return np.asarray(Image.fromarray(np.ascontiguousarray(crop)).resize((width, height), Image.Resampling.LANCZOS))
 
     crops = [[small(crop) for crop, _ in orchard.cut(x)] for x in (fruits.train, fruits.test)]
@@ -183,31 +180,6 @@ def through(prior, x):
 
     run = jax.jit(jax.vmap(lambda auto, x: auto.decode(auto.encode(x)), (None, 0)))
     return np.concatenate([to_pictures(run(prior.autoencoder, quality.to_float(x[n : n + 50]))) for n in range(0, len(x), 50)])
-
-
-def sampler(prior, o, guided):
-    """f(conditions, scale) -> uint8 (N, H, W, 3)."""
-    import jax
-
-    table = dj.timetables.log_snr(prior.schedule, o.steps)
-
-    def one(prior, key, cond, scale):
-        denoise = prior.denoiser(cond, scale if guided else 1.0)
-        z = dj.sample(key, denoise, table, prior.shape, kernel=dj.kernels.DPMSolverPP2M(), remat="none").x
-        return prior.decode(z)
-
-    run = jax.jit(jax.vmap(one, (None, 0, 0, None)))
-
-    def draw(cond, scale):
-        count = len(cond["tokens"])
-        keys = jax.random.split(jax.random.key(0), count)
-        found = []
-        for start in range(0, count, o.batch):
-            at = np.arange(start, start + o.batch) % count
-            found.append(to_pictures(run(prior, keys[at], {k: a[at] for k, a in cond.items()}, np.float32(scale))))
-        return np.concatenate(found)[:count]
-
-    return draw
 
 
 if __name__ == "__main__":

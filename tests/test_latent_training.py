@@ -14,7 +14,7 @@ from diffjax.cli.config import FirstStageConfig, TrainConfig
 from diffjax.training import data, latents, losses, step
 from diffjax.zoo import first_stage, prior
 from diffjax.zoo.vocabulary import Vocabulary
-from experiments import configs, orchard
+from experiments import configs, orchard, told
 
 LINEAR = schedules.discrete(schedules.linear_betas(30))
 
@@ -213,6 +213,22 @@ def test_pictures_of_the_orchard_show_what_their_sentence_and_boxes_say():
                 ahead, behind = (np.argwhere(sum(centres[k] for k in part))[:, axis] for part in kinds)
                 assert (ahead.max() < behind.min()) if sign > 0 else (ahead.min() > behind.max()), words
     assert said == set(orchard.OPPOSITE)
+
+
+def test_what_is_drawn_is_judged_by_its_pieces():
+    """Pictures judged against themselves are right; upside down they have the pieces, and not where they are told."""
+    colours = np.array([(200, 20, 20), (20, 160, 20), (230, 200, 30)])
+    crops = orchard.cut(np.stack([fruit(rgb, 50, 40) for rgb in colours]))
+    made = [orchard.picture(crops, [0, 1, 2], np.random.default_rng(n)) for n in range(20)]
+    x, cond = np.stack([one["x"] for one in made]), {k: np.stack([one[k] for one in made]) for k in ("boxes", "classes")}
+    nearest = lambda crop: 1 + np.argmin(np.abs(crop[crop.min(-1) < 225].mean(0) - colours).sum(-1))
+    classify = lambda some: [nearest(crop) for crop in some]
+    right = told.judge(x, cond, classify)
+    assert right["iou"] > 0.9 and (right["accuracy"], right["kinds"], right["count"]) == (1, 1, 1)
+    turned = told.judge(x[:, ::-1], cond, classify)
+    assert turned["iou"] < 0.5 and turned["accuracy"] < 0.9 and (turned["kinds"], turned["count"]) == (1, 1)
+    empty = told.judge(np.full_like(x, 255), cond, classify)
+    assert set(empty.values()) == {0.0}
 
 
 def test_parts_of_a_condition_are_dropped_one_at_a_time():
