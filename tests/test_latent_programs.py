@@ -180,11 +180,26 @@ def test_one_program_for_weights_and_scales_of_guidance():
     assert len(programs) == 1
     assert all(np.abs(found[0] - x).max() > 1e-4 for x in found[1:])
     job = batch.check(prior, entry, ys, ops, 0.0, [1], 2.0, 3)
-    order = batch.index(job, devices=1)
-    wide = replace(prior, params=jnp.asarray(RNG.normal(size=(12, 12)), jnp.float32))
-    text = jax.jit(lambda leaves, y, A: job.picture(leaves, y, A, jnp.zeros((2, 2, 3)))).lower(
-        job.leaves, ys[0], ops[0]).as_text()  # fmt: skip
-    assert 'dense<"0x' not in text and order.total == 1 and wide.params.shape == (12, 12)
+
+    def drawn(leaves, y, A, key):
+        method, kernel, table = job.build(leaves, y, A, 1, {})
+        return job.picture(leaves, y, A, dj.sample(key, method, table, prior.shape, kernel=kernel).x)
+
+    given = (job.leaves, ys[0], ops[0], jax.random.key(0))
+    weights = {a.size for a in jax.tree.leaves((prior.params, prior.autoencoder)) if np.size(a) > 12}
+    assert weights == {16, 48, 144} and not weights & held(jax.make_jaxpr(drawn)(*given))
+    closed_over = jax.make_jaxpr(lambda *rest: drawn(job.leaves, *rest))(*given[1:])
+    assert weights <= held(closed_over), "this test would not see them"
+
+
+def held(closed) -> set:
+    """Sizes of the constants in a program and in those within it."""
+    inner = [v for eqn in closed.jaxpr.eqns for v in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_program)]
+    return {np.size(c) for c in closed.consts}.union(*(held(v) for v in inner if is_program(v)))
+
+
+def is_program(value):
+    return hasattr(value, "jaxpr") and hasattr(value, "consts")
 
 
 def test_what_is_pasted_into_the_picture():

@@ -161,8 +161,8 @@ class Loop:
 
 
 class Log:
-    """JSON lines {"kind", "step", "seconds", ...}. Lines after the step at which a run is resumed are dropped, and the
-    seconds go on from there."""
+    """JSON lines {"kind", "step", "seconds", "core_seconds", ...}: of the clock, and of all cores by this process. Lines after
+    the step at which a run is resumed are dropped, and the seconds go on from there."""
 
     def __init__(self, file, begin, chief):
         kept = []
@@ -172,15 +172,18 @@ class Log:
             except json.JSONDecodeError:  # the kill cut the last line
                 continue
         kept = [record for record in kept if record["step"] <= begin]
-        self.chief, self.begun = chief, time.monotonic() - max((r["seconds"] for r in kept), default=0.0)
+        before = lambda name: max((r.get(name, 0.0) for r in kept), default=0.0)
+        self.chief, self.begun = chief, time.monotonic() - before("seconds")
+        self.used = time.process_time() - before("core_seconds")
         if chief:
             write(file, "".join(json.dumps(record) + "\n" for record in kept))
             self.file = file.open("a")
 
     def write(self, kind, step, **values):
         if self.chief:
-            seconds = round(time.monotonic() - self.begun, 2)
-            self.file.write(json.dumps({"kind": kind, "step": step, "seconds": seconds, **values}) + "\n")
+            seconds = {"seconds": time.monotonic() - self.begun, "core_seconds": time.process_time() - self.used}
+            seconds = {name: round(value, 2) for name, value in seconds.items()}
+            self.file.write(json.dumps({"kind": kind, "step": step, **seconds, **values}) + "\n")
             self.file.flush()
 
 

@@ -228,7 +228,8 @@ def to_float(x):
 
 
 def sampler(prior, kernel, table, o, guided):
-    """-> f(labels (N,) or conditions, scale=1) -> uint8 (N, H, W, C), a sample of each; compiled once for all scales."""
+    """-> f(labels (N,) or conditions, scale=1, params=the prior's) -> uint8 (N, H, W, C), a sample of each; compiled once for
+    all scales and parameters."""
     import jax
     import jax.numpy as jnp
 
@@ -246,7 +247,7 @@ def sampler(prior, kernel, table, o, guided):
 
     program = parallel.shard(one, mesh, in_axes=(None, 0, 0, None))
 
-    def draw(labels, scale=1.0):
+    def draw(labels, scale=1.0, params=prior.params):
         total = len(jax.tree.leaves(labels)[0])
         batch = min(o.batch, total)
         batch += -batch % mesh.devices.size
@@ -258,7 +259,7 @@ def sampler(prior, kernel, table, o, guided):
                 told = jax.tree.map(
                     lambda a: jnp.asarray(a if a.dtype.kind == "f" else a.astype(np.int32)), rows_of(labels, at)
                 )
-                x = program((prior.params, prior.autoencoder), keys[at], told, jnp.float32(scale))
+                x = program((params, prior.autoencoder), keys[at], told, jnp.float32(scale))
                 found.append(np.asarray(x).astype(np.uint8))
                 bar.update(min(start + batch, total))
         return np.concatenate(found)[:total]
