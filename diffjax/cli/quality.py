@@ -98,7 +98,7 @@ def by_neighbours(prior, images, draw, o):
 
     flat = lambda x: x.reshape(len(x), -1)
     known = np.concatenate([real, real[:, :, ::-1]])
-    many = f"{len(real)} training images" + f", drawn from {len(images.train)}," * (len(real) < len(images.train))
+    many = f"{len(real)} training images" + f" (of {len(images.train)})" * (len(real) < len(images.train))
     distance, neighbour = metrics.nearest(flat(samples[1.0]), flat(known))
     near = {
         "samples": distance,
