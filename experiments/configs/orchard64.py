@@ -26,7 +26,7 @@ config = TrainConfig(
     batch=64,
     lr=1e-3,
     ema=0.995,
-    steps=1_400,
-    cooldown=500,
+    steps=3_000,
+    cooldown=800,
     eval_images=256,
 )
