@@ -14,7 +14,7 @@ from diffjax.cli.config import FirstStageConfig, TrainConfig
 from diffjax.training import data, latents, losses, step
 from diffjax.zoo import first_stage, prior
 from diffjax.zoo.vocabulary import Vocabulary
-from experiments import configs, orchard, told
+from experiments import configs, factors, orchard, told
 
 LINEAR = schedules.discrete(schedules.linear_betas(30))
 
@@ -258,6 +258,27 @@ def test_configurations_of_both_phases_belong_together():
         assert isinstance(config, TrainConfig) and isinstance(first, FirstStageConfig)
         assert config.autoencoder == first.out and first.name == "fruits64_kl"
         assert (config.size, config.channels) == (first.size // 2 ** (len(first.multipliers) - 1), first.latent_channels)
+
+
+def test_priors_of_all_factors_fit_their_autoencoders():
+    for name, side in factors.SIDES.items():
+        config = factors.CONFIGS[name]
+        assert config.size == side and config.steps % config.checkpoint_every == 0
+        assert name == "f1" or factors.CONFIGS[f"{name}_first"].out == config.autoencoder
+    for name in factors.KINDS:
+        first = factors.CONFIGS[f"{name}_first"]
+        prior = factors.CONFIGS[name]
+        assert (first.size // first_stage.build(dataclasses.asdict(first)).f, first.latent_channels) == (
+            prior.size,
+            prior.channels,
+        )
+
+
+def test_the_time_of_a_run_leaves_out_what_happened_once(tmp_path):
+    """Compiling before the first record, and a picture between two."""
+    lines = [{"kind": "train", "step": 20 * n, "core_seconds": s} for n, s in enumerate((95, 105, 115, 325, 335), 1)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert factors.taken(tmp_path, 100) == pytest.approx(50)
 
 
 def test_an_autoencoder_that_ships_with_another_prior_is_not_written_again(tmp_path, monkeypatch):
