@@ -1,7 +1,8 @@
 """Latents or pixels? ``python -m experiments.latents [PRIOR ...]``: priors of the same 64x64 fruits, side by side.
 
 The layout of the survey's Tables 3 and 4: unconditional synthesis (the null label) and conditional (guidance 1, 2, 4), each
-with network calls, and beside them what a sample costs. For each prior
+with network calls, and beside them what a sample costs. What is latent is also sampled with --fewer calls: the quality that
+pixels reach may be had for less. For each prior
 
 kernel     kernel distance (KID) of the samples to the test images, held-out varieties, in AlexNet's features; with one
            standard error, from leaving out each variety in turn. The training images' own distance is the yardstick
@@ -40,6 +41,7 @@ def main(argv=None) -> int:
     p.add_argument("--data", default="data/fruits64.npz", help="python -m experiments.fruits makes it")
     p.add_argument("--samples", type=whole(100), default=500, help="of each row (default: 500)")
     p.add_argument("--steps", type=whole(1), default=25, help="of DPM-Solver++ 2M, equal in log-SNR (default: 25)")
+    p.add_argument("--fewer", type=whole(1), default=8, help="calls of a prior of latents, once more (default: 8)")
     p.add_argument("--batch", type=whole(1), default=50)
     p.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
     p.add_argument("--rounds", type=whole(1), default=5, help="of the clock")
@@ -78,6 +80,13 @@ def main(argv=None) -> int:
                 order = np.argsort(labels, kind="stable")[np.linspace(0, len(x) - 1, 6).astype(int)]
                 columns.append((f"{prior.name} {'no label' if scale is None else f'scale {scale:g}'}",
                                 [quality.to_float(x[n]) for n in order]))  # fmt: skip
+        if prior.autoencoder is not None:
+            few = dj.timetables.log_snr(prior.schedule, o.fewer)
+            x = quality.sampler(prior, dj.kernels.DPMSolverPP2M(), few, o, False)(labels)
+            rows.append(
+                {"prior": prior.name, "table": "conditional", "guidance": 1.0, "calls": o.fewer, **judged(features(x))}
+            )
+            print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     rows += clock(priors, o)
     picture = made(o.out) / "latents.png"
     grid(columns, picture, [""] * 6)
@@ -104,25 +113,26 @@ def clock(priors, o) -> list:
 
     runs, rows = {}, {}
     for prior in priors.values():
-        table = dj.timetables.log_snr(prior.schedule, o.steps)
         told = (jax.random.split(jax.random.key(0), o.batch), np.zeros(o.batch, np.int32))
-        whole = program(prior, table).lower(prior, *told).compile()
-        runs[prior.name, "seconds"] = lambda whole=whole, prior=prior, told=told: whole(prior, *told)
-        rows[prior.name] = {"prior": prior.name, "table": "cost", "calls": o.steps, "batch": o.batch,
-                            "parameters": sum(a.size for a in jax.tree.leaves(prior.params)),
-                            "MB": round(whole.memory_analysis().temp_size_in_bytes / 1e6, 1)}  # fmt: skip
+        for calls in (o.steps, o.fewer) if prior.autoencoder is not None else (o.steps,):
+            table = dj.timetables.log_snr(prior.schedule, calls)
+            whole = program(prior, table).lower(prior, *told).compile()
+            runs[prior.name, calls, "seconds"] = lambda whole=whole, prior=prior, told=told: whole(prior, *told)
+            rows[prior.name, calls] = {"prior": prior.name, "table": "cost", "calls": calls, "batch": o.batch,
+                                       "parameters": sum(a.size for a in jax.tree.leaves(prior.params)),
+                                       "MB": round(whole.memory_analysis().temp_size_in_bytes / 1e6, 1)}  # fmt: skip
         if prior.autoencoder is not None:
             z = jax.numpy.zeros((o.batch, *prior.shape))
             decode = jax.jit(jax.vmap(lambda prior, z: prior.decode(z), (None, 0))).lower(prior, z).compile()
-            runs[prior.name, "seconds_decode"] = lambda decode=decode, prior=prior, z=z: decode(prior, z)
+            runs[prior.name, o.steps, "seconds_decode"] = lambda decode=decode, prior=prior, z=z: decode(prior, z)
     taken = {name: [] for name in runs}
     for _ in range(o.rounds + 1):  # the first is not counted
         for name, call in runs.items():
             begin = time.perf_counter()
             jax.block_until_ready(call())
             taken[name].append(time.perf_counter() - begin)
-    for (name, what), seconds in taken.items():
-        rows[name][what] = round(float(np.median(seconds[1:])) / o.batch, 4)
+    for (name, calls, what), seconds in taken.items():
+        rows[name, calls][what] = round(float(np.median(seconds[1:])) / o.batch, 4)
     for row in rows.values():
         print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     return list(rows.values())
