@@ -78,7 +78,7 @@ def train(argv) -> int:
             raise unknown("prior", name, SIDES)
     for name in o.names:
         for phase in [f"{name}_first"] * (name in KINDS) + [name]:
-            code = program.main([phase, "--devices", "1"], configs=CONFIGS)
+            code = program.main([phase, "--devices", "1", "--out", CONFIGS[phase].out], configs=CONFIGS)
             if code:
                 return code
     return 0
