@@ -11,7 +11,7 @@ import tiny_prior
 import diffjax as dj
 from diffjax import autoencoder, cli, zoo
 from diffjax.base import Measurement, replace
-from diffjax.operators import Blur, Downsample, Mask, Resize, resize
+from diffjax.operators import Blur, Downsample, Mask, Resize, masks, resize
 from diffjax.zoo import beside
 
 HALF = jnp.ones((8, 8, 1)).at[:, 5:].set(0)
@@ -74,6 +74,19 @@ def test_holes_are_of_many_kinds_and_never_all_or_nothing():
     assert 0.05 < (~corners.any(1)).mean() < 0.4, "all but a part in the middle"
     sides = [(masks[:, :, k].all(1) & ~masks[:, :, -1 - k].any(1)).mean() for k in (0, -1)]
     assert min(sides) > 0.03, "either half"
+
+
+def test_strokes_hide_as_much_as_lamas():
+    """Their generator, in numpy, with boxes in three of ten."""
+    row, column = jnp.arange(64)[:, None] / 64, jnp.arange(64)[None] / 64
+    drawn = np.asarray(jax.vmap(lambda key: beside.strokes(key, row, column))(jax.random.split(jax.random.key(0), 300)))
+    hidden = drawn.mean((1, 2))
+    lamas = 1 - np.array([masks.wide((64, 64), seed).mean() for seed in range(300)])
+    assert 0 < hidden.min() and hidden.max() <= 0.5
+    assert abs(hidden.mean() - lamas.mean()) < 0.08 and abs(hidden.std() - lamas.std()) < 0.04
+    edges = np.abs(np.diff(drawn.astype(int), axis=2)).sum((1, 2)) / 64
+    theirs = [np.abs(np.diff(masks.wide((64, 64), seed), axis=1)).sum() / 64 for seed in range(300)]
+    assert 0.6 < edges.mean() / np.mean(theirs) < 1.5, "as ragged"
 
 
 # --- a prior ------------------------------------------------------------------------------------------------------------
