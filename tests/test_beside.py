@@ -11,6 +11,7 @@ import tiny_prior
 import diffjax as dj
 from diffjax import autoencoder, cli, zoo
 from diffjax.base import Measurement, replace
+from diffjax.cli import tiles
 from diffjax.operators import Blur, Downsample, Mask, Resize, masks, resize
 from diffjax.zoo import beside
 
@@ -87,6 +88,20 @@ def test_strokes_hide_as_much_as_lamas():
     edges = np.abs(np.diff(drawn.astype(int), axis=2)).sum((1, 2)) / 64
     theirs = [np.abs(np.diff(masks.wide((64, 64), seed), axis=1)).sum() / 64 for seed in range(300)]
     assert 0.6 < edges.mean() / np.mean(theirs) < 1.5, "as ragged"
+
+
+def test_tiles_see_what_is_beside_them():
+    """A network of a tile that must have its part of the condition, not another, and the index as it is."""
+
+    class Net:
+        def apply(self, params, x, i, cond):
+            assert cond.shape[:2] == x.shape[:2] == (8, 8)
+            return params * x + cond[..., :3] * cond[..., 3:] + i
+
+    x, cond = drawn(12, 20, 3), drawn(12, 20, 4, seed=2)
+    np.testing.assert_allclose(
+        tiles.Tiled(Net(), 8, 2).apply(2.0, x, 5, cond), 2 * x + cond[..., :3] * cond[..., 3:] + 5, atol=1e-5
+    )
 
 
 # --- a prior ------------------------------------------------------------------------------------------------------------

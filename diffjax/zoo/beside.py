@@ -83,7 +83,7 @@ def hole(key, shape):
 
 
 def strokes(key, row, column):
-    """What LaMa's thick strokes hide (Suvorov et al. 2022; as ``masks.wide``, whose loops are here arrays), at most half: up to
+    """What LaMa's thick strokes hide (Suvorov et al. 2022; as ``masks.wide``, loops as arrays), at most half: up to
     5 chains of up to 5 pieces, each 10 to 210 long and 5 to 105 wide in 256ths of the picture. row, column: in [0, 1]."""
     keys = jax.random.split(key, 6)
     angle, length, width = (jax.random.uniform(k, (5, 5)) for k in keys[:3])
@@ -97,7 +97,9 @@ def strokes(key, row, column):
     (y, x), (y_end, x_end) = (jnp.moveaxis(a.swapaxes(0, 1), -1, 0)[..., None, None] for a in ends)
     down, across = y_end - y, x_end - x
     along = jnp.clip(((row - y) * down + (column - x) * across) / jnp.maximum(down**2 + across**2, 1e-12), 0, 1)
-    near = (row - y - along * down) ** 2 + (column - x - along * across) ** 2 <= ((5 + 100 * width) / 512)[..., None, None] ** 2
+    near = (row - y - along * down) ** 2 + (column - x - along * across) ** 2 <= ((5 + 100 * width) / 512)[
+        ..., None, None
+    ] ** 2
     chains, pieces = jax.random.randint(keys[4], (), 1, 6), jax.random.randint(keys[5], (5, 1), 1, 6)
     near &= ((jnp.arange(5)[:, None] < chains) & (jnp.arange(5) < pieces))[..., None, None]
     hidden = jax.lax.associative_scan(jnp.logical_or, near.reshape(25, *near.shape[2:]))  # by the first 1, 2, ... pieces
