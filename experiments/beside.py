@@ -16,7 +16,9 @@ lpips    lpips@64 of the whole picture; ``from told`` its difference from the fi
          95 % interval
 misfit   root mean square of A x - y on [0, 1]: what is told is not enforced
 spread   root mean square deviation among the restorations of one picture, on [0, 1], where there are several
-seconds  of CPU for one picture, all cores together, without compiling: what else the machine does hardly counts
+seconds  of CPU for one restoration, all cores together, without compiling: what else the machine does hardly counts
+
+Guidance through the decoder is slow: ``--decoded`` of the pictures have it. A row is kept in --cells as soon as it is done.
 
 Writes beside.json, and beside.png with two pictures of each task.
 """
@@ -36,9 +38,12 @@ from diffjax.training import data
 
 from . import baselines
 from .tools import provenance, records
+from .tools.cells import Cells
 from .tools.comparisons import difference
+from .tools.pictures import bytes_of
+from .tools.restorations import fingerprints
 from .tools.scores import holes, scores
-from .tools.study import Parser, command, grid, library_errors, made, run, use_cores, whole
+from .tools.study import Parser, command, grid, library_errors, made, run, unknown, use_cores, whole
 
 TASKS = ("sr4", "half", "wide")
 SHOWN = 2
@@ -65,41 +70,73 @@ def main(argv=None) -> int:
     p.add_argument("--latents", default="fruits64", help="the prior that is told nothing, of latents")
     p.add_argument("--pixels", default="runs/fruits64_pixel", help="of pixels")
     p.add_argument("--data", default="data/fruits64.npz", help="python -m experiments.fruits makes it")
+    p.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help=f"of: {', '.join(TASKS)} (default: all)")
     p.add_argument("--images", type=whole(SHOWN), default=16, help="held-out pictures (default: 16)")
+    p.add_argument(
+        "--decoded", type=whole(SHOWN), default=8, help="the first of them, guided through the decoder (default: 8)"
+    )
     p.add_argument("--samples", type=whole(1), default=4, help="restorations of each by what is told (default: 4)")
     p.add_argument("--steps", type=whole(1), help="levels in place of each method's own, to try the program out")
     p.add_argument("--batch", type=whole(1), default=16)
     p.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
+    p.add_argument("--cells", default="runs/beside", help="folder where finished rows are kept")
     p.add_argument("--out", **provenance.OUT)
     o = p.parse(argv)
-    begin, folder = time.perf_counter(), made(o.out)
+    for task in o.tasks:
+        if task not in TASKS:
+            raise unknown("task", task, TASKS)
+    folder = made(o.out)
     with library_errors():
         priors = {name: dj.zoo.load(name) for name in (o.sr, o.inpaint, o.latents, o.pixels)}
-        latents, pixels = priors[o.latents], priors[o.pixels]
-        images = data.load(o.data, size=pixels.image_shape[0], channels=pixels.image_shape[2])
+        images = data.load(o.data, size=priors[o.pixels].image_shape[0], channels=priors[o.pixels].image_shape[2])
     truth = held_out(images.test, o.images, o.seed)
-    rows, shown, programs = [], {}, batch.Programs()
-    for task in TASKS:
+    kept = Cells(o.cells, command("experiments.beside", argv))
+    rows, shown, cells, programs = [], {}, {}, batch.Programs()
+    for task in o.tasks:
         ys, operators = tasks.measure(task, truth, seed=1000)
-        told = priors[o.sr if task == "sr4" else o.inpaint]
-        judged = Judge(task, truth, ys, operators)
-        rest = {"ys": ys, "operators": operators, "o": o, "programs": programs}
-        for name, entry in TOLD.items():
-            judged("told", name, *restored(told, entry, samples=o.samples, **rest))
-        for space, prior, methods in (("latents", latents, LATENTS), ("pixels", pixels, PIXELS)):
-            for name in methods:
-                if task != "sr4" or name != "repaint":
-                    judged(space, name, *restored(prior, registry.METHODS[name], **rest))
-        judged("-", *nothing_learned(ys, operators))
-        judged("-", "truth, encoded and decoded", through(told, truth, ys, operators))
-        rows += judged.rows
-        shown[task] = [("measured", ys[:SHOWN]), *judged.shown, ("truth", truth[:SHOWN])]
+        ways = of_task(task, o, priors, ys, operators, truth)
+        for (space, name), (asked, make) in ways.items():
+            first = next((cells[key] for key in cells if key.startswith(f"{task}/")), None)
+            key = f"{task}/{space}/{name}"
+            cells[key] = kept.get(key, asked, lambda make=make: make(programs)) if asked else make(programs)
+            rows.append(row(task, space, name, cells[key], first))
+            print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+        shown[task] = [("measured", ys[:SHOWN])]
+        shown[task] += [(name if space == "-" else f"{space}: {name}", pictures_of(cells[f"{task}/{space}/{name}"]))
+                        for space, name in ways]  # fmt: skip
+        shown[task].append(("truth", truth[:SHOWN]))
     picture(shown, folder / "beside.png")
-    print(records.write("beside", command("experiments.beside", argv), rows, o.out, images=len(truth),
-                        priors={prior.name: prior.card.get("signature", prior.card.get("training")) for prior in
-                                priors.values()},
-                        seconds=round(time.perf_counter() - begin, 1)))  # fmt: skip
+    bare = {name: {k: v for k, v in cell.items() if k != "shown"} for name, cell in cells.items()}
+    trained = {prior.name: prior.card.get("training") for prior in priors.values()}
+    print(records.write("beside", command("experiments.beside", argv), rows, o.out, images=len(truth), trained=trained,
+                        took="the seconds of its rows, and the compiling", cells=bare))  # fmt: skip
     return 0
+
+
+def of_task(task, o, priors, ys, operators, truth) -> dict:
+    """{(prior, method): (asked, make)} of a task: what its cell depends on (None: it is not kept), and how it is computed."""
+    ways = {}
+
+    def add(space, prior, name, entry, count, samples=1):
+        given = ys[:count], operators[:count]
+        asked = lambda: fingerprints(prior, entry, o.steps, 0.0, *given, truth[:count], samples=samples, seed=o.seed,
+                                     weights=(prior.params, prior.autoencoder))  # fmt: skip
+        make = lambda programs: cell(truth[:count], *given, *restored(prior, entry, *given, o, programs, samples))
+        ways[space, name] = asked, make
+
+    def free(name, restore):  # costs nothing
+        ways["-", name] = None, lambda programs: cell(truth, ys, operators, restore())
+
+    for name, entry in TOLD.items():
+        add("told", priors[o.sr if task == "sr4" else o.inpaint], name, entry, len(truth), o.samples)
+    for name in LATENTS:
+        add("latents", priors[o.latents], name, registry.METHODS[name], o.decoded)
+    for name in PIXELS:
+        if task != "sr4" or name != "repaint":
+            add("pixels", priors[o.pixels], name, registry.METHODS[name], len(truth))
+    free("bicubic" if task == "sr4" else "smoothest surface", lambda: nothing_learned(ys, operators))
+    free("truth, encoded and decoded", lambda: through(priors[o.latents], truth, ys, operators))
+    return ways
 
 
 def held_out(test, count, seed):
@@ -122,11 +159,11 @@ def restored(prior, entry, ys, operators, o, programs, samples=1):
 
 
 def nothing_learned(ys, operators):
-    """(name, restorations (images, 1, H, W, C))"""
+    """Restorations (images, 1, H, W, C)"""
     masks = holes(operators)
     if masks is None:
-        return "bicubic", np.stack([np.asarray(dj.operators.resize(y, A.factor)) for y, A in zip(ys, operators)])[:, None]
-    return "smoothest surface", np.stack([baselines.biharmonic(y, mask) for y, mask in zip(ys, masks)])[:, None]
+        return np.stack([np.asarray(dj.operators.resize(y, A.factor)) for y, A in zip(ys, operators)])[:, None]
+    return np.stack([baselines.biharmonic(y, mask) for y, mask in zip(ys, masks)])[:, None]
 
 
 def through(prior, truth, ys, operators):
@@ -139,33 +176,29 @@ def through(prior, truth, ys, operators):
     return (back if masks is None else np.where(masks[..., None] > 0, ys, back))[:, None]
 
 
-@dataclasses.dataclass
-class Judge:
-    """Collects the rows of one task: ``judge(prior, method, x (images, samples, H, W, C), calls, seconds)``."""
+def cell(truth, ys, operators, x, calls=0.0, seconds=None) -> dict:
+    """Scores of each picture, means over its restorations x (images, samples, H, W, C)."""
+    x, masks = np.clip(x, -1, 1), holes(operators)
+    psnr, perceptual = np.mean([scores(x[:, s], truth, masks) for s in range(x.shape[1])], 0)
+    misfit = [np.mean([tasks.misfit(A, one, y, 0.0) / 2 for one in some]) for A, some, y in zip(operators, x, ys)]
+    return {"psnr": psnr.round(3).tolist(), "lpips": perceptual.round(5).tolist(), "misfit": np.round(misfit, 5).tolist(),
+            "spread": float(np.sqrt(x.var(1, ddof=1).mean()) / 2) if x.shape[1] > 1 else None, "network_calls": calls,
+            "seconds": seconds, "shown": bytes_of(x[:, 0])}  # fmt: skip
 
-    task: str
-    truth: np.ndarray
-    ys: np.ndarray
-    operators: list
-    rows: list = dataclasses.field(default_factory=list)
-    shown: list = dataclasses.field(default_factory=list)
-    first: np.ndarray | None = None  # lpips of the first row
 
-    def __call__(self, prior, method, x, calls=0, seconds=None):
-        x, masks = np.clip(x, -1, 1), holes(self.operators)
-        each = [scores(x[:, s], self.truth, masks) for s in range(x.shape[1])]
-        psnr, perceptual = np.mean(each, 0)
-        misfit = [tasks.misfit(A, one, y, 0.0) / 2 for A, some, y in zip(self.operators, x, self.ys) for one in some]
-        row = {"task": NAMES[self.task], "prior": prior, "method": method, "calls": round(calls, 1),
-               "seconds": None if seconds is None else round(seconds, 2), "PSNR": round(float(psnr.mean()), 2),
-               "lpips": round(float(perceptual.mean()), 4),
-               "from told": None if self.first is None else difference(perceptual, self.first, "+.4f"),
-               "misfit": round(float(np.mean(misfit)), 4),
-               "spread": round(float(np.sqrt(x.var(1, ddof=1).mean()) / 2), 4) if x.shape[1] > 1 else None}  # fmt: skip
-        self.first = perceptual if self.first is None else self.first
-        self.rows.append(row)
-        self.shown.append((f"{prior}: {method}" if prior != "-" else method, x[:SHOWN, 0]))
-        print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+def row(task, space, name, cell, first) -> dict:
+    """The line of a cell; ``first`` is the cell it is compared with, on the pictures that both have."""
+    count = len(cell["psnr"])
+    mean = lambda key, digits: round(float(np.mean(cell[key])), digits)
+    rounded = lambda value, digits: None if value is None else round(value, digits)
+    return {"task": NAMES[task], "prior": space, "method": name, "pictures": count, "calls": round(cell["network_calls"], 1),
+            "seconds": rounded(cell["seconds"], 2), "PSNR": mean("psnr", 2), "lpips": mean("lpips", 4),
+            "from told": None if first is None else difference(cell["lpips"], first["lpips"][:count], "+.4f"),
+            "misfit": mean("misfit", 4), "spread": rounded(cell["spread"], 4)}  # fmt: skip
+
+
+def pictures_of(cell):
+    return np.asarray(cell["shown"], np.float32) / 127.5 - 1
 
 
 def picture(shown, file):

@@ -1,4 +1,4 @@
-"""Told or guided: the judge, what is restored without a network, and the program from end to end."""
+"""Told or guided: the scores, what is restored without a network, and the program from end to end."""
 
 import json
 
@@ -20,31 +20,26 @@ def truth():
 
 
 @pytest.mark.parametrize("task", ["sr4", "half"])
-def test_the_judge_by_what_is_known_of_its_answers(task, truth, capsys):
+def test_the_scores_by_what_is_known_of_their_answers(task, truth):
     ys, operators = tasks.measure(task, truth, seed=0)
-    judge = beside.Judge(task, truth, ys, operators)
-    judge("told", "the truth", truth[:, None])
+    first = beside.cell(truth, ys, operators, truth[:, None])
+    assert first["psnr"] == [100] * 3 and first["lpips"] == [0] * 3 and first["spread"] is None
+    assert max(first["misfit"]) < 1e-4
     d = np.float32(0.1)
-    judge("pixels", "twice beside it", np.stack([truth + d, truth - d], 1), 7.04, 1.239)
-    first, second = judge.rows
-    assert first["PSNR"] == 100 and first["lpips"] == 0 and first["from told"] is None and first["spread"] is None
-    assert first["misfit"] < 1e-4
+    pair = np.stack([truth + d, truth - d], 1)[:2]
+    second = beside.row(task, "pixels", "beside it", beside.cell(truth[:2], ys[:2], operators[:2], pair, 7.04, 1.239), first)
     assert second["PSNR"] == pytest.approx(20 * np.log10(2 / d), abs=0.01)  # of a range of 2
     assert second["misfit"] == pytest.approx(d / 2, abs=1e-3)  # on [0, 1]
     assert second["spread"] == pytest.approx(np.sqrt(2) * d / 2, abs=1e-4)  # of a pair d above and d below, ddof 1
-    assert second["from told"].startswith("+0.") and (second["calls"], second["seconds"]) == (7.0, 1.24)
-    assert capsys.readouterr().out.count("\n") == 2
+    assert second["from told"].startswith("+0.") and (second["pictures"], second["calls"], second["seconds"]) == (2, 7.0, 1.24)
 
 
 def test_what_is_made_without_a_network(truth):
-    ys, operators = tasks.measure("half", truth)
-    name, x = beside.nothing_learned(ys, operators)
-    assert name == "smoothest surface" and x.shape == (3, 1, 32, 32, 3)
+    x = beside.nothing_learned(*tasks.measure("half", truth))
+    assert x.shape == (3, 1, 32, 32, 3)
     np.testing.assert_array_equal(x[:, 0, :, :16], truth[:, :, :16])
     grey = np.full((2, 32, 32, 3), 0.3, np.float32)
-    name, x = beside.nothing_learned(*tasks.measure("sr4", grey))
-    assert name == "bicubic"
-    np.testing.assert_allclose(x[:, 0], grey, atol=1e-5)
+    np.testing.assert_allclose(beside.nothing_learned(*tasks.measure("sr4", grey))[:, 0], grey, atol=1e-5)
 
 
 def test_held_out_pictures_are_from_all_of_the_test_part():
@@ -54,7 +49,7 @@ def test_held_out_pictures_are_from_all_of_the_test_part():
     assert (beside.held_out(test, 5, seed=1) != x).any()
 
 
-def test_the_program(tmp_path, monkeypatch, capsys):
+def test_the_program(tmp_path, monkeypatch):
     """Tiny priors of grey pictures, one method of each kind, one level. What is known comes back; of latents it is pasted."""
     tiny_prior.write(tmp_path / "pixels")
     tiny_prior.write_latent(tmp_path / "latents")
@@ -63,13 +58,15 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     zoo.save(tmp_path / "holes", tiny_prior.params(config=HOLES), card, autoencoder=auto)
     x = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", x_train=x[:1], x_test=x[1:])
-    monkeypatch.setattr(beside, "TASKS", ("half",))
     monkeypatch.setattr(beside, "TOLD", {"DDIM": beside.TOLD["50 levels, DDIM"]})
     monkeypatch.setattr(beside, "LATENTS", ("dps",))
     monkeypatch.setattr(beside, "PIXELS", ("ddnm",))
     options = {"sr": "holes", "inpaint": "holes", "latents": "latents", "pixels": "pixels", "data": "data.npz"}
     line = [f"--{name}={tmp_path / at}" for name, at in options.items()]
-    line += ["--images=2", "--samples=2", "--steps=1", "--batch=2", f"--out={tmp_path / 'out'}"]
+    line += ["--images=2", "--decoded=2", "--samples=2", "--steps=1", "--batch=2", f"--out={tmp_path / 'out'}"]
+    line += [f"--cells={tmp_path / 'cells'}", "--tasks", "half"]
+    assert beside.main(line) == 0
+    monkeypatch.setattr(beside, "restored", None)  # all is kept
     assert beside.main(line) == 0
     record = json.loads((tmp_path / "out" / "beside.json").read_text())
     rows = {(row["prior"], row["method"]): row for row in record["rows"]}
