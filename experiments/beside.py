@@ -87,7 +87,8 @@ def main(argv=None) -> int:
             raise unknown("task", task, TASKS)
     folder = made(o.out)
     with library_errors():
-        priors = {name: dj.zoo.load(name) for name in (o.sr, o.inpaint, o.latents, o.pixels)}
+        told = [o.sr] * ("sr4" in o.tasks) + [o.inpaint] * (set(o.tasks) != {"sr4"})
+        priors = {name: dj.zoo.load(name) for name in (*told, o.latents, o.pixels)}
         images = data.load(o.data, size=priors[o.pixels].image_shape[0], channels=priors[o.pixels].image_shape[2])
     truth = held_out(images.test, o.images, o.seed)
     kept = Cells(o.cells, command("experiments.beside", argv))
