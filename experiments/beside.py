@@ -71,6 +71,7 @@ def main(argv=None) -> int:
     p.add_argument("--pixels", default="runs/fruits64_pixel", help="of pixels")
     p.add_argument("--data", default="data/fruits64.npz", help="python -m experiments.fruits makes it")
     p.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help=f"of: {', '.join(TASKS)} (default: all)")
+    p.add_argument("--methods", nargs="+", default=[*LATENTS, *PIXELS], metavar="METHOD", help="that guide (default: all)")
     p.add_argument("--images", type=whole(SHOWN), default=8, help="held-out pictures (default: 8)")
     p.add_argument(
         "--decoded", type=whole(SHOWN), default=4, help="the first of them, guided through the decoder (default: 4)"
@@ -82,9 +83,10 @@ def main(argv=None) -> int:
     p.add_argument("--cells", default="runs/beside", help="folder where finished rows are kept")
     p.add_argument("--out", **provenance.OUT)
     o = p.parse(argv)
-    for task in o.tasks:
-        if task not in TASKS:
-            raise unknown("task", task, TASKS)
+    for what, names, known in (("task", o.tasks, TASKS), ("method", o.methods, {*LATENTS, *PIXELS})):
+        for name in names:
+            if name not in known:
+                raise unknown(what, name, known)
     folder = made(o.out)
     with library_errors():
         told = [o.sr] * ("sr4" in o.tasks) + [o.inpaint] * (set(o.tasks) != {"sr4"})
@@ -130,9 +132,9 @@ def of_task(task, o, priors, ys, operators, truth) -> dict:
 
     for name, entry in TOLD.items():
         add("told", priors[o.sr if task == "sr4" else o.inpaint], name, entry, len(truth), o.samples)
-    for name in LATENTS:
+    for name in (name for name in LATENTS if name in o.methods):
         add("latents", priors[o.latents], name, registry.METHODS[name], o.decoded)
-    for name in PIXELS:
+    for name in (name for name in PIXELS if name in o.methods):
         if task != "sr4" or name != "repaint":
             add("pixels", priors[o.pixels], name, registry.METHODS[name], len(truth))
     free("bicubic" if task == "sr4" else "smoothest surface", lambda: nothing_learned(ys, operators))
