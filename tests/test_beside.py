@@ -12,8 +12,9 @@ import tiny_prior
 import diffjax as dj
 from diffjax import autoencoder, cli, zoo
 from diffjax.base import Measurement, replace
-from diffjax.cli import tiles
+from diffjax.cli import config, tiles, training_run
 from diffjax.operators import Blur, Downsample, Mask, Resize, masks, resize
+from diffjax.training import data
 from diffjax.zoo import beside
 
 HALF = jnp.ones((8, 8, 1)).at[:, 5:].set(0)
@@ -176,3 +177,24 @@ def test_pixels_that_are_known_come_back(folders, tmp_path):
     (file,) = (tmp_path / "out" / "holes" / "images").iterdir()
     made = np.asarray(Image.open(file)).astype(float) / 127.5 - 1
     np.testing.assert_allclose(made[:, :16], np.asarray(x[0, :, :16, 0]), atol=0.01)
+
+
+def test_training_shows_a_mirrored_picture_with_the_moments_of_the_mirrored_picture(tmp_path):
+    """They are stored apart: what is encoded once, and the picture of which the condition is made at each step."""
+    tiny_prior.write_latent(tmp_path / "auto")
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=pictures[:4], x_test=pictures[4:])
+    values = tiny_prior.LATENT | {"network": "concat", "classes": 0, "condition": "sr2", "condition_channels": 1, "flip": True,
+                                  "batch": 8, "data": str(tmp_path / "data.npz"), "autoencoder": str(tmp_path / "auto"),
+                                  "out": str(tmp_path / "run")}  # fmt: skip
+    run = training_run.Run(config.from_dict(values, "test"))
+    batch, encode = run.stream(0), jax.jit(lambda x: run.autoencoder.encode(x))
+    shown = batch["cond"][..., 0]
+    mirrored = [not any((x == picture).all() for picture in pictures) for x in shown]
+    assert 0 < sum(mirrored) < 8 and all((x[:, ::-1] == pictures).all((1, 2)).any() for x in shown[mirrored])
+    for n in range(8):
+        x = data.scale(batch["cond"][n])
+        np.testing.assert_allclose(batch["x"]["mean"][n], encode(x), atol=1e-4)
+        got = run._decode(jax.tree.map(lambda a: a[n], batch), jax.random.key(0))
+        np.testing.assert_allclose(got["cond"], Resize(2)(x), atol=1e-5)
+    run.lock.release()
