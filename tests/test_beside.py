@@ -1,6 +1,7 @@
 """Priors that are told a measurement beside their input: the condition, what training draws, ``diffjax restore`` by them."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import tiny_prior
 import diffjax as dj
 from diffjax import autoencoder, cli, zoo
 from diffjax.base import Measurement, replace
-from diffjax.operators import Blur, Downsample, Mask, Resize, resize
+from diffjax.cli import config, tiles, training_run
+from diffjax.operators import Blur, Downsample, Mask, Resize, masks, resize
+from diffjax.training import data
 from diffjax.zoo import beside
 
 HALF = jnp.ones((8, 8, 1)).at[:, 5:].set(0)
@@ -76,6 +79,33 @@ def test_holes_are_of_many_kinds_and_never_all_or_nothing():
     assert min(sides) > 0.03, "either half"
 
 
+def test_strokes_hide_as_much_as_lamas():
+    """Their generator, in numpy, with boxes in three of ten."""
+    row, column = jnp.arange(64)[:, None] / 64, jnp.arange(64)[None] / 64
+    drawn = np.asarray(jax.vmap(lambda key: beside.strokes(key, row, column))(jax.random.split(jax.random.key(0), 300)))
+    hidden = drawn.mean((1, 2))
+    lamas = 1 - np.array([masks.wide((64, 64), seed).mean() for seed in range(300)])
+    assert 0 < hidden.min() and hidden.max() <= 0.5
+    assert abs(hidden.mean() - lamas.mean()) < 0.08 and abs(hidden.std() - lamas.std()) < 0.04
+    edges = np.abs(np.diff(drawn.astype(int), axis=2)).sum((1, 2)) / 64
+    theirs = [np.abs(np.diff(masks.wide((64, 64), seed), axis=1)).sum() / 64 for seed in range(300)]
+    assert 0.6 < edges.mean() / np.mean(theirs) < 1.5, "as ragged"
+
+
+def test_tiles_see_what_is_beside_them():
+    """A network of a tile that must have its part of the condition, not another, and the index as it is."""
+
+    class Net:
+        def apply(self, params, x, i, cond):
+            assert cond.shape[:2] == x.shape[:2] == (8, 8)
+            return params * x + cond[..., :3] * cond[..., 3:] + i
+
+    x, cond = drawn(12, 20, 3), drawn(12, 20, 4, seed=2)
+    np.testing.assert_allclose(
+        tiles.Tiled(Net(), 8, 2).apply(2.0, x, 5, cond), 2 * x + cond[..., :3] * cond[..., 3:] + 5, atol=1e-5
+    )
+
+
 # --- a prior ------------------------------------------------------------------------------------------------------------
 
 CONFIG = tiny_prior.CONFIG | {"network": "concat", "classes": 0, "condition": "sr4", "condition_channels": 1, "rescale": False}
@@ -122,7 +152,8 @@ def test_restore_by_the_prior_itself(folders, tmp_path, capsys):
 
     usual = "--images bundled:fashion --limit 2 --samples 1 --steps 3"
     code, said = run(f"restore --prior AT/sr4 --task sr4 {usual}")
-    assert code == 0 and "conditional" in (tmp_path / "out" / "tiny" / "metrics.json").read_text(), said.err
+    content = json.loads((tmp_path / "out" / "tiny" / "metrics.json").read_text())
+    assert code == 0 and content["method"] == "conditional" and content["noise"] == 0, "as it learned"
     code, said = run(f"restore --prior AT/holes --mask half {usual}")
     assert code == 0, said.err
     for line, why in {
@@ -146,3 +177,24 @@ def test_pixels_that_are_known_come_back(folders, tmp_path):
     (file,) = (tmp_path / "out" / "holes" / "images").iterdir()
     made = np.asarray(Image.open(file)).astype(float) / 127.5 - 1
     np.testing.assert_allclose(made[:, :16], np.asarray(x[0, :, :16, 0]), atol=0.01)
+
+
+def test_training_shows_a_mirrored_picture_with_the_moments_of_the_mirrored_picture(tmp_path):
+    """They are stored apart: what is encoded once, and the picture of which the condition is made at each step."""
+    tiny_prior.write_latent(tmp_path / "auto")
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=pictures[:4], x_test=pictures[4:])
+    values = tiny_prior.LATENT | {"network": "concat", "classes": 0, "condition": "sr2", "condition_channels": 1, "flip": True,
+                                  "batch": 8, "data": str(tmp_path / "data.npz"), "autoencoder": str(tmp_path / "auto"),
+                                  "out": str(tmp_path / "run")}  # fmt: skip
+    run = training_run.Run(config.from_dict(values, "test"))
+    batch, encode = run.stream(0), jax.jit(lambda x: run.autoencoder.encode(x))
+    shown = batch["cond"][..., 0]
+    mirrored = [not any((x == picture).all() for picture in pictures) for x in shown]
+    assert 0 < sum(mirrored) < 8 and all((x[:, ::-1] == pictures).all((1, 2)).any() for x in shown[mirrored])
+    for n in range(8):
+        x = data.scale(batch["cond"][n])
+        np.testing.assert_allclose(batch["x"]["mean"][n], encode(x), atol=1e-4)
+        got = run._decode(jax.tree.map(lambda a: a[n], batch), jax.random.key(0))
+        np.testing.assert_allclose(got["cond"], Resize(2)(x), atol=1e-5)
+    run.lock.release()

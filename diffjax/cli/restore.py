@@ -60,7 +60,10 @@ def parser() -> options.Parser:
     what.add_argument("--mask", help="a name (see --list) or a black and white PNG (default: half)")
     what.add_argument("--task", help="another measurement than a mask: deblur, motion, sr4, sr4-mean, denoise (see --list)")
     what.add_argument(
-        "--noise", metavar="STD", type=float, help="with --task: standard deviation for images in [0, 1] (default: 0.05)"
+        "--noise",
+        metavar="STD",
+        type=float,
+        help="with --task: standard deviation for images in [0, 1] (default: 0.05; 0 where the prior is told y)",
     )
     what.add_argument("--degraded", action="store_true", help="with --task: the images are blurred or small already")
     what.add_argument(
@@ -226,8 +229,6 @@ def _settle(o):
             raise UserError(f"{what} guides towards a label: give one with --label{', or words with --text' * (o.cfg != 1)}")
     if o.mask_latents and o.task is not None:
         raise UserError(f"--mask-latents goes with a mask, and --task {o.task} is another measurement: leave it out")
-    if o.paste and o.task is not None and o.noise:
-        raise UserError(f"--paste puts in what was measured, noise and all, and --noise is {o.noise:g}: leave out --paste")
     if o.classifier_scale is not None and not (o.classifier and math.isfinite(o.classifier_scale)):
         raise UserError(f"--classifier-scale {o.classifier_scale} needs --classifier and a finite number")
     if not inputs.is_bundled(o.images) and not Path(o.images).exists():
@@ -246,12 +247,12 @@ def _settle_task(o, task, known):
     if o.degraded and known[task].drawn:
         raise UserError(f"--task {o.task} is drawn by --seed, which what you measured is not: --degraded takes "
                         + ", ".join(name for name, t in known.items() if not t.drawn))  # fmt: skip
-    o.noise = 0.05 if o.noise is None else o.noise
-    if not (math.isfinite(o.noise) and o.noise >= 0):
-        raise UserError(f"--noise {o.noise:g} is out of range: give a standard deviation >= 0, for images in [0, 1]")
-    if o.noise > 1:
-        raise UserError(f"--noise {o.noise:g} is more than the whole range of images in [0, 1]. Is it out of 255? "
-                        f"Then give --noise {o.noise / 255:.4g}")  # fmt: skip
+    noise = o.noise or 0.0
+    if not (math.isfinite(noise) and noise >= 0):
+        raise UserError(f"--noise {noise:g} is out of range: give a standard deviation >= 0, for images in [0, 1]")
+    if noise > 1:
+        raise UserError(f"--noise {noise:g} is more than the whole range of images in [0, 1]. Is it out of 255? "
+                        f"Then give --noise {noise / 255:.4g}")  # fmt: skip
     if o.border is not None and task not in ("deblur", "motion"):
         raise UserError(f"--border {o.border} is about blurs, and --task {o.task} is none: leave it out")
     if o.blur is not None and task != "deblur":

@@ -15,6 +15,7 @@ from . import inputs, latents, outputs, progress, report, tasks, tiles, told
 from .errors import UserError, one_line
 
 LATENT_METHOD = "psld"
+NOISE = 0.05
 
 
 def restore(o, output, stop) -> dict:
@@ -22,6 +23,10 @@ def restore(o, output, stop) -> dict:
     prior, classifier = inputs.networks(o)
     told.check(o, prior, o.label)
     o.method = method_of(o, prior)
+    if o.task is not None and o.noise is None:  # a prior that is told what is measured learned it without noise
+        o.noise = 0.0 if o.method == registry.CONDITIONAL.name else NOISE
+    if o.paste and o.task is not None and o.noise:
+        raise UserError(f"--paste puts in what was measured, noise and all, and --noise is {o.noise:g}: leave out --paste")
     height, width, channels = prior.image_shape
     if o.task is None:
         pictures, ys, operators = inputs.whole_or_fitted(o, prior) if o.tiles else inputs.load(o, prior), None, None

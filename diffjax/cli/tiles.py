@@ -37,7 +37,7 @@ def window(size: int, overlap: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Tiled:
-    """``net`` of images (size, size, C), applied to (H, W, C)."""
+    """``net`` of images (size, size, C), applied to (H, W, C). What is told beside them, (H, W, ...) as well, is cut alike."""
 
     net: Any
     size: int
@@ -49,7 +49,14 @@ class Tiled:
         corner = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
         at = np.arange(self.size)
         i, j = corner[:, 0, None, None] + at[:, None], corner[:, 1, None, None] + at  # (tiles, size, 1), (tiles, 1, size)
-        out = jax.lax.map(lambda tile: self.net.apply(params, tile, *told), x[i, j], batch_size=min(AT_A_TIME, len(corner)))
+        beside = [n for n, a in enumerate(told) if getattr(a, "ndim", 0) == 3 and a.shape[:2] == (height, width)]
+
+        def one(cut):
+            here = dict(zip(beside, cut[1:]))
+            return self.net.apply(params, cut[0], *(here.get(n, a) for n, a in enumerate(told)))
+
+        cut = [a[i, j] for a in (x, *(told[n] for n in beside))]
+        out = jax.lax.map(one, cut, batch_size=min(AT_A_TIME, len(corner)))
         w = window(self.size, self.overlap)
         w = w[:, None] * w
         total = np.zeros((height, width))

@@ -90,17 +90,18 @@ class Run(Loop):
         images = self._images()
         self.notes = () if images is None else images.notes
         with self.claimed():
-            found = self._latents(images) if c.autoencoder else images
-        self.data = images if c.network in network.BESIDE else found  # what is beside the input is made of the picture
+            self.data = self._latents(images) if c.autoencoder else images
+        flip = latents.mirrored if c.autoencoder and c.flip else c.flip
+        if c.autoencoder and c.network in network.BESIDE:  # moments encoded once; what is beside is made of the picture
+            self.data = dataclasses.replace(self.data, train_cond=images.train, test_cond=images.test)
+            flip = c.flip and (lambda batch: {**latents.mirrored(batch), "cond": batch["cond"][:, :, ::-1]})
         self.held_out_count = len(jax.tree.leaves(self.data.examples("test"))[0])
-        if c.autoencoder and c.flip and c.network not in network.BESIDE:
-            self.stream = data.Stream(self.data.examples(flipped=True), c.batch, c.seed, latents.mirrored, *hosts)
-        else:
-            self.stream = data.Stream(self.data.examples(), c.batch, c.seed, c.flip, *hosts)
+        stored = self.data.examples(**({"flipped": True} if c.autoencoder and c.flip else {}))
+        self.stream = data.Stream(stored, c.batch, c.seed, flip, *hosts)
         untrained = prior.from_config(dataclasses.asdict(c), None, autoencoder=self.autoencoder)
         examples = self.data.examples("test", slice(samples.ROWS))
         if c.network in network.BESIDE:
-            keys = jax.random.split(jax.random.key(0), len(examples["x"]))
+            keys = jax.random.split(jax.random.key(0), len(examples["cond" if c.autoencoder else "x"]))
             examples = jax.jit(jax.vmap(self._decode), compiler_options=QUICK)(examples, keys)
         self.sampler = samples.make_sampler(untrained, c.sample_steps, (self.whole, self.sharded), conds=examples.get("cond"))
 
@@ -108,10 +109,10 @@ class Run(Loop):
         """What is stored of an example to what is learned."""
         k_draw, k_parts = jax.random.split(key)
         if self.config.network in network.BESIDE:
-            c, x = self.config, data.decode(example)["x"]
-            measured = beside.draw(c.condition, k_parts, x)
+            c, picture = self.config, data.scale(example["cond" if self.config.autoencoder else "x"])
+            measured = beside.draw(c.condition, k_parts, picture)
             cond = beside.condition(c.condition, measured, self.autoencoder, (c.size, c.size, c.channels))
-            return {"x": x if self.autoencoder is None else self.autoencoder.encode(x, k_draw), "cond": cond}
+            return {"x": latents.decode(example, k_draw)["x"] if c.autoencoder else picture, "cond": cond}
         example = latents.decode(example, k_draw) if self.config.autoencoder else data.decode(example)
         return data.drop_parts(example, k_parts, self.config.part_dropout) if self.config.part_dropout else example
 
@@ -143,10 +144,9 @@ class Run(Loop):
         if file.is_file():
             found = latents.load(file, autoencoder=now)
         else:
-            flip = c.flip and c.network not in network.BESIDE
-            total = (len(images.train) + len(images.test)) * (2 if flip else 1)
+            total = (len(images.train) + len(images.test)) * (2 if c.flip else 1)
             with Progress(total, label="encoding", unit="images") as bar:
-                found = latents.encode(self.autoencoder, images, flip=flip, scale=c.latent_scale or None, report=bar.update,
+                found = latents.encode(self.autoencoder, images, flip=c.flip, scale=c.latent_scale or None, report=bar.update,
                                        about={"autoencoder": now, "data": c.data})  # fmt: skip
             if self.chief:
                 latents.save(file, found)

@@ -66,7 +66,7 @@ def _named(A) -> str:
 
 
 def hole(key, shape):
-    """A mask (H, W) to learn from, 1 = known: one side hidden, all but a rectangle, or up to three rectangles hidden."""
+    """A mask (H, W) to learn from, 1 = known: one side hidden, all but a rectangle, up to three rectangles, or strokes."""
     k_kind, k_side, k_cut, k_boxes, k_count = jax.random.split(key, 5)
     row, column = jnp.arange(shape[0])[:, None] / shape[0], jnp.arange(shape[1])[None] / shape[1]
     at = jnp.stack([row + 0 * column, column + 0 * row, 1 - row + 0 * column, 1 - column + 0 * row])
@@ -77,5 +77,30 @@ def hole(key, shape):
     count = jax.random.randint(k_count, (), 1, 4)
     boxes = inside(0) | (inside(1) & (count > 1)) | (inside(2) & (count > 2))
     kind = jax.random.uniform(k_kind)
-    hidden = jnp.where(kind < 0.4, side, jnp.where(kind < 0.6, ~inside(0), boxes))
+    some = jnp.where(kind < 0.7, boxes, strokes(jax.random.fold_in(key, 5), row, column))
+    hidden = jnp.where(kind < 0.3, side, jnp.where(kind < 0.45, ~inside(0), some))
     return ~hidden
+
+
+def strokes(key, row, column):
+    """What LaMa's thick strokes hide (Suvorov et al. 2022; as ``masks.wide``, loops as arrays), at most half: up to
+    5 chains of up to 5 pieces, each 10 to 210 long and 5 to 105 wide in 256ths of the picture. row, column: in [0, 1]."""
+    keys = jax.random.split(key, 6)
+    angle, length, width = (jax.random.uniform(k, (5, 5)) for k in keys[:3])
+    move = (10 + 200 * length)[..., None] / 256 * jnp.stack([jnp.sin(2 * jnp.pi * angle), jnp.cos(2 * jnp.pi * angle)], -1)
+
+    def piece(start, move):  # of every chain; joints stay inside
+        end = jnp.clip(start + move, 0, 1)
+        return end, (start, end)
+
+    _, ends = jax.lax.scan(piece, jax.random.uniform(keys[3], (5, 2)), move.swapaxes(0, 1))
+    (y, x), (y_end, x_end) = (jnp.moveaxis(a.swapaxes(0, 1), -1, 0)[..., None, None] for a in ends)
+    down, across = y_end - y, x_end - x
+    along = jnp.clip(((row - y) * down + (column - x) * across) / jnp.maximum(down**2 + across**2, 1e-12), 0, 1)
+    near = (row - y - along * down) ** 2 + (column - x - along * across) ** 2 <= ((5 + 100 * width) / 512)[
+        ..., None, None
+    ] ** 2
+    chains, pieces = jax.random.randint(keys[4], (), 1, 6), jax.random.randint(keys[5], (5, 1), 1, 6)
+    near &= ((jnp.arange(5)[:, None] < chains) & (jnp.arange(5) < pieces))[..., None, None]
+    hidden = jax.lax.associative_scan(jnp.logical_or, near.reshape(25, *near.shape[2:]))  # by the first 1, 2, ... pieces
+    return hidden[(hidden.mean((1, 2)) <= 0.5).sum() - 1]

@@ -29,7 +29,8 @@ def fingerprints(prior, entry, steps, noise_std, ys, operators, truth, **more) -
     try:
         denoise, A = prior.denoiser(clip=entry.clip), operators[0]
         if prior.autoencoder is not None:
-            denoise, A = prior.denoiser(), dj.operators.Decoded(A, prior.autoencoder)
+            told = prior.told(dj.Measurement(ys[0], A)) if prior.beside else None
+            denoise, A = prior.denoiser(told), dj.operators.Decoded(A, prior.autoencoder)
         built = entry.build(denoise, dj.Measurement(ys[0], A, noise_std), steps)
     except ValueError as refusal:  # the cell will say so
         built = (str(refusal),)
