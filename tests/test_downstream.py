@@ -22,12 +22,11 @@ TABLE = enlarging.schedule()
 
 class Tiny(enlarging.Study):
     def network(self):
-        return SR3UNet(
-            out_channels=self.channels, condition=self.channels, width=4, multipliers=(1,), blocks=1, groups=2, patch=2
-        )
+        how = {"width": self.width, "patch": self.patch, "multipliers": (1,), "blocks": 1, "groups": 2}
+        return SR3UNet(out_channels=self.channels, condition=self.channels, **how)
 
 
-STUDY = Tiny("", 8, 1)
+STUDY = Tiny("", 8, 1, width=4, patch=2)
 
 
 def drawn(*shape, seed=0):

@@ -42,9 +42,11 @@ class Study:
     data: str
     size: int
     channels: int
+    width: int
+    patch: int
 
     def network(self):
-        how = {"width": 32, "multipliers": (1, 2, 2), "blocks": 1, "groups": 8, "patch": 2}
+        how = {"width": self.width, "patch": self.patch, "multipliers": (1, 2, 2), "blocks": 1, "groups": 8}
         return SR3UNet(out_channels=self.channels, condition=self.channels, **how)
 
     def images(self, path=None, labels=False) -> data.Images:
@@ -56,8 +58,8 @@ class Study:
 
 
 STUDIES = {
-    "fashion": Study("/usr/share/datasets/fashion-mnist", 32, 1),
-    "fruits": Study("data/fruits64.npz", 64, 3),
+    "fashion": Study("/usr/share/datasets/fashion-mnist", 32, 1, width=24, patch=2),
+    "fruits": Study("data/fruits64.npz", 64, 3, width=32, patch=4),
 }
 
 
