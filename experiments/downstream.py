@@ -17,6 +17,8 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from .tools import provenance, records
 from .tools.study import Parser, UserError, command, made, render, run, unknown, whole
 
@@ -69,7 +71,8 @@ def evaluate(argv) -> int:
     p = Parser("experiments.downstream evaluate", __doc__)
     p.add_argument("--data", nargs=2, metavar=("FASHION", "FRUITS"), help="default: those of the studies")
     p.add_argument("--networks", default="runs/fashion_sr", help="where train left them")
-    p.add_argument("--images", type=whole(2), default=500, help="test garments (default: 500; fruits: at most 128)")
+    p.add_argument("--images", type=whole(2), help="test pictures, at most (default: 500 garments, 64 fruits)")
+    p.add_argument("--study", metavar="STUDY", help="compute what is missing of this study; no result is written")
     p.add_argument("--seed", type=whole(0), default=0)
     p.add_argument("--fresh", action="store_true", help="compute again what is known")
     p.add_argument("--out", **provenance.OUT)
@@ -78,55 +81,72 @@ def evaluate(argv) -> int:
     from .tools import enlarging
     from .tools import enlarging_scores as judged
 
-    out, paths = made(o.out), dict(zip(enlarging.STUDIES, o.data or (None, None)))
-    cells, shown, tests = {}, {}, {}
-    for name, study in enlarging.STUDIES.items():
-        images = study.images(paths[name], labels=name == "fashion")
-        highs, labels = enlarging.data.scale(images.test[: o.images]), images.test_labels
-        labels = None if labels is None else labels[: o.images]
-        folder = f"{o.networks}/{name}"
-        tests[name] = folder, highs, labels
-        there = {
-            n: way for n, way in judged.WAYS[name].items() if way.network is None or (Path(folder) / way.network).is_dir()
-        }
-        cells[name], shown[name] = known(o, name), {}
-        for label, way in sorted(there.items(), key=lambda item: item[1].calls):
-            c, key = cells[name].get(label), f"{name}/{label}"
-            step = 0 if way.network is None else enlarging.weights(folder, way.network)[1]
-            if c is None or (c["checkpoint"], c["images"], c["seed"]) != (step, len(highs), o.seed):
-                c, pixels = judged.cell(study, way, folder, highs, labels, o.seed)
-                cells[name][label] = c | {"seed": o.seed, "shown": pixels.tolist(), "made": provenance.made()}
-                remember(o, name, cells[name])
-                print(f"{key}: {c['seconds']:.3f} s an image", flush=True)
-            shown[name][label] = judged.np.array(cells[name][label]["shown"], judged.np.uint8)
-    folder, highs, labels = tests["fashion"]
-    originals = {"right": judged.garments(highs, highs, labels)["right"]}
-    rows = judged.garment_rows(cells["fashion"] | {"originals": originals})
-    few, schedules, levels = judged.SWEEP["images"], [], []
-    if (Path(folder) / "sr3").is_dir():
-        schedules = judged.swept(enlarging.STUDIES["fashion"], folder, highs[:few], labels[:few], o.seed)
-    if (Path(tests["fruits"][0]) / "sr3").is_dir():
-        levels = judged.by_level(enlarging.STUDIES["fruits"], *tests["fruits"][:2], o.seed)
-    judged.page(shown, {name: highs for name, (_, highs, _) in tests.items()}, out / "downstream.png")
-    kept = {
-        f"{name}/{label}": {k: v for k, v in c.items() if k != "shown"}
-        for name, of in cells.items()
-        for label, c in of.items()
-    }
+    out = made(o.out)
+    asked = enlarging.STUDIES if o.study is None else {o.study: chosen(o.study)}
+    found = {name: Cells(o, name, study) for name, study in asked.items()}
+    for name, of in found.items():
+        for label, way in sorted(judged.WAYS[name].items(), key=lambda item: item[1].calls):
+            if way.network is None or of.has(way.network):
+                step = 0 if way.network is None else enlarging.weights(of.folder, way.network)[1]
+                of(label, {"checkpoint": step}, lambda: judged.cell(of.study, way, of.folder, of.highs, of.labels, o.seed))  # noqa: B023
+        if of.has("sr3"):
+            step, few = enlarging.weights(of.folder, "sr3")[1], judged.SWEEP["images"]
+            if name == "fashion":
+                of("schedules", judged.SWEEP | {"checkpoint": step},
+                   lambda: {"rows": judged.swept(of.study, of.folder, of.highs[:few], of.labels[:few], o.seed)})  # noqa: B023  # fmt: skip
+            else:
+                of("levels", {"checkpoint": step}, lambda: {"rows": judged.by_level(of.study, of.folder, of.highs, o.seed)})  # noqa: B023
+    if o.study is not None:
+        return 0
+    garments, fruits = found["fashion"], found["fruits"]
+    originals = {"right": judged.garments(garments.highs, garments.highs, garments.labels)["right"]}
+    views = {"schedules": garments.rows("schedules"), "levels": fruits.rows("levels"),
+             "colours": judged.colour_rows(fruits.cells)}  # fmt: skip
+    judged.page({name: of.shown() for name, of in found.items()}, {name: of.highs for name, of in found.items()},
+                out / "downstream.png")  # fmt: skip
+    kept = {f"{name}/{label}": {k: v for k, v in c.items() if k not in ("shown", "rows")}
+            for name, of in found.items() for label, c in of.cells.items()}  # fmt: skip
     again = command("experiments.downstream", ["evaluate", *argv], extra=["--networks"])
-    records.write("downstream", again, rows, out, kind="downstream", schedules=schedules, levels=levels,
-                  colours=judged.colour_rows(cells["fruits"]), cells=kept | {"fashion/originals": originals})  # fmt: skip
-    print(render(rows), render(judged.colour_rows(cells["fruits"])), render(schedules), render(levels), sep="\n\n")
+    rows = judged.garment_rows(garments.cells | {"originals": originals})
+    records.write("downstream", again, rows, out, kind="downstream", **views, cells=kept | {"fashion/originals": originals})
+    print(*(render(table) for table in (rows, *views.values()) if table), sep="\n\n")
     return 0
 
 
-def known(o, name) -> dict:
-    file = Path(o.networks) / f"cells_{name}.json"
-    return json.loads(file.read_text()) if file.is_file() and not o.fresh else {}
+class Cells:
+    """What is known of a study: {name of a way: its cell}, kept in NETWORKS/cells_STUDY.json, one by one."""
 
+    def __init__(self, o, name, study):
+        from .tools import enlarging
 
-def remember(o, name, cells):
-    (Path(o.networks) / f"cells_{name}.json").write_text(json.dumps(cells))
+        self.study, self.folder, self.seed, self.name = study, f"{o.networks}/{name}", o.seed, name
+        self.file = Path(o.networks) / f"cells_{name}.json"
+        self.cells = json.loads(self.file.read_text()) if self.file.is_file() and not o.fresh else {}
+        paths = dict(zip(enlarging.STUDIES, o.data or (None, None)))
+        images = study.images(paths[name], labels=name == "fashion")
+        count = min(o.images or study.tests, study.tests, len(images.test))
+        rows = np.linspace(0, len(images.test) - 1, count).astype(int)  # of all kinds, where they are sorted
+        self.highs = enlarging.data.scale(images.test[rows])
+        self.labels = None if images.test_labels is None else images.test_labels[rows]
+
+    def has(self, network):
+        return (Path(self.folder) / network).is_dir()
+
+    def __call__(self, label, settings, compute):
+        """The cell, computed where none of these settings is known."""
+        settings = settings | {"images": len(self.highs), "seed": self.seed}
+        wanted = json.loads(json.dumps(settings))
+        cell = self.cells.get(label, {})
+        if any(cell.get(key) != value for key, value in wanted.items()):
+            self.cells[label] = compute() | settings | {"made": provenance.made()}
+            self.file.write_text(json.dumps(self.cells))
+            print(f"{self.name}: {label}", flush=True)
+
+    def rows(self, label):
+        return self.cells.get(label, {}).get("rows", [])
+
+    def shown(self):
+        return {label: c["shown"] for label, c in self.cells.items() if "shown" in c}
 
 
 def chosen(name):

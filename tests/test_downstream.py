@@ -9,7 +9,6 @@ import pytest
 
 import diffjax as dj
 from diffjax.methods import partdiff
-from diffjax.nets import SR3UNet
 from diffjax.training import data
 from experiments import downstream
 from experiments.tools import enlarging
@@ -20,13 +19,29 @@ SHAPE = (8, 8, 1)
 TABLE = enlarging.schedule()
 
 
+class Simple:
+    """A network of two numbers, quick to compile."""
+
+    def __hash__(self):
+        return 1
+
+    def __eq__(self, other):
+        return isinstance(other, Simple)
+
+    def init(self, key, x, level, low):
+        return {"x": jax.random.uniform(key), "low": jnp.float32(0.3)}
+
+    def apply(self, params, x, level, low):
+        return jnp.tanh(params["x"] * x - jnp.expand_dims(level, (-3, -2, -1)) * params["low"] * low)
+
+
 class Tiny(enlarging.Study):
     def network(self):
-        how = {"width": self.width, "patch": self.patch, "multipliers": (1,), "blocks": 1, "groups": 2}
-        return SR3UNet(out_channels=self.channels, condition=self.channels, **how)
+        return NET
 
 
-STUDY = Tiny("", 8, 1, width=4, patch=2)
+NET, PARAMS = Simple(), {"x": np.float32(0.7), "low": np.float32(1)}
+STUDY = Tiny("", 8, 1, width=4, patch=2, tests=5)
 
 
 def drawn(*shape, seed=0):
@@ -79,15 +94,20 @@ def test_times_reach_k_and_not_beyond():
         assert len(levels) == 200 and least - 1e-6 <= min(levels) < float(TABLE.alpha(0.97 * top)) and max(levels) < 1
 
 
-def test_regression_begins_at_the_enlarged_picture_and_learns_the_rest():
-    """Its loss is the squared error of what it adds; a new network, whose last layer is zero, adds nothing."""
-    net, x = STUDY.network(), np.random.default_rng(3).integers(0, 256, (2, *SHAPE), np.uint8)
-    low = enlarging.enlarged(data.scale(x))
-    params = jax.jit(net.init, compiler_options=enlarging.QUICK)(jax.random.key(0), low[0], np.float32(0), low[0])
-    both = jax.jit(lambda p: enlarging.loss_of(net, True)(p, jax.random.key(0), enlarging.told("regression", x))[0],
-                   compiler_options=enlarging.QUICK)  # fmt: skip
-    np.testing.assert_array_equal(enlarging.regress(net, params, low), low)
-    np.testing.assert_allclose(both(params), np.mean((np.asarray(low) - data.scale(x)) ** 2), rtol=1e-5)
+def test_regression_is_told_nothing_but_y():
+    """What it adds to the enlarged picture is what the network says of zeros at no level; its loss is the squared error."""
+    x = np.random.default_rng(3).integers(0, 256, (2, *SHAPE), np.uint8)
+    low = np.asarray(enlarging.enlarged(data.scale(x)))
+
+    class Adding:
+        def apply(self, params, x, level, low):
+            assert x.shape[-3:] == SHAPE
+            return params * jnp.cos(x) + 0.5 * low + jnp.expand_dims(level, (-3, -2, -1))
+
+    made = enlarging.regress(Adding(), 0.25, low)
+    np.testing.assert_allclose(made, 1.5 * low + 0.25, atol=1e-6)
+    loss = enlarging.loss_of(Adding(), True)(0.25, jax.random.key(0), enlarging.told("regression", x))[0]
+    np.testing.assert_allclose(loss, np.mean((made - data.scale(x)) ** 2), rtol=1e-5)
 
 
 def test_an_interrupted_training_is_the_undisturbed_one(tmp_path, garments):
@@ -119,25 +139,12 @@ def test_what_is_not_trained_is_said(tmp_path):
 # --- walks ----------------------------------------------------------------------------------------------------------
 
 
-class Simple:
-    """A network without layers: quick to compile."""
-
-    def __hash__(self):
-        return 1
-
-    def __eq__(self, other):
-        return isinstance(other, Simple)
-
-    def apply(self, params, x, level, low):
-        return jnp.tanh(params * x - level * low)
-
-
-NET, KEYS = Simple(), jax.random.split(jax.random.key(3), 2)
+KEYS = jax.random.split(jax.random.key(3), 2)
 HIGHS = np.clip(0.5 * drawn(2, *SHAPE), -1, 1)
 Y, LOWS = (np.asarray(a) for a in judged.seen(HIGHS))
 X = drawn(2, *SHAPE, seed=4)
-denoiser = lambda low: dj.denoisers.from_sr3(NET.apply, np.float32(0.7), TABLE, low)
-walk = lambda program, way, K, x=X: program(np.float32(0.7), KEYS, LOWS, Y, x, np.float32(K), np.float32(way.eta),
+denoiser = lambda low: dj.denoisers.from_sr3(NET.apply, PARAMS, TABLE, low)
+walk = lambda program, way, K, x=X: program(PARAMS, KEYS, LOWS, Y, x, np.float32(K), np.float32(way.eta),
                                             judged.table_of(way), way.calls)  # fmt: skip
 
 
@@ -168,12 +175,11 @@ def test_drift_and_the_data_step_are_the_librarys():
 
 
 def test_a_search_among_inference_schedules_is_one_program():
-    traces = []
-    sweep = judged.schedule_sweep(NET, 6, traces)
+    sweep = judged.schedule_sweep(NET, 6)
     lows, highs = np.float32([1e-4, 0.1, 0.1]), np.float32([0.5, 0.5, 0.9])
-    found = sweep(np.float32(0.7), lows, highs, KEYS, LOWS, X)
-    again = sweep(np.float32(0.7), lows[::-1].copy(), highs[::-1].copy(), KEYS, LOWS, X)
-    assert len(traces) == 1
+    found = sweep(PARAMS, lows, highs, KEYS, LOWS, X)
+    again = sweep(PARAMS, lows[::-1].copy(), highs[::-1].copy(), KEYS, LOWS, X)
+    assert sweep._cache_size() == 1
     np.testing.assert_allclose(found, again[::-1], atol=1e-6)
     assert np.abs(found[0] - found[1]).max() > 0.01 and np.abs(found[1] - found[2]).max() > 0.01
     other = dj.schedules.discrete(np.linspace(0.1, 0.9, 6))

@@ -37,13 +37,14 @@ QUICK = {"xla_backend_optimization_level": 0}  # what runs once takes longer to 
 
 @dataclass(frozen=True)
 class Study:
-    """Where its pictures are, and of which size."""
+    """Where its pictures are, of which size, and how many are tested; the size of its networks."""
 
     data: str
     size: int
     channels: int
     width: int
     patch: int
+    tests: int
 
     def network(self):
         how = {"width": self.width, "patch": self.patch, "multipliers": (1, 2, 2), "blocks": 1, "groups": 8}
@@ -58,8 +59,8 @@ class Study:
 
 
 STUDIES = {
-    "fashion": Study("/usr/share/datasets/fashion-mnist", 32, 1, width=24, patch=2),
-    "fruits": Study("data/fruits64.npz", 64, 3, width=32, patch=4),
+    "fashion": Study("/usr/share/datasets/fashion-mnist", 32, 1, width=24, patch=2, tests=500),
+    "fruits": Study("data/fruits64.npz", 64, 3, width=32, patch=4, tests=64),
 }
 
 

@@ -55,7 +55,6 @@ GARMENTS = {
     "PartDiff, K = 50": Way("partdiff50", 50, start="low"),
     "PartDiff, K = 25": Way("partdiff25", 25, start="low"),
     "PartDiff, K = 10": Way("partdiff10", 10, start="low"),
-    "PartDiff, K = 50, drift": Way("partdiff50", 50, start="low", move="drift"),
     "PartDiff, K = 25, drift": Way("partdiff25", 25, start="low", move="drift"),
 }
 FRUITS = {
@@ -166,10 +165,8 @@ def garments(x, highs, labels):
 def cell(study, way, folder, highs, labels=None, seed=0):
     x, seconds = restored(study, way, folder, highs, seed)
     found = colours(x, highs) if labels is None else garments(x, highs, labels)
-    found |= {"network_calls": way.calls, "seconds": round(seconds, 4), "images": len(highs),
-              "checkpoint": 0 if way.network is None else enlarging.weights(folder, way.network)[1]}  # fmt: skip
-    shown = np.rint((x[:SHOWN] + 1) * 127.5).astype(np.uint8)
-    return found, shown
+    shown = np.rint((x[:SHOWN] + 1) * 127.5).astype(int).tolist()
+    return found | {"network_calls": way.calls, "seconds": round(seconds, 4), "shown": shown}
 
 
 def share(right):
@@ -198,14 +195,12 @@ def garment_rows(cells):
 
 
 @functools.cache
-def schedule_sweep(net, steps, traces=None):
+def schedule_sweep(net, steps):
     """(params, beta_min (n,), beta_max (n,), keys, lows, noises) -> pictures (n, N, H, W, C): walks on n inference schedules
-    of ``steps`` steps, of which training knew nothing, in one program. traces: a list that grows with each trace."""
+    of ``steps`` steps, of which training knew nothing, in one program."""
     table = timetables.from_times(np.arange(steps, -1, -1))
 
     def one(params, low_beta, high_beta, key, low, x):
-        if traces is not None:
-            traces.append(1)
         chosen = dj.schedules.discrete(dj.schedules.sr3_betas(steps, low_beta, high_beta))
         denoise = dj.denoisers.from_sr3(net.apply, params, chosen, low)
         return dj.sample(key, denoise, table, x, kernel=dj.kernels.DDPM()).x
@@ -214,7 +209,7 @@ def schedule_sweep(net, steps, traces=None):
     return jax.jit(lambda params, a, b, *given: jax.lax.map(lambda ab: over_images(params, *ab, *given), (a, b)))
 
 
-SWEEP = {"steps": 20, "beta_min": (1e-4, 0.03, 0.1), "beta_max": (0.35, 0.5, 0.65), "images": 64}
+SWEEP = {"steps": 20, "beta_min": (1e-4, 0.1), "beta_max": (0.35, 0.5, 0.65), "images": 64}
 
 
 def swept(study, folder, highs, labels, seed=0):
@@ -288,7 +283,8 @@ def by_level(study, folder, highs, seed=0):
 
 
 def page(shown, tests, path):
-    """PNG of the first pictures of each cell: garments, below them fruits, a column for each way."""
+    """PNG of the first pictures of each cell, shown = {study: {way: bytes}}: garments, below them fruits, a column for each
+    way. tests: {study: pictures}."""
     from PIL import Image
 
     columns = []
@@ -296,7 +292,7 @@ def page(shown, tests, path):
         few = tests[study][:SHOWN]
         small = np.repeat(np.repeat(np.asarray(seen(few)[0]), enlarging.FACTOR, 1), enlarging.FACTOR, 2)
         pages = [("reduced by 4", list(np.clip(small, -1, 1)))]
-        pages += [(name, list(data.scale(of[name])[: len(few)])) for name in WAYS[study] if name in of]
+        pages += [(name, list(data.scale(np.array(of[name], np.uint8)))) for name in WAYS[study] if name in of]
         grid([*pages, ("truth", list(few))], path)
         with Image.open(path) as made:
             columns.append(made.convert("RGB"))
