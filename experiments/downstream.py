@@ -43,6 +43,7 @@ def train(argv) -> int:
     p.add_argument("--networks", default="runs/fashion_sr")
     p.add_argument("--alone", action="store_true", help="from the random start, not from the base")
     p.add_argument("--steps", type=whole(1), default=600, help="default: 600 of each")
+    p.add_argument("--stop", type=whole(1), metavar="STEPS", help="end before the plan of --steps does")
     p.add_argument("--batch", type=whole(1), default=16)
     p.add_argument("--rate", type=float, default=1e-3)
     p.add_argument("--save", type=whole(1), default=200, metavar="STEPS", help="between checkpoints")
@@ -63,7 +64,7 @@ def train(argv) -> int:
                 print(f"{name} step {n}: loss {loss:.5f}, held out {held:.5f}, {seconds:.0f} s of a core", flush=True)
 
         enlarging.train(study, name, images, f"{o.networks}/{o.study}", steps_=o.steps, batch=o.batch, rate=o.rate,
-                        seed=o.seed, save=o.save, base=not o.alone, bar=say)  # fmt: skip
+                        seed=o.seed, save=o.save, base=not o.alone, stop=o.stop, bar=say)  # fmt: skip
     return 0
 
 
@@ -91,17 +92,18 @@ def evaluate(argv) -> int:
                 of(label, {"checkpoint": step}, lambda: judged.cell(of.study, way, of.folder, of.highs, of.labels, o.seed))  # noqa: B023
         if of.has("sr3"):
             step, few = enlarging.weights(of.folder, "sr3")[1], judged.SWEEP["images"]
-            if name == "fashion":
+            of("levels", {"checkpoint": step}, lambda: {"rows": judged.by_level(of.study, of.folder, of.highs, o.seed)})  # noqa: B023
+            if of.labels is not None:
+                some = (of.highs[:few], of.labels[:few], o.seed)
                 of("schedules", judged.SWEEP | {"checkpoint": step},
-                   lambda: {"rows": judged.swept(of.study, of.folder, of.highs[:few], of.labels[:few], o.seed)})  # noqa: B023  # fmt: skip
-            else:
-                of("levels", {"checkpoint": step}, lambda: {"rows": judged.by_level(of.study, of.folder, of.highs, o.seed)})  # noqa: B023
+                   lambda: {"rows": judged.swept(of.study, of.folder, *some)})  # noqa: B023  # fmt: skip
     if o.study is not None:
         return 0
-    garments, fruits = found["fashion"], found["fruits"]
+    garments = found["fashion"]
     originals = {"right": judged.garments(garments.highs, garments.highs, garments.labels)["right"]}
-    views = {"schedules": garments.rows("schedules"), "levels": fruits.rows("levels"),
-             "colours": judged.colour_rows(fruits.cells)}  # fmt: skip
+    views = {"schedules": garments.rows("schedules")}
+    for name, of in found.items():
+        views |= {f"levels {name}": of.rows("levels"), f"shifts {name}": judged.colour_rows(name, of.cells)}
     judged.page({name: of.shown() for name, of in found.items()}, {name: of.highs for name, of in found.items()},
                 out / "downstream.png")  # fmt: skip
     kept = {f"{name}/{label}": {k: v for k, v in c.items() if k not in ("shown", "rows")}

@@ -60,7 +60,7 @@ class Study:
 
 STUDIES = {
     "fashion": Study("/usr/share/datasets/fashion-mnist", 32, 1, width=24, patch=2, tests=500),
-    "fruits": Study("data/fruits64.npz", 64, 3, width=32, patch=4, tests=64),
+    "fruits": Study("data/fruits64.npz", 64, 3, width=32, patch=2, tests=64),
 }
 
 
@@ -119,8 +119,10 @@ def told(name, x):
     return {"x": x, "K": np.full(len(x), K, np.float32)}
 
 
-def train(study: Study, name, images, folder, *, steps_=600, batch=16, rate=1e-3, seed=0, save=200, base=True, bar=None):
-    """Train network ``name`` in folder/name, from folder/base where there is a base. May be stopped and goes on."""
+def train(study: Study, name, images, folder, *, steps_=600, batch=16, rate=1e-3, seed=0, save=200, base=True, stop=None,
+          bar=None):  # fmt: skip
+    """Train network ``name`` in folder/name, from folder/base where there is a base: ``steps_``, or the first ``stop``
+    of them. May be stopped and goes on."""
     net, from_base = study.network(), base and name != "base"
     mean = loss_of(net, NETWORKS[name] is None)
     cooldown = int(0.8 * steps_) if from_base or not base else 0
@@ -139,9 +141,9 @@ def train(study: Study, name, images, folder, *, steps_=600, batch=16, rate=1e-3
         found, done = store.resume(abstract(states.to_items(state)))
         state = state if found is None else states.from_items(found)
         begun, value = time.process_time(), float("nan")
-        for n in range(done, steps_):
+        for n in range(done, steps_ if stop is None else stop):
             state, terms = step(state, told(name, pictures[data.indices(len(pictures), batch, n, seed)]))
-            if (n + 1) % save == 0 or n + 1 == steps_:
+            if (n + 1) % save == 0 or n + 1 in (steps_, stop):
                 value = float(held(state.ema))
                 store.save(n + 1, states.to_items(state), value)
             if bar is not None:

@@ -29,6 +29,7 @@ class Way:
     """network: whose weights (None: none); calls: of it; eta: 1 ancestral, 0 DDIM; then what is done otherwise.
 
     start:  "noise", or "low": the enlarged picture, noised to the first time
+    late:   the first time, where it is not the one that the network was trained for
     move:   of PartDiff; data: the data step of DDNM in each step; last: y is put right in the result alone
     """
 
@@ -39,11 +40,12 @@ class Way:
     move: str = "trained"
     data: bool = False
     last: bool = False
+    late: int | None = None
 
     @property
     def first(self):
         """The time that the walk starts from."""
-        return min(NETWORKS[self.network], T)
+        return self.late or min(NETWORKS[self.network], T)
 
 
 GARMENTS = {
@@ -52,6 +54,8 @@ GARMENTS = {
     "SR3, T = 100": Way("sr3", 100),
     "SR3, DDIM 25": Way("sr3", 25, 0.0),
     "SR3, DDIM 10": Way("sr3", 10, 0.0),
+    "SR3, DDIM 25, DDNM's data step": Way("sr3", 25, 0.0, data=True),
+    "SR3, late start at 25": Way("sr3", 25, start="low", late=25),
     "PartDiff, K = 50": Way("partdiff50", 50, start="low"),
     "PartDiff, K = 25": Way("partdiff25", 25, start="low"),
     "PartDiff, K = 10": Way("partdiff10", 10, start="low"),
@@ -159,6 +163,7 @@ def garments(x, highs, labels):
         "psnr": score("psnr", x, highs).round(2).tolist(),
         "ssim": score("ssim", x, highs).round(3).tolist(),
         "lpips": score("lpips", x[part], highs[part]).round(4).tolist(),
+        "shift": shift_of(x, highs).round(3).tolist(),
     }
 
 
@@ -233,27 +238,30 @@ def swept(study, folder, highs, labels, seed=0):
 # --- colours --------------------------------------------------------------------------------------------------------
 
 
+def shift_of(x, highs):
+    """(N, C): the mean of each channel of a picture less that of the truth, in grey levels."""
+    return 127.5 * (np.asarray(x, np.float64) - highs).mean((1, 2))
+
+
 def colours(x, highs):
-    """A cell: for each image and channel the mean of picture less truth, in grey levels."""
-    shift = 127.5 * (np.asarray(x, np.float64) - highs).mean((1, 2))
+    """A cell of pictures x of fruits."""
     part = slice(0, PERCEPTUAL)
-    return {"shift": shift.round(3).tolist(), "psnr": score("psnr", x, highs).round(2).tolist(),
+    return {"shift": shift_of(x, highs).round(3).tolist(), "psnr": score("psnr", x, highs).round(2).tolist(),
             "lpips": score("lpips", x[part], highs[part]).round(4).tolist()}  # fmt: skip
 
 
 def shifts(shift):
     """Of shifts (N, C): the mean of each channel with its standard error, the spread over images, and how large one is."""
     shift = np.asarray(shift)
-    names = ("red", "green", "blue")
+    names = ("red", "green", "blue") if shift.shape[1] == 3 else ("grey",)
     row = {n: f"{m:+.2f} ± {s:.2f}" for n, m, s in zip(names, shift.mean(0), shift.std(0, ddof=1) / np.sqrt(len(shift)))}
     return row | {"spread": float(shift.std(0, ddof=1).mean()), "largest mean": float(np.abs(shift.mean(0)).max()),
                   "one image": float(np.abs(shift).mean())}  # fmt: skip
 
 
-def colour_rows(cells):
+def colour_rows(study, cells):
     return [{"method": name, **shifts(cells[name]["shift"]), "PSNR": float(np.mean(cells[name]["psnr"])),
-             "lpips@64": float(np.mean(cells[name]["lpips"])), "network calls": cells[name]["network_calls"]}
-            for name in FRUITS if name in cells]  # fmt: skip
+             "network calls": cells[name]["network_calls"]} for name in WAYS[study] if name in cells]  # fmt: skip
 
 
 LEVELS = (1, 10, 25, 50, 75, 90, 100)
@@ -273,8 +281,7 @@ def by_level(study, folder, highs, seed=0):
         alpha, sigma = float(table.alpha(t)), float(table.sigma(t))
         found = [jax.device_get(ask(params, lows[r], x_t[r], np.float32(t))) for r in pieces(len(highs))]
         x0 = np.concatenate([p.x0 for p in found])[: len(highs)]
-        of = lambda image: 127.5 * (np.asarray(image, np.float64) - highs).mean((1, 2))
-        raw, clamped = of(x0), of(np.clip(x0, -1, 1))
+        raw, clamped = shift_of(x0, highs), shift_of(np.clip(x0, -1, 1), highs)
         error = raw / 127.5 * -alpha / sigma
         rows.append({"t": t, "sigma / alpha": sigma / alpha, "mean error of eps": float(np.abs(error.mean(0)).max()),
                      "shift, unclamped": float(np.abs(raw.mean(0)).max()), "spread, unclamped": float(raw.std(0).mean()),

@@ -102,10 +102,10 @@ def late_starts(record):
 
 
 def enlarged(record):
-    return {"garments": lambda: record["rows"], **{name: lambda name=name: record[name] for name in ENLARGED}}
+    more = [name for name in record if name.split()[0] in ("schedules", "levels", "shifts")]
+    return {"garments": lambda: record["rows"], **{name: lambda name=name: record[name] for name in more}}
 
 
-ENLARGED = ("schedules", "colours", "levels")
 KINDS = {
     "downstream": enlarged,
     "rows": plain,
