@@ -74,6 +74,7 @@ def evaluate(argv) -> int:
     p.add_argument("--networks", default="runs/fashion_sr", help="where train left them")
     p.add_argument("--images", type=whole(2), help="test pictures, at most (default: 500 garments, 64 fruits)")
     p.add_argument("--study", metavar="STUDY", help="compute what is missing of this study; no result is written")
+    p.add_argument("--of", nargs="+", metavar="NETWORK", help="with --study: what these networks make alone")
     p.add_argument("--seed", type=whole(0), default=0)
     p.add_argument("--fresh", action="store_true", help="compute again what is known")
     p.add_argument("--out", **provenance.OUT)
@@ -82,15 +83,17 @@ def evaluate(argv) -> int:
     from .tools import enlarging
     from .tools import enlarging_scores as judged
 
+    if o.of is not None and o.study is None:
+        raise UserError("--of goes with --study: a result is written of all networks")
     out = made(o.out)
     asked = enlarging.STUDIES if o.study is None else {o.study: chosen(o.study)}
     found = {name: Cells(o, name, study) for name, study in asked.items()}
     for name, of in found.items():
         for label, way in sorted(judged.WAYS[name].items(), key=lambda item: item[1].calls):
-            if way.network is None or of.has(way.network):
+            if (way.network is None or of.has(way.network)) and (o.of is None or way.network in o.of):
                 step = 0 if way.network is None else enlarging.weights(of.folder, way.network)[1]
                 of(label, {"checkpoint": step}, lambda: judged.cell(of.study, way, of.folder, of.highs, of.labels, o.seed))  # noqa: B023
-        if of.has("sr3"):
+        if of.has("sr3") and (o.of is None or "sr3" in o.of):
             step, few = enlarging.weights(of.folder, "sr3")[1], judged.SWEEP["images"]
             of("levels", {"checkpoint": step}, lambda: {"rows": judged.by_level(of.study, of.folder, of.highs, o.seed)})  # noqa: B023
             if of.labels is not None:
@@ -123,13 +126,16 @@ class Cells:
 
         self.study, self.folder, self.seed, self.name = study, f"{o.networks}/{name}", o.seed, name
         self.file = Path(o.networks) / f"cells_{name}.json"
-        self.cells = json.loads(self.file.read_text()) if self.file.is_file() and not o.fresh else {}
+        self.cells = {} if o.fresh else self.read()
         paths = dict(zip(enlarging.STUDIES, o.data or (None, None)))
         images = study.images(paths[name], labels=name == "fashion")
         count = min(o.images or study.tests, study.tests, len(images.test))
         rows = np.linspace(0, len(images.test) - 1, count).astype(int)  # of all kinds, where they are sorted
         self.highs = enlarging.data.scale(images.test[rows])
         self.labels = None if images.test_labels is None else images.test_labels[rows]
+
+    def read(self):
+        return json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def has(self, network):
         return (Path(self.folder) / network).is_dir()
@@ -141,7 +147,7 @@ class Cells:
         cell = self.cells.get(label, {})
         if any(cell.get(key) != value for key, value in wanted.items()):
             self.cells[label] = compute() | settings | {"made": provenance.made()}
-            self.file.write_text(json.dumps(self.cells))
+            self.file.write_text(json.dumps(self.read() | {label: self.cells[label]}))  # others may have written meanwhile
             print(f"{self.name}: {label}", flush=True)
 
     def rows(self, label):
