@@ -87,6 +87,9 @@ def evaluate(argv) -> int:
         raise UserError("--of goes with --study: a result is written of all networks")
     out = made(o.out)
     asked = enlarging.STUDIES if o.study is None else {o.study: chosen(o.study)}
+    asked = {name: study for name, study in asked.items() if any(Path(o.networks, name).glob("*/*"))}
+    if not asked or (o.study is None and "fashion" not in asked):
+        raise UserError(f"{o.networks} has no networks of {o.study or 'fashion'}: train them first")
     found = {name: Cells(o, name, study) for name, study in asked.items()}
     for name, of in found.items():
         for label, way in sorted(judged.WAYS[name].items(), key=lambda item: item[1].calls):
