@@ -128,6 +128,7 @@ class Cells:
         from .tools import enlarging
 
         self.study, self.folder, self.seed, self.name = study, f"{o.networks}/{name}", o.seed, name
+        self.fresh = o.fresh
         self.file = Path(o.networks) / f"cells_{name}.json"
         self.cells = {} if o.fresh else self.read()
         paths = dict(zip(enlarging.STUDIES, o.data or (None, None)))
@@ -147,6 +148,7 @@ class Cells:
         """The cell, computed where none of these settings is known."""
         settings = settings | {"images": len(self.highs), "seed": self.seed}
         wanted = json.loads(json.dumps(settings))
+        self.cells |= {} if self.fresh else self.read()
         cell = self.cells.get(label, {})
         if any(cell.get(key) != value for key, value in wanted.items()):
             self.cells[label] = compute() | settings | {"made": provenance.made()}

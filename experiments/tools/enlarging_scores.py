@@ -29,6 +29,7 @@ class Way:
     """network: whose weights (None: none); calls: of it; eta: 1 ancestral, 0 DDIM; then what is done otherwise.
 
     start:  "noise", or "low": the enlarged picture, noised to the first time
+    clamp:  whether the network's estimate of the picture is clamped to [-1, 1] in each step, as SR3's is
     late:   the first time, where it is not the one that the network was trained for
     move:   of PartDiff; data: the data step of DDNM in each step; last: y is put right in the result alone
     """
@@ -41,6 +42,7 @@ class Way:
     data: bool = False
     last: bool = False
     late: int | None = None
+    clamp: bool = True
 
     @property
     def first(self):
@@ -55,6 +57,8 @@ GARMENTS = {
     "SR3, DDIM 25": Way("sr3", 25, 0.0),
     "SR3, DDIM 10": Way("sr3", 10, 0.0),
     "SR3, DDIM 25, DDNM's data step": Way("sr3", 25, 0.0, data=True),
+    "SR3, T = 100, not clamped": Way("sr3", 100, clamp=False),
+    "SR3, DDIM 25, not clamped": Way("sr3", 25, 0.0, clamp=False),
     "SR3, late start at 25": Way("sr3", 25, start="low", late=25),
     "PartDiff, K = 50": Way("partdiff50", 50, start="low"),
     "PartDiff, K = 25": Way("partdiff25", 25, start="low"),
@@ -76,12 +80,12 @@ WAYS = {"fashion": GARMENTS, "fruits": FRUITS}
 
 
 @functools.cache
-def sampler(net, move="trained", data_step=False):
+def sampler(net, move="trained", data_step=False, clamp=True):
     """(params, keys, lows, ys, starts, K, eta, padded table, rows) -> pictures. All but the number of pictures is traced: one
     program walks SR3 and PartDiff, for any K and any number of steps."""
 
     def one(params, key, low, y, x, K, eta, table, rows):
-        denoise = dj.denoisers.from_sr3(net.apply, params, enlarging.schedule(), low)
+        denoise = dj.denoisers.from_sr3(net.apply, params, enlarging.schedule(), low, clip=1.0 if clamp else None)
         if data_step:
             method = DDNM(denoise, dj.Measurement(y, dj.operators.Resize(enlarging.FACTOR)))
         elif move != "trained":
@@ -126,7 +130,7 @@ def restored(study, way: Way, folder, highs, seed=0):
         walk, given = regression(net), lambda rows: (params, lows[rows])
         walk(*given(pieces(len(highs))[0]))
     else:
-        table, program = table_of(way), sampler(net, way.move, way.data)
+        table, program = table_of(way), sampler(net, way.move, way.data, way.clamp)
         x = np.asarray(jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), highs.shape[1:]))(keys))
         if way.start == "low":
             x = np.asarray(dj.process.q_sample(enlarging.schedule(), lows, float(way.first), x), np.float32)
