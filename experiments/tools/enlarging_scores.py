@@ -60,6 +60,7 @@ GARMENTS = {
     "SR3, T = 100, not clamped": Way("sr3", 100, clamp=False),
     "SR3, DDIM 25, not clamped": Way("sr3", 25, 0.0, clamp=False),
     "SR3, late start at 25": Way("sr3", 25, start="low", late=25),
+    "SR3, late start at 10": Way("sr3", 10, start="low", late=10),
     "PartDiff, K = 50": Way("partdiff50", 50, start="low"),
     "PartDiff, K = 25": Way("partdiff25", 25, start="low"),
     "PartDiff, K = 10": Way("partdiff10", 10, start="low"),
