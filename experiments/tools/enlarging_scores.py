@@ -57,7 +57,6 @@ GARMENTS = {
     "SR3, DDIM 25": Way("sr3", 25, 0.0),
     "SR3, DDIM 10": Way("sr3", 10, 0.0),
     "SR3, DDIM 25, DDNM's data step": Way("sr3", 25, 0.0, data=True),
-    "SR3, T = 100, not clamped": Way("sr3", 100, clamp=False),
     "SR3, DDIM 25, not clamped": Way("sr3", 25, 0.0, clamp=False),
     "SR3, late start at 25": Way("sr3", 25, start="low", late=25),
     "SR3, late start at 10": Way("sr3", 10, start="low", late=10),
@@ -124,7 +123,7 @@ def restored(study, way: Way, folder, highs, seed=0):
     """(pictures, seconds of a core for one of them) of ``highs`` (N, H, W, C) reduced by 4."""
     ys, lows = (np.asarray(a) for a in seen(highs))
     if way.network is None:
-        return np.clip(lows, -1, 1), 0.0
+        return lows, 0.0
     net, (params, _) = study.network(), enlarging.weights(folder, way.network)
     keys = jax.random.split(jax.random.key(seed), len(highs))
     if way.calls == 1:
@@ -147,7 +146,7 @@ def restored(study, way: Way, folder, highs, seed=0):
     if way.last:
         A = dj.operators.Resize(enlarging.FACTOR)
         x = np.asarray(x - A.pinv(A(x) - ys))
-    return np.clip(x, -1, 1), seconds
+    return x, seconds
 
 
 # --- garments -------------------------------------------------------------------------------------------------------
@@ -173,9 +172,11 @@ def garments(x, highs, labels):
 
 
 def cell(study, way, folder, highs, labels=None, seed=0):
-    x, seconds = restored(study, way, folder, highs, seed)
+    raw, seconds = restored(study, way, folder, highs, seed)
+    x = np.clip(raw, -1, 1)
     found = colours(x, highs) if labels is None else garments(x, highs, labels)
     shown = np.rint((x[:SHOWN] + 1) * 127.5).astype(int).tolist()
+    found["raw"] = shift_of(raw, highs).round(3).tolist()
     return found | {"network_calls": way.calls, "seconds": round(seconds, 4), "shown": shown}
 
 
@@ -264,8 +265,14 @@ def shifts(shift):
                   "one image": float(np.abs(shift).mean())}  # fmt: skip
 
 
+def before(cell):
+    """The largest mean of a channel before the result was clamped; None where a walk ends clamped anyway."""
+    return float(np.abs(np.mean(cell["raw"], 0)).max()) if "raw" in cell else None
+
+
 def colour_rows(study, cells):
-    return [{"method": name, **shifts(cells[name]["shift"]), "PSNR": float(np.mean(cells[name]["psnr"])),
+    return [{"method": name, **shifts(cells[name]["shift"]), "mean before the last clamp": before(cells[name]),
+             "PSNR": float(np.mean(cells[name]["psnr"])),
              "network calls": cells[name]["network_calls"]} for name in WAYS[study] if name in cells]  # fmt: skip
 
 
