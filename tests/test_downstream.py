@@ -74,7 +74,8 @@ def test_one_loss_trains_sr3_and_partdiff(name, other):
     """The network that knows the noise of its own latents has none, whatever K; one that knows another K's has some."""
     x, K = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8), enlarging.NETWORKS[name]
     batch = enlarging.told(name, np.stack([x] * 16))
-    loss = lambda K, extra=0.0: enlarging.loss_of(Knowing(data.scale(x), K))(extra, jax.random.key(0), batch)[0]
+    quick = lambda K: jax.jit(enlarging.loss_of(Knowing(data.scale(x), K)), compiler_options=enlarging.QUICK)
+    loss = lambda K, extra=0.0: quick(K)(extra, jax.random.key(0), batch)[0]
     assert loss(K) < 1e-4
     np.testing.assert_allclose(loss(K, 0.5), 0.25, rtol=0.01)
     assert loss(other) > 1e-3
@@ -88,7 +89,8 @@ def test_times_reach_k_and_not_beyond():
 
     for name, top in (("partdiff10", 10), ("sr3", 100)):
         levels = []
-        enlarging.loss_of(Listening())(0.0, jax.random.key(1), enlarging.told(name, np.zeros((200, *SHAPE), np.uint8)))
+        loss = jax.jit(enlarging.loss_of(Listening()), compiler_options=enlarging.QUICK)
+        loss(0.0, jax.random.key(1), enlarging.told(name, np.zeros((200, *SHAPE), np.uint8)))
         jax.effects_barrier()
         least = float(TABLE.alpha(top))
         assert len(levels) == 200 and least - 1e-6 <= min(levels) < float(TABLE.alpha(0.97 * top)) and max(levels) < 1
