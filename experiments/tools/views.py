@@ -101,7 +101,13 @@ def late_starts(record):
     return {"calls": lambda: record["rows"], "starts": lambda: record["starts"], "residues": lambda: record["residues"]}
 
 
+def enlarged(record):
+    more = [name for name in record if name.split()[0] in ("schedules", "levels", "shifts")]
+    return {"garments": lambda: record["rows"], **{name: lambda name=name: record[name] for name in more}}
+
+
 KINDS = {
+    "downstream": enlarged,
     "rows": plain,
     "partdiff": late_starts,
     "inpainting": inpainting,
