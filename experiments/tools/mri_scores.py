@@ -60,6 +60,7 @@ WAYS = {
     "SR3, DDIM 5, mean of 4": Way("sr3", How(mri.T, 5, 1), 4),
     "PartDiff, K = 25, DDIM 5, mean of 4": Way("partdiff25", DDIM[5], 4),
     **{f"PartDiff, K = {K}, drift": Way(f"partdiff{K}", ancestral(K, move="drift")) for K in (50, 25)},
+    "PartDiff, K = 25, DDIM 5, drift": Way("partdiff25", How(25, 5, 1, move="drift")),
 }  # in the order of the tables
 CHEAP_FIRST = sorted(WAYS, key=lambda name: WAYS[name].calls(THROUGH_PLANE))
 
