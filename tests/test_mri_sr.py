@@ -101,9 +101,9 @@ def test_calls_are_those_of_the_walk():
 
 
 def test_ways_have_networks_and_walks_that_fit_them():
-    """A PartDiff network walks from its K, and every line of the plot is of methods that there are."""
+    """A PartDiff network walks from its K, unless it is said, and every line of the plot is of methods that there are."""
     for name, way in mri_scores.WAYS.items():
         assert way.network is None or way.network in mri.NETWORKS, name
-        if way.how is not None:
+        if way.how is not None and "started" not in name:
             assert way.how.start == (mri.NETWORKS[way.network] or way.how.start), name
     assert set(sum(mri_tables.BUDGETS.values(), ())) <= set(mri_scores.WAYS)

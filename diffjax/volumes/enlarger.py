@@ -105,7 +105,8 @@ class Enlarger:
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """start: the time to start from (default: the network's K, else a quarter of T), at T in pure noise; steps: of the walk;
+    """start: the time to start from (default: the network's K, else a quarter of T), at T in pure noise, below K as if the
+    network had not been aligned; steps: of the walk;
     orientations: 1 or all stacks; noise_std: of the coarse volume, in [-1, 1], for the data step, None: no data step; eta: of
     the moves (0: the start alone is random, 1: ancestral); move: of PartDiff's walk without a data step, see ``PartDiff``"""
 
@@ -129,7 +130,7 @@ def method_of(enlarger, low, measured, coarse: Coarse, how: How, start):
         return DiffPIR(denoise, Measurement(measured, A, how.noise_std), lam=1.0, guess=low), DDIM(eta=how.eta), table
     if start >= enlarger.schedule.T:  # from pure noise: SR3
         return Method(denoise), DDIM(eta=how.eta), table
-    if enlarger.K is None:
+    if enlarger.K is None or start < enlarger.K:
         return LateStart(denoise, low), DDIM(eta=how.eta), table
     return PartDiff(denoise, low, K=enlarger.K, bounds=(-1.0, 1.0), move=how.move), DDIM(eta=how.eta), table
 

@@ -51,6 +51,7 @@ WAYS = {
     "SR3, 25 steps": Way("sr3", ancestral(mri.T, 25)),
     **{f"SR3, DDIM {n}": Way("sr3", How(mri.T, n, 1)) for n in (25, 10, 5)},
     **{f"SR3, late start at {K}": Way("sr3", ancestral(K)) for K in (50, 25, 10, 5)},
+    **{f"PartDiff, K = 25, started at {t}": Way("partdiff25", ancestral(t)) for t in (10, 5)},
     "SR3, late start at 25, DDIM 5": Way("sr3", DDIM[5]),
     "SR3, late start at 25, DiffPIR 5": Way("sr3", DIFFPIR[5]),
     "PartDiff, K = 50, DDIM 5": Way("partdiff50", How(50, 5, 1)),
