@@ -106,9 +106,9 @@ class Enlarger:
 @dataclasses.dataclass(frozen=True)
 class How:
     """start: the time to start from (default: the network's K, else a quarter of T), at T in pure noise, below K as if the
-    network had not been aligned; steps: of the walk;
-    orientations: 1 or all stacks; noise_std: of the coarse volume, in [-1, 1], for the data step, None: no data step; eta: of
-    the moves (0: the start alone is random, 1: ancestral); move: of PartDiff's walk without a data step, see ``PartDiff``"""
+    network were not aligned; steps: of the walk; orientations: 1 or all stacks; noise_std: of the coarse volume, in [-1, 1],
+    for the data step, None: no data step; eta: of the moves (0: the start alone is random, 1: ancestral); move: of PartDiff's
+    walk without a data step, see ``PartDiff``"""
 
     start: float | None = None
     steps: int = 5
