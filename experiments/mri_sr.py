@@ -115,7 +115,7 @@ def evaluate(argv) -> int:
     p.add_argument("--data", default="data/mri")
     p.add_argument("--networks", default="runs/mri_sr", help="where train left them")
     p.add_argument("--methods", nargs="+", metavar="METHOD", help="default: all whose networks are trained")
-    p.add_argument("--limit", type=whole(2), help="test volumes (default: all 12)")
+    p.add_argument("--limit", type=whole(2), help="test volumes, the first so many (default: all 12)")
     p.add_argument("--fresh", action="store_true", help="compute again what is known")
     p.add_argument("--out", **provenance.OUT)
     o = p.parse(argv)
@@ -140,15 +140,16 @@ def evaluate(argv) -> int:
     with Progress(len(order), label="evaluating", unit="cells") as bar:
         for name, (plane, factor) in order:
             way, key = mri_scores.WAYS[name], f"{plane} x{factor}/{name}"
-            known = cells.get(key)
             step = 0 if way.network is None else mri_scores.weights(o.networks, way.network)[1]
-            if known is None or known["checkpoint"] != step or len(known["psnr"]) != len(tests):
-                found = mri_scores.cell(way, o.networks, plane, factor, tests)
+            known = cells.get(key) if cells.get(key, {}).get("checkpoint") == step else None
+            if known is None or len(known["psnr"]) < len(tests):
+                found = mri_scores.cell(way, o.networks, plane, factor, tests, known)
                 cells[key] = found | {"made": provenance.made()}
                 file.write_text(json.dumps(cells, indent=1))
             bar.update()
     kinds = [f"{plane} x{factor}" for plane, factor in mri.DEGRADATIONS]
-    cells = {f"{kind}/{name}": cells[f"{kind}/{name}"] for name in names for kind in kinds}  # in the order of the tables
+    shown = [f"{kind}/{name}" for name in names for kind in kinds]  # in the order of the tables
+    cells = {key: mri_scores.first(cells[key], len(tests)) for key in shown}
     again = command("experiments.mri_sr", ["evaluate", *argv], extra=["--data", "--networks"])
     starts = [{"degradation": kind, "t": t} for kind, t in mri_scores.rules(volumes).items()]
     records.write("mri_sr", again, folder=out, kind="mri", volumes=list(tests), starts=starts, cells=cells)

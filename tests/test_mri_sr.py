@@ -74,6 +74,15 @@ def test_intervals_are_students_over_the_volumes():
     np.testing.assert_allclose((mean - half, mean + half), (low, high))
 
 
+def test_a_cell_goes_on_where_it_was():
+    tests = {str(n): rng.uniform(-1, 1, (12, 12, 12)).astype(np.float32) for n in range(3)}
+    bicubic = mri_scores.WAYS["bicubic"]
+    some = mri_scores.cell(bicubic, None, "in-plane", 2, dict(list(tests.items())[:2]))
+    both = [mri_scores.cell(bicubic, None, "in-plane", 2, tests, known) for known in (None, some)]
+    assert both[0]["psnr"] == both[1]["psnr"] and len(both[0]["psnr"]) == 3
+    assert mri_scores.first(both[0], 2)["ssim"] == some["ssim"] and mri_scores.first(some, 2) == some
+
+
 def test_tables_of_cells():
     cell = lambda shift, calls: {"psnr": [20 + shift, 22 + shift, 21.5 + shift], "ssim": [0.5] * 3, "between": [0.9] * 3,
                                  "detail": [0.8] * 3, "network_calls": calls, "seconds": 1.0}  # fmt: skip
