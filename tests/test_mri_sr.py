@@ -85,7 +85,7 @@ def test_a_cell_goes_on_where_it_was():
 
 def test_tables_of_cells():
     cell = lambda shift, calls: {"psnr": [20 + shift, 22 + shift, 21.5 + shift], "ssim": [0.5] * 3, "between": [0.9] * 3,
-                                 "detail": [0.8] * 3, "network_calls": calls, "seconds": 1.0}  # fmt: skip
+                                 "detail": [0.8] * 3, "network_calls": calls, "seconds": 1.0, "checkpoint": 9}  # fmt: skip
     shifts = {"SR3, T = 100": (0, 100), "PartDiff, K = 50": (0.05, 50), "PartDiff, K = 25": (0.3, 25)}
     cells = {f"{plane} x{factor}/{name}": cell(*of) for name, of in shifts.items() for plane, factor in mri.DEGRADATIONS}
     views = mri_tables.views({"cells": cells, "starts": []})

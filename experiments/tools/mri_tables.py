@@ -51,7 +51,8 @@ def layout(cells, plane):
                 row |= {f"{factor} {label}": float(np.mean(c[key])) for key, label in SCORES.items()}
                 row[f"{factor} detail"] = round(float(np.mean(c["detail"])), 2)
             c = next(iter(of.values()))
-            rows.append(row | {"network calls": c["network_calls"], "seconds": max(c["seconds"] for c in of.values())})
+            row |= {"network calls": c["network_calls"], "seconds": max(c["seconds"] for c in of.values())}
+            rows.append(row | {"trained": c["checkpoint"] or None})
     return rows
 
 
