@@ -1,11 +1,11 @@
 """Super-resolution of MR volumes by conditional diffusion: ``python -m experiments.mri_sr train | evaluate | export``.
 
-train [NAME]    base, sr3 (100 steps), regression, partdiff50, partdiff25, partdiff10, partdiff5: the same small network,
-                patches of 32x32 from 56 hippocampi and one head; runs/mri_sr/NAME. The base is trained as SR3's is, for
-                600 steps; each of the others goes on from it for 3000. May be stopped at any time and goes on
-evaluate        bicubic, regression, SR3, PartDiff with K = 5 to 50, and what else the calls of a network can be spent on, on
-                the 12 test hippocampi: in-plane and through-plane, x2 and x4; tables in the layout of PartDiff's 5 and 6;
-                writes mri_sr.json and mri_sr.png, quality against network calls
+train [NAME]    base, sr3 (100 steps), regression, partdiff50, partdiff25: the same small network, patches of 32x32 from 56
+                hippocampi and one head; runs/mri_sr/NAME. The base is trained as SR3's is, for 600 steps; each of the others
+                goes on from it for 3000. May be stopped at any time and goes on
+evaluate        bicubic, regression, SR3, PartDiff with K = 25 and 50, and what else the calls of a network can be spent on, on
+                test hippocampi: in-plane and through-plane, x2 and x4; tables in the layout of PartDiff's 5 and 6; writes
+                mri_sr.json and mri_sr.png, quality against network calls
 export NAME     the weights as the shipped ones are: diffjax superresolve --network FOLDER
 
 --data: a folder with hippocampus/ (Medical Segmentation Decathlon, Task04, CC BY-SA 4.0: index.csv, train/, test/) and

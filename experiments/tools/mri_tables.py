@@ -9,15 +9,15 @@ BASE = "SR3, T = 100"
 CLAIM = {"PartDiff, K = 50": 0.1, "PartDiff, K = 25": 0.2}  # dB from SR3, in the paper's tables 5 and 6
 SCORES = {"psnr": "PSNR", "ssim": "SSIM"}
 FORM = {"psnr": "+.2f", "ssim": "+.4f"}
-BUDGETS = {  # of the plot: a line through the ways that differ in how they spend their calls
+BUDGETS = {  # of the plot: a line through the ways that differ in how many calls they spend; one alone is a level
     "bicubic": ("bicubic",),
     "regression": ("regression",),
     "SR3": ("SR3, 25 steps", BASE),
-    "SR3, DDIM": ("SR3, DDIM 5", "SR3, DDIM 10", "SR3, DDIM 25"),
-    "SR3, late start": tuple(f"SR3, late start at {K}" for K in (5, 10, 25, 50)),
-    "PartDiff": tuple(f"PartDiff, K = {K}" for K in (5, 10, 25, 50)),
-    "PartDiff, K = 25, DDIM": tuple(f"PartDiff, K = 25, DDIM {n}" for n in (3, 5, 10)),
-    "the same, DiffPIR's data step": tuple(f"PartDiff, K = 25, DiffPIR {n}" for n in (3, 5, 10)),
+    "SR3, late start": tuple(f"SR3, late start at {K}" for K in (5, 10, 25)),
+    "PartDiff, K = 25 and 50": ("PartDiff, K = 25", "PartDiff, K = 50"),
+    "K = 25, started at 5, 10, 25": (*(f"PartDiff, K = 25, started at {t}" for t in (5, 10)), "PartDiff, K = 25"),
+    "K = 25, DDIM": tuple(f"PartDiff, K = 25, DDIM {n}" for n in (3, 5, 10)),
+    "K = 25, DiffPIR": tuple(f"PartDiff, K = 25, DiffPIR {n}" for n in (3, 5, 10)),
 }
 
 
@@ -108,9 +108,9 @@ def panels(cells):
             of = [[cells[f"{kind}/{name}"] for kind in kinds] for name in names if name in methods]
             x = [np.log2(max(c[0]["network_calls"], 1)) for c in of]
             y = [float(np.mean([np.mean(c[key]) for c in four])) for four in of]
-            if len(of) == 1:  # what knows one budget is a level
+            if of and len(names) == 1:
                 x, y = [0.0, np.log2(100)], y * 2
-            if of:
+            if len(x) > 1:
                 lines.append((label, x, y))
         found.append({"title": title, "x": "log2 of network calls", "lines": lines})
     return found
