@@ -93,8 +93,9 @@ def test_tables_of_cells():
     assert [row["in-plane x2"] for row in views["claim"]()] == ["holds (+0.05)", "no (+0.30)"]
     rows = {row["method"]: row for row in views["psnr from sr3"]()}
     assert rows["PartDiff, K = 25"]["through-plane x4"] == "+0.30 ± 0.00" and "SR3, T = 100" not in rows
-    ((first, *_),) = (panel["lines"] for panel in mri_tables.panels(cells)[:1])
-    assert first[0] == "SR3" and first[1] == [0.0, np.log2(100)]  # one budget alone is a level
+    ((label, calls, psnr),) = mri_tables.panels(cells)[0]["lines"]  # of SR3 there is one budget: no line
+    assert label == "PartDiff, K = 25 and 50" and np.allclose(calls, np.log2([25, 50]))
+    np.testing.assert_allclose(psnr, [21.467, 21.217], atol=1e-3)
 
 
 def test_the_rule_starts_higher_where_more_is_lacking():
