@@ -82,7 +82,8 @@ def claim(cells):
                 mean, half = interval(c["psnr"], base["psnr"])
                 word = "holds" if abs(mean) + half <= most else "no" if abs(mean) - half > most else "open"
                 row[kind] = f"{word} ({mean:+.2f})"
-        rows.append(row)
+        if len(row) > 2:
+            rows.append(row)
     return rows
 
 
