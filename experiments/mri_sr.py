@@ -153,7 +153,7 @@ def evaluate(argv) -> int:
     again = command("experiments.mri_sr", ["evaluate", *argv], extra=["--data", "--networks"])
     starts = [{"degradation": kind, "t": t} for kind, t in mri_scores.rules(volumes).items()]
     again = f"python -m experiments.mri_sr train && {again}"
-    took = "about half an hour of a core to train, half an hour to evaluate"
+    took = "about twenty minutes of a core to train, and as many to evaluate"
     records.write("mri_sr", again, folder=out, kind="mri", took=took, volumes=list(tests), starts=starts, cells=cells)
     if all(name in names for line in mri_tables.BUDGETS.values() for name in line):
         curves.lines(mri_tables.panels(cells), out / "mri_sr.png", width=560)
