@@ -156,7 +156,7 @@ def evaluate(argv) -> int:
     took = "about twenty minutes of a core to train, and as many to evaluate"
     records.write("mri_sr", again, folder=out, kind="mri", took=took, volumes=list(tests), starts=starts, cells=cells)
     if all(name in names for line in mri_tables.BUDGETS.values() for name in line):
-        curves.lines(mri_tables.panels(cells), out / "mri_sr.png", width=560)
+        curves.lines(mri_tables.panels(cells), out / "mri_sr.png", width=800)
     for view in ("in-plane", "through-plane", "claim"):
         print(render(mri_tables.views({"cells": cells})[view]()))
     return 0

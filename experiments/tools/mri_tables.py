@@ -13,11 +13,11 @@ BUDGETS = {  # of the plot: a line through the ways that differ in how many call
     "bicubic": ("bicubic",),
     "regression": ("regression",),
     "SR3": ("SR3, 25 steps", BASE),
-    "SR3, late start": tuple(f"SR3, late start at {K}" for K in (5, 10, 25)),
-    "PartDiff, K = 25 and 50": ("PartDiff, K = 25", "PartDiff, K = 50"),
-    "K = 25, started at 5, 10, 25": (*(f"PartDiff, K = 25, started at {t}" for t in (5, 10)), "PartDiff, K = 25"),
-    "K = 25, DDIM": tuple(f"PartDiff, K = 25, DDIM {n}" for n in (3, 5, 10)),
-    "K = 25, DiffPIR": tuple(f"PartDiff, K = 25, DiffPIR {n}" for n in (3, 5, 10)),
+    "SR3 late": tuple(f"SR3, late start at {K}" for K in (5, 10, 25)),
+    "PartDiff 25, 50": ("PartDiff, K = 25", "PartDiff, K = 50"),
+    "25 started lower": (*(f"PartDiff, K = 25, started at {t}" for t in (5, 10)), "PartDiff, K = 25"),
+    "25 DDIM": tuple(f"PartDiff, K = 25, DDIM {n}" for n in (3, 5, 10)),
+    "25 DiffPIR": tuple(f"PartDiff, K = 25, DiffPIR {n}" for n in (3, 5, 10)),
 }
 
 
