@@ -166,7 +166,21 @@ def test_any_sides_and_axes_and_draws_are_their_own(plane, shape, axis, how):
     coarse, network = Coarse(plane, 2, axis), tiny()
     draws = list(superresolve(network, coarse, measured, jax.random.key(3), how, samples=2))
     assert [d.shape for d in draws] == [coarse.fine_shape(shape)] * 2 and np.abs(draws[0] - draws[1]).max() > 1e-3
-    assert len(network.programs) == 1
+
+
+def test_a_sweep_over_starts_and_steps_is_one_program_and_each_the_walk_by_itself():
+    coarse, network, key = Coarse("through-plane", 2, 0), tiny(K=None), jax.random.key(2)
+    measured = smooth((4, 8, 8), 4)
+    made, compiled = {}, set()
+    for start, steps in ((25, 3), (10, 1)):
+        made[start] = next(superresolve(network, coarse, measured, key, How(start, steps, 1, eta=1.0)))
+        compiled.add(dj.run._cache_size())
+    assert len(compiled) == 1
+    low = jnp.asarray(coarse.enlarge(measured)[..., None])
+    method = dj.methods.LateStart(network.denoiser(low, coarse.plane, 1), low)
+    table = dj.timetables.from_times([10.0, 0.0], SCHEDULE)
+    alone = dj.sample(jax.random.fold_in(key, 0), method, table, low.shape, kernel=dj.kernels.DDIM(eta=1.0)).x
+    np.testing.assert_allclose(made[10], alone[..., 0], atol=2e-4)
 
 
 def test_a_network_that_takes_off_the_noise_alone_gives_the_interpolated_volume():

@@ -23,10 +23,11 @@ from ..method import Method
 from ..methods import DiffPIR
 from ..methods.partdiff import LateStart, PartDiff
 from ..operators import SliceAverage
-from ..sample import begin, plan, sample
+from ..sample import begin, plan, run
 from .resolution import IN_PLANE, Coarse
 
 ORDERS = {IN_PLANE: ((0, 1, 2),), "through-plane": ((1, 0, 2), (2, 0, 1))}
+ROWS = 100  # of a table; those that a walk has no steps for are not walked
 PIXELS_AT_ONCE = 400_000  # of all cuts in one call of the network: what their activations need is about 1 GB
 
 
@@ -85,19 +86,18 @@ class InTiles:
 @dataclasses.dataclass(frozen=True)
 class Enlarger:
     """A network of cuts that predicts the noise, told sqrt(abar) and the cut enlarged; a PartDiff network of ``K``, or (None)
-    one of all noise levels. params: of ``net``; card: where it is from; programs: compiled for the volumes seen so far."""
+    one of all noise levels. params: of ``net``; card: where it is from."""
 
     params: Any
     net: Any
     schedule: Any
     K: float | None = None
     card: dict = dataclasses.field(default_factory=dict)
-    programs: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
-    def denoiser(self, params, low, plane, orientations=None, tile=256):
+    def denoiser(self, low, plane, orientations=None, tile=256):
         """A denoiser of volumes (S, B, C, 1) that is told the volume ``low``. orientations: how many stacks of cuts."""
         orders = ORDERS[plane][:orientations]
-        inner = denoisers.from_eps(InTiles(self.net, tile).apply, params, self.schedule, time=denoisers.NoiseLevel())
+        inner = denoisers.from_eps(InTiles(self.net, tile).apply, self.params, self.schedule, time=denoisers.NoiseLevel())
         pixels = max(int(np.prod(low.shape[:3])) // low.shape[order[0]] for order in orders)
         whole = denoisers.Slicewise(inner, low, orders, max(1, PIXELS_AT_ONCE // pixels))
         return denoisers.clipped(whole)
@@ -105,9 +105,10 @@ class Enlarger:
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """start: the time to start from (default: the network's K, else a quarter of T), at T in pure noise; steps: of the walk;
-    orientations: 1 or all stacks; noise_std: of the coarse volume, in [-1, 1], for the data step, None: no data step; eta: of
-    the moves (0: the start alone is random, 1: ancestral)"""
+    """start: the time to start from (default: the network's K, else a quarter of T), at T in pure noise, below K as if the
+    network were not aligned; steps: of the walk; orientations: 1 or all stacks; noise_std: of the coarse volume, in [-1, 1],
+    for the data step, None: no data step; eta: of the moves (0: the start alone is random, 1: ancestral); move: of PartDiff's
+    walk without a data step, see ``PartDiff``"""
 
     start: float | None = None
     steps: int = 5
@@ -115,21 +116,23 @@ class How:
     noise_std: float | None = None
     eta: float = 0.0
     tile: int = 256
+    move: str = "trained"
 
 
-def method_of(enlarger, params, low, measured, coarse: Coarse, how: How, start):
-    """(method, kernel, table)"""
-    denoise = enlarger.denoiser(params, low, coarse.plane, how.orientations, how.tile)
+def method_of(enlarger, low, measured, coarse: Coarse, how: How, start):
+    """(method, kernel, table). Tables have one length, whatever the start and the steps: a sweep is one program."""
+    denoise = enlarger.denoiser(low, coarse.plane, how.orientations, how.tile)
     table = timetables.from_times(np.linspace(start, 0.0, how.steps + 1), enlarger.schedule)
+    table = timetables.padded(table, max(how.steps, ROWS))
     if how.noise_std is not None:
         flat = dataclasses.replace(coarse, axis=0)
         A = SliceAverage(coarse.factor, 0) if coarse.plane != IN_PLANE and coarse.how == "box" else flat.operator
         return DiffPIR(denoise, Measurement(measured, A, how.noise_std), lam=1.0, guess=low), DDIM(eta=how.eta), table
     if start >= enlarger.schedule.T:  # from pure noise: SR3
         return Method(denoise), DDIM(eta=how.eta), table
-    if enlarger.K is None:
+    if enlarger.K is None or start < enlarger.K:
         return LateStart(denoise, low), DDIM(eta=how.eta), table
-    return PartDiff(denoise, low, K=enlarger.K), DDIM(eta=how.eta), table
+    return PartDiff(denoise, low, K=enlarger.K, bounds=(-1.0, 1.0), move=how.move), DDIM(eta=how.eta), table
 
 
 def superresolve(enlarger: Enlarger, coarse: Coarse, measured, key, how: How = How(), samples: int = 1, report=None):
@@ -150,40 +153,21 @@ def superresolve(enlarger: Enlarger, coarse: Coarse, measured, key, how: How = H
     low = np.clip(flat.enlarge(inside), -1, 1)
     beyond = flat.enlarge(padded) - flat.enlarge(inside)
     start = float(how.start or enlarger.K or 0.25 * enlarger.schedule.T)
-    data = inside[..., None] if how.noise_std is not None else np.zeros(())  # without a data step the program knows none of it
-    given = enlarger.params, jnp.asarray(low[..., None]), jnp.asarray(data, jnp.float32)
-
-    asked = flat if data.ndim else flat.plane, how, start, low.shape, data.shape
-    if asked not in enlarger.programs:
-        enlarger.programs[asked] = _program(enlarger, flat, how, start, (*given, key))
-    program, state = enlarger.programs[asked]
+    method, kernel, table = method_of(enlarger, jnp.asarray(low[..., None]), jnp.asarray(inside[..., None]), flat, how, start)
+    walk = plan(method, table, low.shape + (1,), kernel=kernel)
+    blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(begin, key, walk))
     fine = flat.fine_shape(first.shape)
     for n in range(samples):
-        now, own = state, jax.random.fold_in(key, n)
+        state, own = blank, jax.random.fold_in(key, n)
         for row in range(how.steps):
-            x, now, finite = program(*given, own, now, (jnp.int32(row), jnp.int32(row + 1)))
-            if not bool(finite[row]):
+            done = run(own, walk, state=state, part=(row, row + 1), remat="none")
+            state = done.state
+            if not bool(done.info.finite[row]):
                 raise ValueError(f"the volume is not finite from step {row + 1} of {how.steps} on: another network?")
             if report is not None:
                 report(n * how.steps + row + 1, samples * how.steps)
-        x = np.asarray(x)[..., 0] + beyond
+        x = np.asarray(done.x)[..., 0] + beyond
         yield np.moveaxis(x[: fine[0], : fine[1], : fine[2]], 0, coarse.axis)
-
-
-def _program(enlarger, coarse, how, start, given):
-    """(some rows of the walk, jitted, the state it begins with)"""
-
-    def walk(params, low, y, key, state, part):
-        method, kernel, table = method_of(enlarger, params, low, y, coarse, how, start)
-        done = sample(key, method, table, low.shape, kernel=kernel, remat="none", state=state, part=part)
-        return done.x, done.state, done.info.finite
-
-    def blank(params, low, y, key):
-        method, kernel, table = method_of(enlarger, params, low, y, coarse, how, start)
-        return begin(key, plan(method, table, low.shape, kernel=kernel))
-
-    state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(blank, *given))
-    return jax.jit(walk), state
 
 
 def _padded(volume, coarse, multiple):

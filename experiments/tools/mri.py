@@ -25,7 +25,8 @@ DEGRADATIONS = [(plane, factor) for plane in (IN_PLANE, THROUGH_PLANE) for facto
 T, BETAS = 100, (1e-4, 0.12)
 SIZE = 32
 HELD_OUT = 4  # of the training volumes, for the loss that is watched
-NETWORKS = {"base": None, "regression": None, "sr3": None, "partdiff25": 25, "partdiff50": 50}  # name: K
+NETWORKS = {"base": None, "sr3": None, "regression": None, "partdiff50": 50, "partdiff25": 25}  # name: K, as they are trained
+STEPS = {"base": 600}  # of training, 3000 of the others
 HEAD = "lesjak_cs_patient07_T1_brain_mni1mm.nii.gz"  # trained on beside the hippocampi, for edges of heads and black air
 HEAD_SHARE = 0.25
 

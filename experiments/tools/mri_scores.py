@@ -1,4 +1,4 @@
-"""What a restored volume is worth: scores of ``experiments.mri_sr evaluate``, the methods compared, and its tables."""
+"""What a restored volume is worth: scores of ``experiments.mri_sr evaluate``, and the methods compared."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffjax as dj
+from diffjax.methods import partdiff
 from diffjax.training import state as states
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.volumes import THROUGH_PLANE, Coarse, Enlarger, How, superresolve
 
 from . import mri
-from .comparisons import difference
 
 BLOCK = (32, 40, 28)  # every hippocampus contains one; the middle of it is tested, so that one program serves all
 NOISE = 0.02  # of the data step, in [-1, 1]: slices are held nearly exactly
@@ -25,27 +25,40 @@ NOISE = 0.02  # of the data step, in [-1, 1]: slices are held nearly exactly
 
 @dataclass(frozen=True)
 class Way:
-    """network: whose weights; how: the walk (None: one call); calls: of the network for each cut and stack."""
+    """network: whose weights; how: the walk (None: one call); samples: whose mean is taken; calls: of the network for each cut
+    and stack."""
 
     network: str | None
     how: How | None = None
+    samples: int = 1
 
     def calls(self, plane):
         stacks = 2 if plane == THROUGH_PLANE and self.how is not None and self.how.orientations is None else 1
-        return 0 if self.network is None else 1 if self.how is None else self.how.steps * stacks
+        return 0 if self.network is None else 1 if self.how is None else self.how.steps * stacks * self.samples
 
 
-one, all_ = 1, None
+def ancestral(K, steps=None, **more):
+    return How(K, steps or K, 1, eta=1.0, **more)
+
+
+DDIM = {n: How(25, n, 1) for n in (3, 5, 10)}
+DIFFPIR = {n: How(25, n, 1, NOISE) for n in (3, 5, 10)}
 WAYS = {
     "bicubic": Way(None),
     "regression": Way("regression"),
-    "SR3, T = 100": Way("sr3", How(mri.T, mri.T, one, eta=1.0)),
-    "PartDiff, K = 25": Way("partdiff25", How(25, 25, one, eta=1.0)),
-    "PartDiff, K = 50": Way("partdiff50", How(50, 50, one, eta=1.0)),
-    "PartDiff, K = 25, DDIM 5": Way("partdiff25", How(25, 5, one)),
-    "PartDiff, K = 50, DDIM 5": Way("partdiff50", How(50, 5, one)),
-    "SR3, late start at 25": Way("sr3", How(25, 25, one, eta=1.0)),
-    "PartDiff, K = 25, DDIM 5, as one object": Way("partdiff25", How(25, 5, all_, NOISE)),
+    "SR3, T = 100": Way("sr3", ancestral(mri.T)),
+    **{f"PartDiff, K = {K}": Way(f"partdiff{K}", ancestral(K)) for K in (50, 25)},
+    **{f"PartDiff, K = 25, started at {t}": Way("partdiff25", ancestral(t)) for t in (10, 5)},
+    "SR3, 25 steps": Way("sr3", ancestral(mri.T, 25)),
+    "SR3, DDIM 5": Way("sr3", How(mri.T, 5, 1)),
+    **{f"SR3, late start at {K}": Way("sr3", ancestral(K)) for K in (25, 10, 5)},
+    "PartDiff, K = 50, DDIM 5": Way("partdiff50", How(50, 5, 1)),
+    **{f"PartDiff, K = 25, DDIM {n}": Way("partdiff25", how) for n, how in DDIM.items()},
+    **{f"PartDiff, K = 25, DiffPIR {n}": Way("partdiff25", how) for n, how in DIFFPIR.items()},
+    "PartDiff, K = 25, DiffPIR 5, two stacks": Way("partdiff25", How(25, 5, None, NOISE)),
+    "PartDiff, K = 25, DDIM 5, mean of 4": Way("partdiff25", DDIM[5], 4),
+    **{f"PartDiff, K = {K}, drift": Way(f"partdiff{K}", ancestral(K, move="drift")) for K in (50, 25)},
+    "PartDiff, K = 25, DDIM 5, drift": Way("partdiff25", How(25, 5, 1, move="drift")),
 }  # in the order of the tables
 CHEAP_FIRST = sorted(WAYS, key=lambda name: WAYS[name].calls(THROUGH_PLANE))
 
@@ -82,7 +95,7 @@ def restored(way: Way, folder, coarse: Coarse, measured, seed):
         return coarse.enlarge(measured)
     if way.how is not None:
         key = jax.random.key(seed)
-        return next(superresolve(enlarger(folder, way.network), coarse, measured, key, way.how))
+        return np.mean(list(superresolve(enlarger(folder, way.network), coarse, measured, key, way.how, way.samples)), 0)
     cuts = dj.volumes.cuts_of(coarse)[0]
     stack = cuts.of(coarse.enlarge(measured))
     pads = [(0, 0), *((0, -n % 4) for n in stack.shape[1:])]
@@ -97,47 +110,45 @@ def _ssim(x, y):
     return jnp.concatenate([jax.vmap(dj.metrics.ssim)(slices(x, n), slices(y, n)) for n in range(3)]).mean()
 
 
-def scores(x, truth, coarse) -> dict:
-    """PSNR (range 2), SSIM (mean over all slices of the three directions), and how much neighbouring cuts differ, relative to
-    the truth."""
+def scores(x, truth, low, coarse) -> dict:
+    """PSNR (range 2), SSIM (mean over all slices of the three directions), how much there is of the detail that ``low`` lacks
+    and how much neighbouring cuts differ, both relative to the truth: a draw from the posterior has 1, its mean less."""
     x = np.clip(x, -1, 1).astype(np.float32)
     axis = dj.volumes.cuts_of(coarse)[0].order[0]
     between = lambda v: float(np.abs(np.diff(v, axis=axis)).mean())
+    added = lambda v: float(np.sqrt(np.mean((v - low) ** 2)))
     return {"psnr": float(-10 * np.log10(np.mean((x - truth) ** 2) / 4)), "ssim": float(_ssim(x, truth)),
-            "between": between(x) / between(truth)}  # fmt: skip
+            "detail": added(x) / added(truth), "between": between(x) / between(truth)}  # fmt: skip
 
 
-def cell(way: Way, folder, plane, factor, tests: dict, seed=0) -> dict:
-    """Scores of each test volume, in order."""
+def rules(volumes) -> dict:
+    """{degradation: t} where the rule of ``methods.partdiff.start_time`` starts, by its default, from the distance between
+    high and low of ``volumes``."""
+    found = {}
+    for plane, factor in mri.DEGRADATIONS:
+        coarse = Coarse(plane, factor, 2)
+        distances = [np.mean((coarse.enlarge(coarse(v)) - v) ** 2) for v in volumes]
+        lacking = 1 - 1 / factor ** len(coarse.axes)
+        found[f"{plane} x{factor}"] = float(partdiff.start_time(mri.schedule(), np.sqrt(np.mean(distances) / lacking)))
+    return found
+
+
+def cell(way: Way, folder, plane, factor, tests: dict, known=None, seed=0) -> dict:
+    """Scores of each test volume, in order; those in ``known``, a cell of the first of them, are not computed again."""
     coarse, rows, seconds = Coarse(plane, factor, 2), [], []
-    for n, truth in enumerate(tests.values()):
+    known = known or {}
+    for n, truth in list(enumerate(tests.values()))[len(known.get("psnr", ())) :]:
         measured = coarse(truth)
         begun = time.process_time()
         x = restored(way, folder, coarse, measured, 1000 * seed + n)
         seconds.append(time.process_time() - begun)
-        rows.append(scores(x, truth, coarse))
-    found = {key: [round(row[key], 5) for row in rows] for key in rows[0]}
+        rows.append(scores(x, truth, np.clip(coarse.enlarge(measured), -1, 1), coarse))
+    found = {key: [*known.get(key, ()), *(round(row[key], 5) for row in rows)] for key in rows[0]}
     step = 0 if way.network is None else weights(folder, way.network)[1]
-    return found | {"network_calls": way.calls(plane), "seconds": round(float(np.median(seconds[1:] or seconds)), 3),
-                    "checkpoint": step}  # fmt: skip
+    took = known.get("seconds", round(float(np.median(seconds[1:] or seconds)), 3))
+    return found | {"network_calls": way.calls(plane), "seconds": took, "checkpoint": step}
 
 
-def tables(cells: dict) -> list[dict]:
-    """A row for each method and degradation: means over the volumes, and the paired difference from SR3 with its 95 %
-    interval."""
-    rows = []
-    for plane, factor in mri.DEGRADATIONS:
-        kind = f"{plane} x{factor}"
-        for name in WAYS:
-            c = cells.get(f"{kind}/{name}")
-            if c is None:
-                continue
-            row = {"degradation": kind, "method": name, "PSNR": float(np.mean(c["psnr"])), "SSIM": float(np.mean(c["ssim"])),
-                   "network calls": c["network_calls"], "seconds of a core": c["seconds"],
-                   "between cuts": float(np.mean(c["between"]))}  # fmt: skip
-            base = cells.get(f"{kind}/SR3, T = 100")
-            if base is not None and name != "SR3, T = 100":
-                row["PSNR from SR3"] = difference(c["psnr"], base["psnr"], "+.2f")
-                row["SSIM from SR3"] = difference(c["ssim"], base["ssim"], "+.4f")
-            rows.append(row)
-    return rows
+def first(c, n):
+    """The cell of the first n volumes."""
+    return {key: value[:n] if isinstance(value, list) else value for key, value in c.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import calibration_tables as calibration
+from . import mri_tables
 from .comparisons import CEILING, MASKS, across, layout, order, tables, task_tables
 from .study import unknown
 
@@ -114,4 +115,5 @@ KINDS = {
     "tasks": tasks,
     "calibration": calibrated,
     "seconds": seconds,
+    "mri": mri_tables.views,
 }
