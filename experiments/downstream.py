@@ -23,7 +23,7 @@ from .tools import provenance, records
 from .tools.study import Parser, UserError, command, made, render, run, unknown, whole
 
 COMMANDS = ("train", "evaluate")
-TOOK = "about five minutes of a core for 200 garments, and ten before that for four networks"
+TOOK = "about five minutes of a core for 200 garments, and half an hour before that for five networks"
 
 
 def main(argv=None) -> int:
