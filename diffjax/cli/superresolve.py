@@ -9,7 +9,8 @@ Between thick slices (through-plane, the default where they are thick), or withi
 
 Measured slices are taken as averages of the fine ones by a slice profile (in-plane: as a crop of k-space), and the result is
 held to them as far as their noise lets it (--profile, --noise, --free). The network knows T1-weighted brains at 1 mm.
-What it adds is what such brains look like, not what was measured: no diagnosis.
+What it adds is what such brains look like, not what was measured: no diagnosis. A whole head takes long on a CPU, half an hour
+for each sample: begin with --samples 1.
 """
 
 from __future__ import annotations
@@ -162,9 +163,10 @@ def run(o, volume, coarse, network, folder, begun) -> list[str]:
         in_units = (spread * 0.5 * (scale.high - scale.low)).astype(np.float32)
         volumes.write(folder / files[1], np.where(gone, np.float32(np.nan), in_units), volume, coarse.axes, o.factor)
     picture(folder / "cuts.png", measured, mean, spread, coarse, volume)
+    stacks = o.orientations or (2 if coarse.plane == "through-plane" else 1)
     report = {"scan": str(o.scan), "plane": coarse.plane, "factor": o.factor, "axis": coarse.axis, "profile": coarse.how,
-              "orientations": o.orientations or (2 if coarse.plane == "through-plane" else 1), "samples": o.samples,
-              "steps": o.steps, "network_calls": o.samples * o.steps, "noise": None if o.free else o.noise, "seed": o.seed,
+              "orientations": stacks, "samples": o.samples, "steps": o.steps,
+              "network_calls": o.samples * o.steps * stacks, "noise": None if o.free else o.noise, "seed": o.seed,
               "intensity": {"low": scale.low, "high": scale.high, "percentiles": list(o.percentiles)},
               "shape": list(result.shape), "spacing": [s / (o.factor if a in coarse.axes else 1) for a, s in
                                                         enumerate(volume.spacing)],

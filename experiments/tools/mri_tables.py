@@ -87,6 +87,17 @@ def claim(cells):
     return rows
 
 
+def between(cells):
+    """Differences of neighbouring slices of the result over those of the truth, root mean squares: 1 where they agree."""
+    kinds, methods = parts(cells)
+    kinds = [kind for kind in kinds if kind.startswith("through")]
+    found = [
+        {"method": m} | {k: float(np.mean(cells[f"{k}/{m}"]["between"])) for k in kinds if f"{k}/{m}" in cells}
+        for m in methods
+    ]
+    return [row for row in found if len(row) > 1]
+
+
 def views(record):
     cells = record["cells"]
     return {
@@ -95,6 +106,7 @@ def views(record):
         "claim": lambda: claim(cells),
         "psnr from sr3": lambda: from_sr3(cells, "psnr"),
         "ssim from sr3": lambda: from_sr3(cells, "ssim"),
+        "between": lambda: between(cells),
         "starts": lambda: record["starts"],
     }
 
