@@ -30,6 +30,7 @@ def folders(tmp_path_factory):
     tiny_prior.write_latent(at / "classes")
     tiny_prior.write_latent(at / "words", config=tiny_prior.WORDS)
     tiny_prior.write_latent(at / "large", scale=6.0)
+    tiny_prior.write_latent(at / "small", scale=0.02)
     tiny_prior.write(at / "pixels")
     return at
 
@@ -63,6 +64,7 @@ loaded = functools.cache(zoo.load)
         ("restore --prior words --label bag", (), "knows no labels, it is told words and boxes: use --text"),
         ("restore --prior words --text blue", (), "unknown word 'blue'"),
         ("restore --prior large", (), "latents of these pictures have standard dev.* after the scale 6, .*wants about 1"),
+        ("restore --prior small", (), "latents of these pictures have standard dev.* after the scale 0.02, .*wants about 1"),
         ("sample --prior pixels --text red", (), "reads neither words nor boxes"),
         ("sample --prior words --class 3", (), "use --text in place of --label"),
         ("sample --prior words --text", ("a red bag a bag",), "the text has 5 words, this prior reads 4: use fewer"),

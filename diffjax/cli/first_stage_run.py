@@ -77,6 +77,9 @@ class FirstStageRun(Loop):
         self.shapes = jax.eval_shape(begin, key_init)
         self.judge = jax.jit(self._judge)
         self.notes = self.images.notes
+        if c.perceptual:
+            why = "weights of VGG, which the official code takes, do not ship"
+            self.notes = (*self.notes, f"the perceptual term is LPIPS on AlexNet: {why}")
         with self.claimed():
             pass
 

@@ -10,6 +10,7 @@ from .errors import UserError
 from .images import pictures
 
 MOST = 3.0  # root mean square of latents that a prior of unit variance may still know
+LEAST = 0.1  # a picture of one colour has more: its latents have a mean
 
 
 def multiple(prior, factor: int = 1) -> int:
@@ -27,7 +28,7 @@ def check_sides(prior, name, height, width) -> None:
 
 
 def check_scale(prior, images) -> None:
-    """UserError where the latents of these pictures (H, W, C) are far larger than those that the prior was trained on, which
+    """UserError where the latents of these pictures (H, W, C) are far larger or smaller than those the prior learned, which
     had a deviation of about 1: another scale factor belongs to it."""
     if prior.autoencoder is None or not len(images):
         return
@@ -36,7 +37,7 @@ def check_scale(prior, images) -> None:
     encode = jax.jit(lambda autoencoder, x: autoencoder.encode(x))
     squares = [np.mean(np.square(np.asarray(encode(prior.autoencoder, np.asarray(x))), dtype=np.float64)) for x in images[:4]]
     deviation = math.sqrt(np.mean(squares))
-    if deviation <= MOST:
+    if LEAST <= deviation <= MOST:
         return
     scale = float(np.mean(np.abs(np.asarray(prior.autoencoder.scale))))
     right = f"{scale / deviation:.3g}"
