@@ -20,20 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from .tools import provenance, records
-from .tools.study import Parser, UserError, command, made, render, run, unknown, whole
+from .tools.study import Parser, UserError, command, made, one_of, render, run, unknown, whole
 
-COMMANDS = ("train", "evaluate")
 TOOK = "about five minutes of a core for 200 garments, and half an hour before that for five networks"
 
 
 def main(argv=None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if not words or words[0] not in COMMANDS:
-        raise unknown("command", words[0], COMMANDS) if words else UserError(f"give {', '.join(COMMANDS)}, or --help")
-    return {"train": train, "evaluate": evaluate}[words[0]](words[1:])
+    return one_of({"train": train, "evaluate": evaluate}, __doc__, argv)
 
 
 def train(argv) -> int:

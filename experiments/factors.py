@@ -28,7 +28,8 @@ from .configs.fruits64 import config as latent
 from .configs.fruits64_kl import config as first
 from .configs.fruits64_pixel import config as pixel
 from .tools import curves, provenance, records
-from .tools.study import Parser, UserError, command, library_errors, made, run, unknown, use_cores, whole
+from .tools.distances import Judge
+from .tools.study import Parser, command, library_errors, made, one_of, run, unknown, use_cores, whole
 
 OUT = "runs/factors"
 KINDS = {"f2": ("kl", (1, 2), 2), "f4": ("kl", (1, 2, 3), 3), "f8": ("kl", (1, 2, 3, 3), 4), "vq4": ("vq", (1, 2, 3), 3)}
@@ -58,13 +59,7 @@ CONFIGS = {c.name: c for c in [*map(_first, KINDS), *map(_prior, SIDES)]}
 
 
 def main(argv=None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if not words or words[0] not in ("train", "evaluate"):
-        raise unknown("command", words[0], ("train", "evaluate")) if words else UserError("give train or evaluate, or --help")
-    return {"train": train, "evaluate": evaluate}[words[0]](words[1:])
+    return one_of({"train": train, "evaluate": evaluate}, __doc__, argv)
 
 
 def train(argv) -> int:
@@ -98,7 +93,6 @@ def evaluate(argv) -> int:
     begin = time.perf_counter()
 
     import diffjax as dj
-    from diffjax import metrics
     from diffjax.cli import quality
     from diffjax.training import data
 
@@ -108,17 +102,8 @@ def evaluate(argv) -> int:
     with library_errors():
         priors = {name: dj.zoo.load(Path(OUT) / name) for name in o.names}
         images = data.load(o.data, size=64, channels=3, classes=pixel.classes)
-    features = quality.alexnet()
-    test, train_ = features(images.test), features(images.train)
-    varieties = quality.groups(o.data, len(test))
-    labels = images.test_labels[np.random.default_rng(0).permutation(len(test))[np.arange(o.samples) % len(test)]]
-
-    def judged(x):
-        kernel = lambda kept: metrics.kernel_distance(x, test[kept])
-        return {"kernel": round(kernel(np.ones(len(test), bool)), 1),
-                "kernel_error": round(quality.jackknife(kernel, varieties), 1)}  # fmt: skip
-
-    rows, lines = [{"prior": "training images", **judged(train_)}], []
+    judged = Judge(images, o.data, o.samples)
+    rows, lines = [{"prior": "training images", **judged(judged.train)}], []
     for name, prior in priors.items():
         if name in KINDS:
             rows.append({"prior": name, "phase": "autoencoder", **reconstruction(Path(OUT) / f"{name}_first")})
@@ -126,10 +111,9 @@ def evaluate(argv) -> int:
         draw = quality.sampler(prior, dj.kernels.DPMSolverPP2M(), table, o, False)
         found = []
         for step, params in snapshots(Path(OUT) / name):
-            x = features(draw(labels, 1.0, params))
-            precision, recall = metrics.precision_recall(x, train_)
+            x = judged.features(draw(judged.labels, 1.0, params))
             found.append({"prior": name, "phase": "prior", "step": step, "seconds": round(taken(Path(OUT) / name, step)),
-                          **judged(x), "precision": round(precision, 3), "recall": round(recall, 3)})  # fmt: skip
+                          **judged(x)})  # fmt: skip
             print("  ".join(f"{k} {v}" for k, v in found[-1].items()), flush=True)
         rows += found
         lines.append((name, [row["seconds"] for row in found], [row["kernel"] for row in found]))

@@ -23,11 +23,11 @@ import time
 import numpy as np
 
 import diffjax as dj
-from diffjax import metrics
 from diffjax.cli import quality
 from diffjax.training import data
 
 from .tools import provenance, records
+from .tools.distances import Judge
 from .tools.study import Parser, command, grid, library_errors, made, run, use_cores, whole
 
 SCALES = (1.0, 2.0, 4.0)
@@ -52,19 +52,9 @@ def main(argv=None) -> int:
         priors = {name: dj.zoo.load(name) for name in o.priors}
         first = next(iter(priors.values()))
         images = data.load(o.data, size=first.image_shape[0], channels=3, classes=first.classes)
-    features = quality.alexnet()
-    test, train = features(images.test), features(images.train)
-    varieties = quality.groups(o.data, len(test))
-    labels = images.test_labels[np.random.default_rng(0).permutation(len(test))[np.arange(o.samples) % len(test)]]
-
-    def judged(found):
-        kernel = lambda kept: metrics.kernel_distance(found, test[kept])
-        precision, recall = metrics.precision_recall(found, train)
-        return {"kernel": round(kernel(np.ones(len(test), bool)), 1),
-                "kernel_error": round(quality.jackknife(kernel, varieties), 1),
-                "precision": round(precision, 3), "recall": round(recall, 3)}  # fmt: skip
-
-    rows = [{"prior": "training images", "table": "real", "calls": 0, **judged(train)}]
+    judged = Judge(images, o.data, o.samples)
+    features, labels = judged.features, judged.labels
+    rows = [{"prior": "training images", "table": "real", "calls": 0, **judged(judged.train)}]
     columns = []
     for prior in priors.values():
         table = dj.timetables.log_snr(prior.schedule, o.steps)

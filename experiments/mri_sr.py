@@ -19,19 +19,11 @@ import time
 from pathlib import Path
 
 from .tools import provenance, records
-from .tools.study import Parser, UserError, command, made, render, run, unknown, whole
-
-COMMANDS = ("train", "evaluate", "export")
+from .tools.study import Parser, command, made, one_of, render, run, unknown, whole
 
 
 def main(argv=None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if not words or words[0] not in COMMANDS:
-        raise unknown("command", words[0], COMMANDS) if words else UserError(f"give {', '.join(COMMANDS)}, or --help")
-    return {"train": train, "evaluate": evaluate, "export": export}[words[0]](words[1:])
+    return one_of({"train": train, "evaluate": evaluate, "export": export}, __doc__, argv)
 
 
 def train(argv) -> int:

@@ -18,6 +18,18 @@ def use_cores():
     use_cores()
 
 
+def one_of(commands: dict, doc: str, argv=None) -> int:
+    """Run the one of ``commands``, {name: function of the words after it}, that the first word names; its exit code. Raises
+    UserError for none or an unknown one."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in ("-h", "--help"):
+        print(doc)
+        return 0
+    if not words or words[0] not in commands:
+        raise unknown("command", words[0], commands) if words else UserError(f"give {', '.join(commands)}, or --help")
+    return commands[words[0]](words[1:])
+
+
 def made(folder) -> Path:
     """The output folder, made where it is not there: known before anything is computed. UserError where it cannot be."""
     folder = Path(folder)
@@ -29,7 +41,7 @@ def made(folder) -> Path:
 
 
 __all__ = ["INK", "PAPER", "Parser", "UserError", "as_text", "command", "grid", "library_errors", "load_font", "made",
-           "render", "run", "setting", "unknown", "use_cores", "whole"]  # fmt: skip
+           "one_of", "render", "run", "setting", "unknown", "use_cores", "whole"]  # fmt: skip
 
 PLACES = ("--out", "--cells")  # with a value
 WAYS = ("--fresh", "--tables", "--allow-stale")
