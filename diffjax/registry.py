@@ -276,7 +276,7 @@ _ENTRIES: tuple[Any, ...] = (
           paper_steps=20, latents=DIFFPIR_IN_LATENTS),
     Entry("diffpir", DiffPIR, diffpir.published, "DiffPIR, 100 calls", 100, _counted, DIFFPIR, paper_steps=100,
           latents=DIFFPIR_IN_LATENTS),
-    Entry("red-diff", REDDiff, red_diff.published, "Adam on one image", clip=False),
+    Entry("red-diff", REDDiff, red_diff.published, "Adam on one image", clip=False, latents={}),
     Entry("dpir", DPIR, dpir.published, "8 denoisings at falling levels", 8, None, {"lam": 0.1}),
     Entry("optimise-start", optimised_start.Walk, optimised_start.published, "30 steps of Adam on x_T through 5 levels", 5,
           None, exact=False, clip=False, long=True, whole=optimised_start.restored, latents={}),

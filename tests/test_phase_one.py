@@ -6,10 +6,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from diffjax.cli.config import FirstStageConfig
 from diffjax.cli.first_stage_run import FirstStageRun, WorseWarning
 from diffjax.cli.interrupt import Stop
+from diffjax.nets import VGGDistance
+from diffjax.training import first_stage as losses
 from diffjax.training import step
 from diffjax.zoo.stored import read_run
 
@@ -80,3 +83,34 @@ def test_it_says_that_the_reconstruction_got_worse(pictures, tmp_path, recwarn):
     assert not [w for w in recwarn if w.category is WorseWarning]
     with pytest.warns(WorseWarning, match=r"started at step 2: PSNR 25.00 -> 23.90 dB, lpips 0.2000 -> 0.2500; .*--disc-"):
         run.compare({"psnr": 23.9, "lpips": 0.25}, 4)
+
+
+def test_the_perceptual_term_is_on_vgg16_where_its_files_are_given(pictures, tmp_path, monkeypatch):
+    net = VGGDistance((2, 3, 4, 3, 2))
+    x, y = np.random.default_rng(1).uniform(-1, 1, (2, 1, 16, 16, 3)).astype(np.float32)
+    params = net.init(jax.random.key(0), x, y)
+    names = {f"head_{n}": f"lin{n}.model.1" for n in range(5)}  # the heads as LPIPS names them, the layers as torchvision
+    layers_at = [(0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)]
+    names |= {f"conv_{p}_{n}": f"features.{at}" for p, part in enumerate(layers_at) for n, at in enumerate(part)}
+    heads, layers = {}, {}
+    for ours, theirs in names.items():
+        value = params["params"][ours]
+        if ours.startswith("head"):
+            heads[f"{theirs}.weight"] = np.asarray(value).reshape(1, -1, 1, 1)
+        else:
+            layers[f"{theirs}.weight"] = np.ascontiguousarray(np.transpose(value["kernel"], (3, 2, 0, 1)))
+            layers[f"{theirs}.bias"] = np.asarray(value["bias"])
+    for name, state in (("heads", heads), ("layers", layers)):
+        save_file(state, tmp_path / f"{name}.safetensors")
+    taken = []
+    players = losses.players
+    monkeypatch.setattr(losses, "players", lambda *a, **k: taken.append(k["perceptual"]) or players(*a, **k))
+    vgg = f"{tmp_path}/heads.safetensors, {tmp_path}/layers.safetensors"
+    for given in ({"vgg": vgg}, {}):
+        run = FirstStageRun(config(pictures, tmp_path / f"run{len(taken)}", perceptual=1.0, **given))
+        run.lock.release()
+        assert any("LPIPS on AlexNet" in note for note in run.notes) != bool(given)
+    np.testing.assert_allclose(taken[0](x, y), net.apply(params, x, y), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"lin0\.model\.1\.weight") as error:
+        FirstStageRun(config(pictures, tmp_path / "run", perceptual=1.0, vgg=f"{tmp_path}/layers.safetensors"))
+    assert "\n" not in str(error.value)

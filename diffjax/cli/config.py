@@ -119,7 +119,8 @@ class FirstStageConfig:
     middle: bool = True  # attention in the middle
     groups: int = 8
     # --- loss
-    perceptual: float = 1.0  # weight of LPIPS (the bundled AlexNet); 0: left out
+    perceptual: float = 1.0  # weight of LPIPS; 0: left out
+    vgg: str = ""  # its files with VGG16, as the official code has it (zoo.perceptual), with commas between; empty: AlexNet
     kl_weight: float = 1e-6  # of sums over an image, as in the official code
     codebook_weight: float = 1.0
     beta: float = 0.25  # on the codebook's half of its loss

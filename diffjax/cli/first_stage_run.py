@@ -53,7 +53,7 @@ class FirstStageRun(Loop):
             raise ValueError(f"perceptual {c.perceptual} needs images of 1 or 3 channels, not {c.channels}: use perceptual 0")
         weights = losses.Weights(c.perceptual, c.kl_weight, c.codebook_weight, c.disc_weight, start=c.disc_start,
                                  disc_loss=c.disc_loss)  # fmt: skip
-        distance = (lambda x, y: jax.vmap(metrics.lpips, (0, 0, None))(x, y, self.lpips)) if c.perceptual else None
+        distance = self.distance() if c.perceptual else None
         players = losses.players(self.net, disc, weights, perceptual=distance, beta=c.beta)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
         optimizer = dict.fromkeys(players, state.adam(self.rate, b1=c.b1, b2=c.b2, clip=c.clip or np.inf))
@@ -77,8 +77,8 @@ class FirstStageRun(Loop):
         self.shapes = jax.eval_shape(begin, key_init)
         self.judge = jax.jit(self._judge)
         self.notes = self.images.notes
-        if c.perceptual:
-            why = "weights of VGG, which the official code takes, do not ship"
+        if c.perceptual and not c.vgg:
+            why = "VGG16, which the official code takes, does not ship; --vgg reads its files"
             self.notes = (*self.notes, f"the perceptual term is LPIPS on AlexNet: {why}")
         with self.claimed():
             pass
@@ -86,6 +86,15 @@ class FirstStageRun(Loop):
     def sign(self):
         """The network of an autoencoder is traced whenever it is read: only that the folder is one of a run is written."""
         (self.folder / prior.SIGNATURE).write_text("phase one\n")
+
+    def distance(self):
+        """The perceptual term. Raises ValueError for files of VGG16 that do not fit."""
+        if not self.config.vgg:
+            return lambda x, y: jax.vmap(metrics.lpips, (0, 0, None))(x, y, self.lpips)
+        distance = zoo.perceptual(*(file.strip() for file in self.config.vgg.split(",")))
+        one = jax.ShapeDtypeStruct((1, self.config.size, self.config.size, self.config.channels), np.float32)
+        jax.eval_shape(distance, one, one)
+        return distance
 
     # --- how good it is -------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from .. import __version__, batch, registry
+from ..zoo import beside
 from . import inputs, latents, outputs, progress, report, tasks, tiles, told
 from .errors import UserError, one_line
 
@@ -49,7 +50,7 @@ def restore(o, output, stop) -> dict:
     folder = output.folder / place
     settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices", "paste")}
     settings["masked"] = o.mask_latents
-    settings["paste"] |= prior.beside == "inpaint" and prior.autoencoder is not None  # as the official script blends
+    settings["paste"] |= prior.beside in beside.HOLES and prior.autoencoder is not None  # as the official script blends
     settings |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
     if o.task is not None:
         about_noise(o, tiles.widen(prior, (*shapes[0], channels)), entry, ys[0], operators[0])

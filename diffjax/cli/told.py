@@ -57,8 +57,10 @@ def check(o, prior, label=None) -> None:
             raise UserError(f"prior {prior.name} is told {kinds(prior)}, not words of a list: its own tokeniser makes them, "
                             "use prior.denoiser(cond=...) in Python")  # fmt: skip
         if prior.null is None:
+            image = set(prior.card.get("condition", {})) == {"concat"}
+            made = ", or say what it is made of, --prior-config beside=sr4 or inpaint-ldm" if image else ""
             raise UserError(f"prior {prior.name} needs {kinds(prior)}, which no option gives: use prior.denoiser(cond=...) in "
-                            "Python")  # fmt: skip
+                            f"Python{made}")  # fmt: skip
     if o.boxes and not prior.vocabulary.boxes:
         raise UserError(f"prior {prior.name} is told no boxes: use --text")
 

@@ -8,7 +8,7 @@ estimate, whose spread over seeds is far below the posterior's.
 
 Paper and code: the paper's objective has sums, the code means over each of the two vectors, and its weights (0.25, Adam with
 rate 0.1 and betas 0.9, 0.99) belong to those; we follow the code. Weights sigma / alpha of the eps term ("linear") are both's
-choice. The paper's rows are t = 1000 ... 1, or 100 of them.
+choice. The paper's rows are t = 1000 ... 1, or 100 of them. In latents, which neither has, mu starts at encode(A^+ y).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..kernels import Marginal
 from ..method import NOT_NEGATIVE, Method
 from ..operators import Mask
 from .common import Setup, cast, grid, inner
+from .psld import in_pictures, of_the_picture
 
 BETAS = (0.9, 0.99)
 
@@ -44,7 +45,7 @@ class REDDiff(Method):
 
     weight: of the regulariser (0.25 in the code; the paper tunes it per task)
     lr:     Adam's rate
-    guess:  where mu starts, an image; default A^+ y
+    guess:  where mu starts, an image; default A^+ y (of latents encoded)
     Moves by ``kernels.Marginal``: x_s = alpha_s mu + sigma_s z. Raises ValueError for other kernels.
     """
 
@@ -62,7 +63,7 @@ class REDDiff(Method):
     ranges = {"weight": NOT_NEGATIVE, "lr": NOT_NEGATIVE}
 
     def requirements(self):
-        return () if self.guess is not None else ("pinv",)
+        return () if self.guess is not None else of_the_picture(self)
 
     def starts_anywhere(self):
         return True
@@ -71,7 +72,8 @@ class REDDiff(Method):
         """mu before the first row."""
         if self.guess is not None:
             return jnp.asarray(self.guess).astype(dtype)
-        return self.measurement.A.pinv(cast(self.measurement.y, dtype))
+        _, encode, A = in_pictures(self.measurement.A)
+        return encode(A.pinv(cast(self.measurement.y, dtype)))
 
     def start(self, kernel, row, noise):
         alpha, sigma = kernel.schedule.alpha(row.t), kernel.schedule.sigma(row.t)
@@ -83,8 +85,8 @@ class REDDiff(Method):
     def data_loss(self, mu):
         """Half the mean square of y - A mu, over what is measured."""
         r = self.measurement.A.residual(mu, cast(self.measurement.y, mu.dtype))
-        A = self.measurement.A
-        known = jnp.broadcast_to(A.weights(mu) > 0, mu.shape).sum() if isinstance(A, Mask) else None
+        _, _, A = in_pictures(self.measurement.A)
+        known = jnp.broadcast_to(A.weights(r) > 0, r.shape).sum() if isinstance(A, Mask) else None
         count = sum(leaf.size for leaf in jax.tree.leaves(r)) if known is None else known.astype(mu.dtype)
         return 0.5 * inner(r, r) / count
 

@@ -155,12 +155,22 @@ class ReSample(Method):
 
 
 def published(
-    denoise, measurement, steps=None, *, table=None, scale=0.5, strength=40.0, lr=5e-3, iterations=500, every=10
+    denoise,
+    measurement,
+    steps=None,
+    *,
+    table=None,
+    scale=0.5,
+    strength=40.0,
+    lr=5e-3,
+    tolerance=1e-3,
+    iterations=500,
+    every=10,
 ) -> Setup:
     """500 levels of DDIM with eta 0; iterations: 500 as released (its comment: 200 are enough for inpainting)."""
     if table is None:
         steps = 500 if steps is None else steps
         make = timetables.ldm if denoise.schedule.discrete else timetables.log_snr
         table = make(denoise.schedule, min(steps, denoise.schedule.T) if denoise.schedule.discrete else steps)
-    method = ReSample(denoise, measurement, scale, strength, lr, every=every, iterations=iterations)
+    method = ReSample(denoise, measurement, scale, strength, lr, tolerance, every, iterations)
     return Setup(method, DDIM(), table)

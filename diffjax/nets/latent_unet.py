@@ -19,7 +19,7 @@ class LatentUNet(UNet):
     """eps, x0 or v (..., H, W, out_channels) from x (..., H, W, C), its time t and a condition.
 
     `net.apply(params, x, t, cond=None, train=False)`. The condition is a dict with exactly what the network takes; a network
-    that takes a label alone may be given the bare label. Leading axes are those of x, or none:
+    that takes one thing alone may be given it bare. Leading axes are those of x, or none:
 
       label    integers (...), where `classes` is set; may be left out where there is a `null_label`
       concat   an image (..., H, W, concat) of the size of x, which follows x in the channels
@@ -68,8 +68,8 @@ class LatentUNet(UNet):
         """The condition as a dict of arrays; ValueError for anything that this network does not take."""
         takes = self.takes()
         wanted = f"this network takes {', '.join(map(self._described, takes)) or 'no condition'}"
-        if takes == ["label"] and cond is not None and not isinstance(cond, Mapping):
-            cond = {"label": cond}
+        if takes in (["label"], ["concat"]) and cond is not None and not isinstance(cond, Mapping):
+            cond = {takes[0]: cond}
         cond = {} if cond is None else cond
         if not isinstance(cond, Mapping):
             raise ValueError(f"the condition must be a dict, got {type(cond).__name__}: {wanted}")

@@ -4,6 +4,8 @@
              an autoencoder with f = N), else enlarged by the same interpolation
     inpaint  the picture with a hole, in it -1, encoded where there is an autoencoder; then the mask, 1 known and -1 not; of
              latents a cell is known where all its pixels are
+    inpaint-ldm  the same as the official code of latent diffusion has it: 1 in the hole, -1 elsewhere, and of a latent its
+             upper left pixel decides
 
 What training draws and what restoring is given become a condition by the same function. Source: Rombach et al. 2022,
 arXiv:2112.10752, sections 4.4 and 4.5 (conditioning by concatenation); Saharia et al. 2021, arXiv:2104.07636 (SR3).
@@ -19,11 +21,13 @@ import jax.numpy as jnp
 from ..base import Measurement
 from ..operators import Downsample, Mask, Resize, latent_mask, resize
 
+HOLES = ("inpaint", "inpaint-ldm")
+
 
 def factor(told: str) -> int | None:
-    """N of "srN", None for "inpaint". Raises ValueError for other names."""
+    """N of "srN", None for holes. Raises ValueError for other names."""
     found = re.fullmatch(r"sr([2-9]|[1-9]\d)", told)
-    if not found and told != "inpaint":
+    if not found and told not in HOLES:
         raise ValueError(f"condition {told!r} is unknown: use inpaint, or sr4 for pictures made 4 times smaller")
     return int(found[1]) if found else None
 
@@ -50,12 +54,13 @@ def condition(told: str, measurement: Measurement, autoencoder, shape) -> jax.Ar
         if not isinstance(A, Mask):
             raise ValueError(f"this prior fills holes, and {type(A).__name__} is no mask: give a measurement {wanted}")
         mask = jnp.broadcast_to(jnp.asarray(A.mask, y.dtype), y.shape)
-        seen = jnp.where(mask > 0, y, -1)
-        if autoencoder is None:
-            known = (mask > 0).all(-1, keepdims=True)
-        else:
-            seen, known = autoencoder.encode(seen), latent_mask(mask, autoencoder.f)
-        return jnp.concatenate([seen, jnp.where(known > 0, 1, -1).astype(seen.dtype)], -1)
+        seen, known = jnp.where(mask > 0, y, -1), (mask > 0).all(-1, keepdims=True)
+        if autoencoder is not None:
+            official = told == "inpaint-ldm"
+            known = known[:: autoencoder.f, :: autoencoder.f] if official else latent_mask(mask, autoencoder.f)
+            seen = autoencoder.encode(seen)
+        marked = known < 1 if told == "inpaint-ldm" else known > 0
+        return jnp.concatenate([seen, jnp.where(marked, 1, -1).astype(seen.dtype)], -1)
     if not isinstance(A, (Resize, Downsample)) or A.factor != n:
         raise ValueError(f"this prior enlarges pictures {n} times, and {_named(A)} is another operator: give one {wanted}")
     return y if y.shape[:2] == tuple(shape[:2]) else resize(y, shape[0] / y.shape[0])

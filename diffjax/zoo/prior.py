@@ -60,7 +60,7 @@ class Prior:
     classes:      number of labels; 0: its condition, if any, is no label
     class_names:  a tuple of ``classes`` strings, or ()
     conditional:  whether it takes a condition that is no label: tokens, boxes, an image, any pytree
-    beside:       what measurement of the picture that condition is made of (``zoo.beside``): "sr4", "inpaint"; "": of none
+    beside:       what measurement of the picture that condition is made of (``zoo.beside``): "sr4", "inpaint" ...; "": of none
 
     name, card:   its name, and the card as a dict (a copy). Not part of the program: two priors of one network run the same
                   compiled function, which, if it asks for them, sees those of the prior it was traced with

@@ -3,7 +3,8 @@
 A file or folder is taken apart by ``convert.latent``, ``convert.first_stage`` and ``convert.diffusers_unet``; here they become
 one prior, with what the network is told as its condition: a label, tokens, or an image beside x. Settings besides those of
 ``zoo.public``: scale, shift (of the latents), weights ("ema" or "raw"), stages (of a rescaler of conditions), classes (one
-less than the table has, where the last label means none); size is the side of the pictures.
+less than the table has, where the last label means none), beside (the measurement that the image beside x is made of, as in
+``zoo.beside``: "inpaint-ldm" where the first stage encodes it, "sr4" of bsr_sr, else none); size is the side of the pictures.
 
 Published values: the configurations of CompVis/latent-diffusion (Rombach et al. 2022), defaults of diffusers 0.42.
 """
@@ -22,11 +23,12 @@ from .. import schedules
 from ..convert import diffusers_unet, files, first_stage, latent
 from ..nets import AutoencoderKL, ClassEmbedder, LatentUNet, TextTransformer
 from ..wording import printable, some
-from . import places, schedulers
+from . import beside, places, schedulers
 from .network import read_json, safe_name
 from .prior import Assumed, Prior
 
-SETTINGS = ("scale", "shift", "weights", "stages", "classes")
+SETTINGS = ("scale", "shift", "weights", "stages", "classes", "beside")
+BESIDE = {"bsr_sr": "sr4"}  # of the published networks, what the image beside x is made of
 USUAL = {"schedule": "scaled_linear", "T": 1000, "beta_min": 0.0015, "beta_max": 0.0195}  # of most of the configurations
 SIZE = 256  # of all published pictures
 SCALES = {"txt2img-1p4B": 0.18215}  # where the file of a KL first stage does not say it
@@ -84,6 +86,8 @@ def of_file(state, file, given, notes) -> Prior:
     size = given.get("size")
     if size is None:
         size = assumed["size"] = SIZE
+    told = "inpaint-ldm" if parts.condition_is_first_stage else BESIDE.get(name, "")
+    given = {"beside": told} | given
     return _prior(net, params, auto, schedule, size, classes, null, given, assumed, notes, file, file.stem, name)
 
 
@@ -196,6 +200,21 @@ def _condition(net, shape, classes):
     return {name: shapes.get(name, ["?"]) for name in takes}
 
 
+def _beside(told, net, pictures, latents) -> str:
+    """``told``, checked against what the network takes beside its input. Raises ValueError."""
+    if not told:
+        return ""
+    if not isinstance(told, str):
+        raise ValueError(
+            f"beside={printable(told, 40)} is no name: give inpaint-ldm, or sr4 for pictures made 4 times smaller"
+        )
+    wanted, takes = beside.channels(told, pictures, latents), net.takes() if isinstance(net, LatentUNet) else []
+    if takes != ["concat"] or net.concat != wanted:
+        of = f"{net.concat} channels beside its input" if "concat" in takes else "no image beside its input"
+        raise ValueError(f"beside={told} makes {wanted} channels, and this network takes {of}: leave it out")
+    return told
+
+
 def _prior(net, params, auto, schedule, size, classes, null, given, assumed, notes, source, name, published) -> Prior:
     """All of it, checked against each other; what had to be assumed is a warning."""
     from . import public
@@ -210,6 +229,7 @@ def _prior(net, params, auto, schedule, size, classes, null, given, assumed, not
     shape = (size // auto.f, size // auto.f, channels)
     loss = public.loss_of(inner.out_channels, channels, given.get("loss"), given.get("schedule", USUAL["schedule"]))
     condition = _condition(net, shape, classes)
+    told = _beside(given.get("beside"), net, auto.decoder.net.channels, channels)
     lines = [f"{source.name}: {'; '.join(notes)}"] if notes else []
     if assumed:
         said = ", ".join(f"{k}={v}" for k, v in assumed.items())
@@ -223,7 +243,7 @@ def _prior(net, params, auto, schedule, size, classes, null, given, assumed, not
             "autoencoder": {"config": {"channels": pictures, "size": size}, **units}, "condition": condition,
             "assumed": printable("; ".join(lines), 1500)}  # fmt: skip
     return Prior(flax.core.unfreeze(params), schedule, card["name"], net, shape, loss, classes, (), json.dumps(card),
-                 public.time_of(given), null=null, conditional=bool(condition), autoencoder=auto)  # fmt: skip
+                 public.time_of(given), null=null, conditional=bool(condition), autoencoder=auto, beside=told)  # fmt: skip
 
 
 def pipeline(path: Path) -> str | None:

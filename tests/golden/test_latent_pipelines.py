@@ -20,7 +20,7 @@ from diffjax import zoo
 from diffjax.training import losses
 
 
-def prior_of(file, meta, folder, weights=None):
+def prior_of(file, meta, folder, **more):
     """Read away from the file beside it, which is no configuration."""
     config = meta["params"]
     unet = config["unet_config"]["params"]
@@ -30,7 +30,7 @@ def prior_of(file, meta, folder, weights=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", zoo.Assumed)
         alone = shutil.copy(file.with_suffix(".safetensors"), folder)
-        return zoo.load(alone, given | heads | ({"weights": weights} if weights else {}))
+        return zoo.load(alone, given | heads | more)
 
 
 def walked(prior, run, meta, cond):
@@ -66,6 +66,9 @@ def test_pipeline_replays(golden_file, tmp_path):
         check("condition", z, last(run["c_latent"])[0], OUT)
         cond = {"concat": jnp.concatenate([z, 2 * jnp.asarray(hole[:: auto.f, :: auto.f]) - 1], -1)}
         check("whole condition", cond["concat"], last(run["c"])[0], OUT)
+        assert prior.beside == "inpaint-ldm"  # read off the file: its first stage encodes the condition
+        known = dj.Measurement((1 - hole) * image, dj.operators.Mask(1 - hole))
+        check("what programs tell it", jax.jit(lambda p: p.told(known))(prior), last(run["c"])[0], OUT)
         told = {"concat": jnp.asarray(last(run["c"])[0])}
         eps = prior.net.apply(prior.params, jnp.asarray(last(run["z"])[0]), jnp.float32(run["t"][0]), told)
         check("eps", eps, last(run["eps"])[0], OUT)
@@ -77,8 +80,11 @@ def test_pipeline_replays(golden_file, tmp_path):
         levels = np.floor(255 * pasted + 1e-3)  # the official cut takes a level that rounding put below a whole number down
         assert np.isin(levels - run["inpainted_uint8"], (0, 1)).all()
         return
-    assert prior.net.concat == run["LR"].shape[1]
-    found = walked(prior, run, meta, {"concat": jnp.asarray(last(run["LR"])[0])})
+    assert prior.net.concat == run["LR"].shape[1] and prior.beside == ""  # no published network
+    small = dj.Measurement(last(run["LR"])[0], dj.operators.Resize(prior.autoencoder.f))
+    told = prior_of(golden_file, meta, tmp_path, beside=f"sr{prior.autoencoder.f}").told(small)
+    np.testing.assert_array_equal(told, last(run["LR"])[0])
+    found = walked(prior, run, meta, told)
     check("decoded", decode(auto, found, True), last(run["decoded"])[0], OUT)
     check("decoded without codes", decode(auto, found, False), last(run["decoded_noquant"])[0], OUT)
 
@@ -89,7 +95,7 @@ def test_training_loss_with_an_image_as_condition(golden_file, tmp_path):
     run, meta = load(golden_file)
     if "pl_loss" not in run:
         return
-    prior = prior_of(golden_file, meta, tmp_path, "raw")
+    prior = prior_of(golden_file, meta, tmp_path, weights="raw")
     z, noise, t = (jnp.asarray(a) for a in (last(run["pl_z"])[0], last(run["pl_noise"])[0], run["pl_t"][0] + 1.0))
     cond = {"concat": jnp.asarray(last(run["LR"])[0])}
 
