@@ -6,6 +6,8 @@ pixels reach may be had for less. For each prior
 
 kernel     kernel distance (KID) of the samples to the test images, held-out varieties, in AlexNet's features; with one
            standard error, from leaving out each variety in turn. The training images' own distance is the yardstick
+sharpness  mean magnitude of the Laplacian over that of the test images. A small prior is there too, its samples enlarged to
+           the size of the others by cubic interpolation, and the test images through the autoencoder and back
 precision  share of samples within the reach of the training images, recall: of the training images within that of the samples
            (three nearest neighbours, Kynkaanniemi et al. 2019)
 seconds    of one sample, in a batch of --batch, decoding included; all priors measured in turn, the median of the rounds.
@@ -38,6 +40,7 @@ def main(argv=None) -> int:
     p = Parser("experiments.latents", __doc__)
     p.add_argument("priors", nargs="*", metavar="PRIOR", default=["fruits64", "runs/fruits64_pixel"],
                    help="names or folders (default: fruits64 runs/fruits64_pixel)")  # fmt: skip
+    p.add_argument("--small", default="fruits32", help="a prior whose samples are enlarged (default: fruits32)")
     p.add_argument("--data", default="data/fruits64.npz", help="python -m experiments.fruits makes it")
     p.add_argument("--samples", type=whole(100), default=500, help="of each row (default: 500)")
     p.add_argument("--steps", type=whole(1), default=25, help="of DPM-Solver++ 2M, equal in log-SNR (default: 25)")
@@ -50,12 +53,24 @@ def main(argv=None) -> int:
     begin = time.perf_counter()
     with library_errors():
         priors = {name: dj.zoo.load(name) for name in o.priors}
-        first = next(iter(priors.values()))
+        first, small = next(iter(priors.values())), dj.zoo.load(o.small)
         images = data.load(o.data, size=first.image_shape[0], channels=3, classes=first.classes)
     judged = Judge(images, o.data, o.samples)
-    features, labels = judged.features, judged.labels
-    rows = [{"prior": "training images", "table": "real", "calls": 0, **judged(judged.train)}]
-    columns = []
+    labels, held = judged.labels, sharpness(images.test)
+
+    def found(x):
+        return {**judged(judged.features(x)), "sharpness": round(sharpness(x) / held, 2)}
+
+    rows, columns = [{"prior": "training images", "table": "real", "calls": 0, **found(images.train)}], []
+    for prior in priors.values():
+        if prior.autoencoder is not None:
+            through = through_latents(prior, images.test)
+            rows.append({"prior": f"test images through {prior.name}", "table": "real", "calls": 0, **found(through)})
+    draw = quality.sampler(small, dj.kernels.DPMSolverPP2M(), dj.timetables.log_snr(small.schedule, o.steps), o, False)
+    x = enlarged(draw(labels, 1.0), first.image_shape)
+    rows.append({"prior": f"{small.name}, enlarged", "table": "conditional", "guidance": 1.0, "calls": o.steps, **found(x)})
+    order = np.argsort(labels, kind="stable")[np.linspace(0, len(labels) - 1, 6).astype(int)]
+    columns.append((f"{small.name} enlarged", [quality.to_float(x[n]) for n in order]))
     for prior in priors.values():
         table = dj.timetables.log_snr(prior.schedule, o.steps)
         draws = {g: quality.sampler(prior, dj.kernels.DPMSolverPP2M(), table, o, g) for g in (False, True)}
@@ -64,18 +79,15 @@ def main(argv=None) -> int:
             null = np.full(o.samples, prior.classes)
             x = draws[scale not in (None, 1.0)](null if scale is None else labels, scale or 1.0)
             calls = o.steps * (1 if scale in (None, 1.0) else 2)
-            rows.append({"prior": prior.name, "table": what, "guidance": scale, "calls": calls, **judged(features(x))})
+            rows.append({"prior": prior.name, "table": what, "guidance": scale, "calls": calls, **found(x)})
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
             if scale in (None, 1.0, 2.0):
-                order = np.argsort(labels, kind="stable")[np.linspace(0, len(x) - 1, 6).astype(int)]
                 columns.append((f"{prior.name} {'no label' if scale is None else f'scale {scale:g}'}",
                                 [quality.to_float(x[n]) for n in order]))  # fmt: skip
         if prior.autoencoder is not None:
             few = dj.timetables.log_snr(prior.schedule, o.fewer)
             x = quality.sampler(prior, dj.kernels.DPMSolverPP2M(), few, o, False)(labels)
-            rows.append(
-                {"prior": prior.name, "table": "conditional", "guidance": 1.0, "calls": o.fewer, **judged(features(x))}
-            )
+            rows.append({"prior": prior.name, "table": "conditional", "guidance": 1.0, "calls": o.fewer, **found(x)})
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     rows += clock(priors, o)
     picture = made(o.out) / "latents.png"
@@ -84,6 +96,33 @@ def main(argv=None) -> int:
                         priors={prior.name: prior.card.get("signature") for prior in priors.values()},
                         seconds=round(time.perf_counter() - begin, 1)))  # fmt: skip
     return 0
+
+
+def sharpness(x) -> float:
+    """Mean magnitude of the Laplacian, four neighbours, of pictures (N, H, W, C) of 8 bits, channels averaged first."""
+    x = quality.to_float(x).mean(-1)
+    around = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
+    return float(np.abs(4 * x[:, 1:-1, 1:-1] - around).mean())
+
+
+def in_bits(x):
+    return np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def enlarged(x, shape):
+    """Pictures (N, h, w, C) of 8 bits in the size (H, W, C), by cubic interpolation."""
+    import jax
+
+    return in_bits(np.asarray(jax.image.resize(quality.to_float(x), (len(x), *shape), "cubic")))
+
+
+def through_latents(prior, x, batch=50):
+    """Pictures (N, H, W, C) of 8 bits, encoded and decoded."""
+    import jax
+
+    there = jax.jit(jax.vmap(lambda auto, x: auto.decode(auto.encode(x)), (None, 0)))
+    parts = [there(prior.autoencoder, quality.to_float(x[n : n + batch])) for n in range(0, len(x), batch)]
+    return in_bits(np.concatenate(parts))
 
 
 def program(prior, table):
