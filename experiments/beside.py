@@ -58,7 +58,7 @@ TOLD = {
     "25 levels, 2M": registry.CONDITIONAL,
     "50 levels, DDIM": dataclasses.replace(registry.CONDITIONAL, name="ddim", published=ddim, steps=50),
 }
-LATENTS = ("dps", "psld", "resample")
+LATENTS = ("dps", "psld", "resample", "red-diff")
 PIXELS = ("ddnm", "diffpir", "dps", "repaint")
 
 
