@@ -4,4 +4,5 @@ from dataclasses import replace
 
 from .fruits64 import config as fruits
 
-config = replace(fruits, name="fruits64_sr4", network="concat", condition="sr4", condition_channels=3, classes=0)
+config = replace(fruits, name="fruits64_sr4", network="concat", condition="sr4", condition_channels=3, classes=0,
+                 steps=1_000, cooldown=400)  # fmt: skip
