@@ -261,7 +261,7 @@ _ENTRIES: tuple[Any, ...] = (
     Entry("dps", DPS, dps.published, "a gradient step on |y - A x0| through the network", house={"scale": 1.0},
           latents={"scale": 0.3}),
     Entry("psld", PSLD, psld.published, "DPS after decode, and the encoder must agree", clip=False,
-          latents={"omega": 0.3, "gamma": 0.03}),
+          latents={"omega": 0.6, "gamma": 0.06}),
     Entry("resample", ReSample, resample.published, "fits the latent to y on every tenth row, and noises it again",
           house={"iterations": 50, "lr": 0.02}, clip=False, long=True, latents={}),
     Entry("pigdm", PiGDM, pigdm.published, "guided by the pseudo-inverse, through the network", house={"prior_std": 0.5},

@@ -13,12 +13,14 @@ import tiny_prior
 from golden_files import load
 from PIL import Image
 
-from diffjax import cli, zoo
-from diffjax.convert import files, first_stage, latent, strict
-from diffjax.nets import AutoencoderKL, LatentUNet
+from diffjax import Measurement, cli, zoo
+from diffjax.convert import diffusers_unet, files, first_stage, latent, strict
+from diffjax.nets import AutoencoderKL, AutoencoderVQ, LatentUNet
+from diffjax.operators import Resize
 
 UNET = dict(out_channels=2, width=4, groups=2, multipliers=(1, 1), blocks=1, attention=(), heads=2)
 FIRST = dict(channels=3, latent_channels=2, z_channels=2, width=4, multipliers=(1, 1), blocks=1, groups=2, middle=False)
+VQ = dict(channels=3, latent_channels=2, z_channels=2, codes=8, width=4, multipliers=(1, 1), blocks=1, groups=2, middle=False)
 GIVEN = {"groups": 2, "heads": 2, "size": 16}
 VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [4, 4], "layers_per_block": 1, "norm_num_groups": 2,
        "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2, "in_channels": 3,
@@ -162,6 +164,40 @@ def test_a_folder_of_diffusers(folder, tmp_path, capsys, monkeypatch):
     assert "its own tokeniser makes them" in capsys.readouterr().err
     assert cli.main(["restore", "--prior", str(folder), "--out", str(tmp_path / "x")]) == 2
     assert f"needs context Lx{config['cross_attention_dim']}, which no option gives" in capsys.readouterr().err
+
+
+def test_super_resolution_of_diffusers_restores(tmp_path):
+    """Its pipeline puts the small picture beside latents of the same size, which it decodes as they are."""
+    unet = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 5, "out_channels": 2, "norm_num_groups": 2,
+            "block_out_channels": [4, 4], "layers_per_block": 1, "down_block_types": ["DownBlock2D"] * 2,
+            "up_block_types": ["UpBlock2D"] * 2, "attention_head_dim": 2, "act_fn": "silu", "downsample_padding": 1,
+            "flip_sin_to_cos": True, "freq_shift": 0, "add_attention": False}  # fmt: skip
+    net = diffusers_unet.network(unet)
+    x, beside = (jax.ShapeDtypeStruct((8, 8, n), jnp.float32) for n in (2, 3))
+    parts = {"unet": state_of(net, diffusers_unet.to_state, x, jax.ShapeDtypeStruct((), jnp.float32), {"concat": beside}),
+             "vqvae": state_of(AutoencoderVQ(**VQ), lambda *net: first_stage.to_state(*net, "diffusers"),
+                               jax.ShapeDtypeStruct((16, 16, 3), jnp.float32))}  # fmt: skip
+    about = {"unet": unet, "vqvae": VAE | {"_class_name": "VQModel", "num_vq_embeddings": 8, "vq_embed_dim": 2,
+                                           "latent_channels": 2, "scaling_factor": 0.18215}}  # fmt: skip
+    for part, state in parts.items():
+        (tmp_path / part).mkdir()
+        files.write(tmp_path / part / "diffusion_pytorch_model.safetensors", state)
+        (tmp_path / part / "config.json").write_text(json.dumps(about[part]))
+    index = {"_class_name": "LDMSuperResolutionPipeline", **{part: ["diffusers", "X"] for part in parts}}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.warns(zoo.Assumed, match="schedule=scaled_linear"):
+        prior = zoo.load(tmp_path)
+    assert (prior.beside, prior.shape, float(prior.autoencoder.scale)) == ("sr2", (8, 8, 2), 1.0)
+    small = np.random.default_rng(0).uniform(-1, 1, (8, 8, 3)).astype(np.float32)
+    told = prior.told(Measurement(small, Resize(2)))
+    np.testing.assert_array_equal(told, small)
+    z = jnp.ones((8, 8, 2))
+    np.testing.assert_array_equal(prior.denoiser(told)(z, 500).x0, prior.denoiser({"concat": told})(z, 500).x0)
+    assert "condition 'blur' is unknown: use inpaint, or sr4" in message(tmp_path, {"beside": "blur"})
+    index["_class_name"] = "LDMPipeline"
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.warns(zoo.Assumed):
+        assert zoo.load(tmp_path).beside == ""
 
 
 def test_restore_and_sample_with_a_whole_file(whole, tmp_path, capsys):

@@ -4,7 +4,8 @@ A file or folder is taken apart by ``convert.latent``, ``convert.first_stage`` a
 one prior, with what the network is told as its condition: a label, tokens, or an image beside x. Settings besides those of
 ``zoo.public``: scale, shift (of the latents), weights ("ema" or "raw"), stages (of a rescaler of conditions), classes (one
 less than the table has, where the last label means none), beside (the measurement that the image beside x is made of, as in
-``zoo.beside``: "inpaint-ldm" where the first stage encodes it, "sr4" of bsr_sr, else none); size is the side of the pictures.
+``zoo.beside``: "inpaint-ldm" where the first stage encodes it, "sr4" of bsr_sr and of diffusers' super-resolution, else
+none); size is the side of the pictures.
 
 Published values: the configurations of CompVis/latent-diffusion (Rombach et al. 2022), defaults of diffusers 0.42.
 """
@@ -32,6 +33,7 @@ BESIDE = {"bsr_sr": "sr4"}  # of the published networks, what the image beside x
 USUAL = {"schedule": "scaled_linear", "T": 1000, "beta_min": 0.0015, "beta_max": 0.0195}  # of most of the configurations
 SIZE = 256  # of all published pictures
 SCALES = {"txt2img-1p4B": 0.18215}  # where the file of a KL first stage does not say it
+ENLARGES = "LDMSuperResolutionPipeline"  # of diffusers: the small picture beside latents of its own size
 DIFFUSERS_SCALE = 0.18215  # what AutoencoderKL takes where its configuration says nothing
 EMPTY_TEXT = (101, 102)  # of bert-base-uncased: begin, end
 BERT = 30522  # its words
@@ -95,6 +97,8 @@ def of_folder(path, given, notes, part) -> Prior:
     """The prior of a folder of diffusers with sub-folders ``unet`` and ``part``, its autoencoder. Raises ValueError, one
     line."""
     assumed: dict = {}
+    enlarges = _pipeline_class(path) == ENLARGES
+    given = {"scale": 1.0} | given if enlarges else given  # it decodes its latents as they are, whatever part says
     with _part("unet"):
         config = _config(path / "unet")
         net = diffusers_unet.network(config)
@@ -108,6 +112,7 @@ def of_folder(path, given, notes, part) -> Prior:
     if auto.channels != net.out_channels:
         raise ValueError(f"unet makes latents of {net.out_channels} channels, {part} has {auto.channels}: these are parts of "
                          "two models")  # fmt: skip
+    given = {"beside": f"sr{auto.f}"} | given if enlarges else given
     found = places.scheduler(path)
     told = (schedulers.read(found) if found else {}) | {k: v for k, v in given.items() if k in (*USUAL, "loss", "time_scale")}
     assumed |= {k: v for k, v in USUAL.items() if k not in told} if not found else {}
@@ -244,6 +249,11 @@ def _prior(net, params, auto, schedule, size, classes, null, given, assumed, not
             "assumed": printable("; ".join(lines), 1500)}  # fmt: skip
     return Prior(flax.core.unfreeze(params), schedule, card["name"], net, shape, loss, classes, (), json.dumps(card),
                  public.time_of(given), null=null, conditional=bool(condition), autoencoder=auto, beside=told)  # fmt: skip
+
+
+def _pipeline_class(path) -> str:
+    index = path / "model_index.json"
+    return str(read_json(index).get("_class_name", "")) if index.is_file() else ""
 
 
 def pipeline(path: Path) -> str | None:
