@@ -259,7 +259,7 @@ _ENTRIES: tuple[Any, ...] = (
     Entry("nonequilibrium", Nonequilibrium, nonequilibrium.published, "multiplies each step by how well it fits y"),
     Entry("mcg", MCG, mcg.published, "replacement and a gradient step through the network"),
     Entry("dps", DPS, dps.published, "a gradient step on |y - A x0| through the network", house={"scale": 1.0},
-          latents={"scale": 0.3}),
+          latents={}),
     Entry("psld", PSLD, psld.published, "DPS after decode, and the encoder must agree", clip=False,
           latents={"omega": 0.6, "gamma": 0.06}),
     Entry("resample", ReSample, resample.published, "fits the latent to y on every tenth row, and noises it again",
