@@ -38,10 +38,10 @@ def images(prior, schedule, eps, n, seed=1):
     return x, np.asarray(jax.jit(jax.vmap(lambda x: prior.log_density(x, a, s)))(x))
 
 
-def batch(walk, **settings):
+def batch(walk, options=None, **settings):
     """(denoise, images, key) -> their log-densities: one program for all denoisers of a kind"""
     one = lambda denoise, x, key: flow.log_prob(denoise, walk, x, key=key, **settings)
-    many = jax.jit(jax.vmap(one, (None, 0, 0)), compiler_options=LEVEL_1)
+    many = jax.jit(jax.vmap(one, (None, 0, 0)), compiler_options=options)
     return lambda denoise, x, key=0: many(denoise, x, jax.random.split(jax.random.key(key), len(x)))
 
 
@@ -50,7 +50,7 @@ def test_density_and_its_error(name):
     """1e-3 nats, and the stated error covers the truth, the marginal's density at eps, for 95 % of 200 images."""
     schedule = SCHEDULES[name]
     walk = dj.timetables.log_snr(schedule, 33)
-    many = batch(walk)
+    many = batch(walk, LEVEL_1)  # these run for longer than they take to compile
     with jax.enable_x64(True):
         for prior in (SAME, MODES) if name in ("VP", "VE") else (MODES,):
             x, truth = images(prior, schedule, walk.t[-1], 200)
