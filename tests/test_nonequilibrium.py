@@ -236,12 +236,10 @@ def test_learned_betas_at_zero_are_the_released_ones_and_can_be_learned():
         ).total
 
     with jax.enable_x64(True):
-        x_0, at = X_0.astype(float), (0.1 * jnp.arange(4.0), 0.1 * jnp.ones(4))
+        x_0, at, step = X_0.astype(float), (0.1 * jnp.arange(4.0), 0.1 * jnp.ones(4)), 1e-4 * np.eye(4)[1]
         both = quick_jit(jax.value_and_grad(loss))  # one program
         for n, leaf in enumerate(both(at)[1]):
-            moved = [
-                both(tuple(a + sign * 1e-4 * np.eye(4)[1] if k == n else a for k, a in enumerate(at)))[0] for sign in (1, -1)
-            ]
+            moved = [both(tuple(a + sign * step if k == n else a for k, a in enumerate(at)))[0] for sign in (1, -1)]
             np.testing.assert_allclose(leaf[1], (moved[0] - moved[1]) / 2e-4, rtol=2e-3)
     for wrong in (1, 2.5):
         with pytest.raises(ValueError, match=f"T {wrong} is out of range"):

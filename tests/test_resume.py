@@ -65,7 +65,7 @@ def kill_when(process, condition):
             process.send_signal(signal.SIGKILL)
             process.communicate()
             return True
-        time.sleep(0.0005)
+        time.sleep(0.002)
     process.communicate()
     return False
 
@@ -101,7 +101,7 @@ def test_killed_twice_and_interrupted_ends_as_the_undisturbed_run(place, capfd):
     saved = last_step(folder)
     process = launch(place, "rough")
     while process.poll() is None and last_step(folder) <= saved:
-        time.sleep(0.001)
+        time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     said = finish(process, 128 + signal.SIGINT)
     saved = int(said.split("saved step ")[1].split()[0])
