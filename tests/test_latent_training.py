@@ -288,9 +288,7 @@ def test_an_autoencoder_that_ships_with_another_prior_is_not_written_again(tmp_p
     for folder in (one, two, mine):
         folder.mkdir(parents=True)
     net = first_stage.build(about)
-    autos = [
-        first_stage.from_config(about, jax.jit(net.init)(jax.random.key(n), jnp.zeros((8, 8, 3))), scale=1 + n) for n in (0, 1)
-    ]
+    autos = [first_stage.from_config(about, net.init(jax.random.key(n), jnp.zeros((8, 8, 3))), scale=1 + n) for n in (0, 1)]
     assert first_stage.save(one, autos[0]) == {} and (one / first_stage.WEIGHTS).is_file()
     assert first_stage.save(mine, autos[1]) == {} and (mine / first_stage.WEIGHTS).is_file()
     shared = first_stage.save(two, dataclasses.replace(autos[0], scale=3.0))

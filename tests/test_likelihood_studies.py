@@ -42,8 +42,7 @@ def test_a_prior_of_other_images_is_refused(tmp_path, monkeypatch):
 def test_the_roll_is_normalised_and_its_betas_are_learned():
     x = nonequilibrium.roll(jax.random.key(0), 20_000)
     assert abs(np.asarray(x).mean(0)).max() < 0.03 and abs(np.asarray(x).var(0) - 1).max() < 0.03
-    net = nonequilibrium.RadialNet(centres=64)
-    params = {"betas": jnp.zeros(10), "net": jax.jit(net.init)(jax.random.key(1), x[0], jnp.zeros(10))}
+    params = {"betas": jnp.zeros(10), "net": nonequilibrium.RadialNet(centres=64).init(jax.random.key(1), x[0], jnp.zeros(10))}
     for learned in (True, False):
         gradient = jax.jit(jax.grad(lambda p: nonequilibrium.roll_loss(p, jax.random.key(2), x[:64], learned)))(params)
         assert (np.abs(gradient["betas"]).max() > 1e-4) == learned
