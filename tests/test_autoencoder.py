@@ -162,8 +162,7 @@ def small():
     for kind, more in ((nets.AutoencoderKL, {}), (nets.AutoencoderVQ, {"codes": 8})):
         net = kind(**common, **more)
         shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((4, 4, 1)))
-        keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(shapes))))
-        params = jax.tree.map(lambda a: 0.4 * jax.random.normal(next(keys), a.shape), shapes)
+        params = jax.tree.map(lambda a: 0.4 * normal(*a.shape), shapes)
         made[kind.__name__] = net, params
     return made
 

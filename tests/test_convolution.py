@@ -103,7 +103,7 @@ def test_without_registration_it_is_jaxs_own(lacking, monkeypatch):
 
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 2)), jnp.float32)
     block = layers.conv(3)
-    params = block.init(jax.random.key(0), x)
+    params = jax.jit(block.init)(jax.random.key(0), x)
     gradient = lambda: jax.grad(lambda p: (block.apply(p, x) ** 2).sum())(params)["params"]["kernel"]
     usual = gradient()
     monkeypatch.setattr(layers, "convolution", elsewhere.convolution)

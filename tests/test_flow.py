@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optimised import LEVEL_1
 
 import diffjax as dj
 from diffjax.adaptive import Adaptive
@@ -37,10 +38,11 @@ def images(prior, schedule, eps, n, seed=1):
     return x, np.asarray(jax.jit(jax.vmap(lambda x: prior.log_density(x, a, s)))(x))
 
 
-def batch(denoise, walk, x, key=None, **settings):
-    keys = jax.random.split(jax.random.key(0) if key is None else key, len(x))
+def batch(walk, options=None, **settings):
+    """(denoise, images, key) -> their log-densities: one program for all denoisers of a kind"""
     one = lambda denoise, x, key: flow.log_prob(denoise, walk, x, key=key, **settings)
-    return jax.jit(jax.vmap(one, (None, 0, 0)))(denoise, x, keys)
+    many = jax.jit(jax.vmap(one, (None, 0, 0)), compiler_options=options)
+    return lambda denoise, x, key=0: many(denoise, x, jax.random.split(jax.random.key(key), len(x)))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -48,10 +50,11 @@ def test_density_and_its_error(name):
     """1e-3 nats, and the stated error covers the truth, the marginal's density at eps, for 95 % of 200 images."""
     schedule = SCHEDULES[name]
     walk = dj.timetables.log_snr(schedule, 33)
+    many = batch(walk, LEVEL_1)  # these run for longer than they take to compile
     with jax.enable_x64(True):
         for prior in (SAME, MODES) if name in ("VP", "VE") else (MODES,):
             x, truth = images(prior, schedule, walk.t[-1], 200)
-            found = batch(prior.denoiser(schedule), walk, x)
+            found = many(prior.denoiser(schedule), x)
             error = np.abs(found.nats - truth)
             assert error.max() < 1e-3, error.max()
             assert (error <= found.error).mean() >= 0.95
@@ -80,7 +83,8 @@ def test_normal_end_bits_and_one_probe_in_float32():
     std = float(schedule.sigma(1.0))
     exact = (np.log(deviation_T / deviation / std) - 0.5 * np.log(2 * np.pi) - 0.5 * (x_T / std) ** 2).sum(1)
     assert np.abs(exact - truth).max() > 5e-3
-    found = batch(GAUSSIAN.denoiser(schedule), walk, jnp.asarray(x, jnp.float32), end="normal", data_range=(-8, 8), probes=1)
+    many = batch(walk, end="normal", data_range=(-8, 8), probes=1)
+    found = many(GAUSSIAN.denoiser(schedule), jnp.asarray(x, jnp.float32))
     error = np.abs(found.nats - exact)
     assert found.nats.dtype == jnp.float32 and error.max() < 1e-3 and (error <= found.solver_error).mean() >= 0.95
     assert np.isinf(found.error).all() and (found.products == found.calls).all()
@@ -94,7 +98,7 @@ def test_probes():
     walk, denoise = dj.timetables.log_snr(schedule, 17), GAUSSIAN.denoiser(schedule)
     with jax.enable_x64(True):
         x, truth = images(GAUSSIAN, schedule, walk.t[-1], 200)
-        found = batch(denoise, walk, x, jax.random.key(4), probes=8, kind="gaussian")
+        found = batch(walk, probes=8, kind="gaussian")(denoise, x, 4)
     error = np.asarray(found.nats - truth)
     assert 0.9 <= (np.abs(error) <= found.error).mean() < 1 and (np.abs(error) <= found.probe_error).mean() < 0.8
     assert abs(error.mean()) < 3 * error.std() / np.sqrt(len(x)) and found.products[0] == 8 * found.calls[0]

@@ -197,7 +197,7 @@ def flat(y):
 
 def matrix(A, shape):
     eye = np.eye(int(np.prod(shape))).reshape(-1, *shape)
-    parts = jax.jit(jax.vmap(A), compiler_options=QUICK)(eye)
+    parts = jax.device_get(jax.jit(jax.vmap(A), compiler_options=QUICK)(eye))
     return np.stack([flat(jax.tree.map(lambda a: a[n], parts)) for n in range(len(eye))], 1)
 
 

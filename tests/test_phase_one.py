@@ -88,7 +88,7 @@ def test_it_says_that_the_reconstruction_got_worse(pictures, tmp_path, recwarn):
 def test_the_perceptual_term_is_on_vgg16_where_its_files_are_given(pictures, tmp_path, monkeypatch):
     net = VGGDistance((2, 3, 4, 3, 2))
     x, y = np.random.default_rng(1).uniform(-1, 1, (2, 1, 16, 16, 3)).astype(np.float32)
-    params = net.init(jax.random.key(0), x, y)
+    params = jax.jit(net.init)(jax.random.key(0), x, y)
     names = {f"head_{n}": f"lin{n}.model.1" for n in range(5)}  # the heads as LPIPS names them, the layers as torchvision
     layers_at = [(0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)]
     names |= {f"conv_{p}_{n}": f"features.{at}" for p, part in enumerate(layers_at) for n, at in enumerate(part)}
@@ -110,7 +110,8 @@ def test_the_perceptual_term_is_on_vgg16_where_its_files_are_given(pictures, tmp
         run = FirstStageRun(config(pictures, tmp_path / f"run{len(taken)}", perceptual=1.0, **given))
         run.lock.release()
         assert any("LPIPS on AlexNet" in note for note in run.notes) != bool(given)
-    np.testing.assert_allclose(taken[0](x, y), net.apply(params, x, y), rtol=1e-4)
+    found, wanted = jax.jit(lambda distance: (distance(x, y), net.apply(params, x, y)))(taken[0])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
     with pytest.raises(ValueError, match=r"lin0\.model\.1\.weight") as error:
         FirstStageRun(config(pictures, tmp_path / "run", perceptual=1.0, vgg=f"{tmp_path}/layers.safetensors"))
     assert "\n" not in str(error.value)

@@ -18,20 +18,20 @@ def main(points=5, rtol=1e-4, out="interpolated.png", pairs=((0, 4), (1, 2))):
     images = jnp.asarray(dj.zoo.bundled.images("fashion")[0])
     how = dj.adaptive.Adaptive(rtol=rtol, atol=rtol)
     shares = np.linspace(0, 1, points, dtype=np.float32)
+    denoise = prior.denoiser()
 
-    @jax.jit
-    def between(a, b):
-        denoise = prior.denoiser()
-        latents = jax.lax.map(lambda x: flow.encode(denoise, x, how), jnp.stack([a, b]))
-        path = jax.vmap(flow.slerp, (None, None, 0))(*latents.x, shares)
-        return jax.lax.map(lambda x_T: flow.decode(denoise, x_T, how).x, path), latents.round_trip, path
+    def between(a, b):  # not jitted as a whole: up, back and down are one program, which any image finds again
+        latents = [flow.encode(denoise, x, how) for x in (a, b)]
+        path = jax.vmap(flow.slerp, (None, None, 0))(latents[0].x, latents[1].x, shares)
+        strip = [flow.decode(denoise, x_T, how).x for x_T in path]
+        return np.stack(strip), np.array([latent.round_trip for latent in latents]), np.asarray(path)
 
     strips, errors, arcs = zip(*(between(images[n], images[m]) for n, m in pairs))
     print(f"round trip: at most {max(float(e.max()) for e in errors):.1e} of [-1, 1]")
-    columns = [(f"{share:.2f}", [np.asarray(strip[n]) for strip in strips]) for n, share in enumerate(shares)]
+    columns = [(f"{share:.2f}", [strip[n] for strip in strips]) for n, share in enumerate(shares)]
     ends = [("image", [images[n] for n, _ in pairs]), ("image", [images[m] for _, m in pairs])]
     grid([ends[0], *columns, ends[1]], out)
-    return np.stack(strips), [np.asarray(e) for e in errors], np.stack(arcs)
+    return np.stack(strips), errors, np.stack(arcs)
 
 
 if __name__ == "__main__":

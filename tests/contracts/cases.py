@@ -160,7 +160,8 @@ def program(case, network=gaussian, remat="row", table=None):
 
 
 def jitted(case):
-    """The case's program, compiled once, counting its traces and the calls of its network (after ``effects_barrier``)."""
+    """The case's program, compiled once under strict promotion. It counts its traces and, after ``effects_barrier``, the calls
+    of its network."""
     traces, calls = [], []
 
     def counting(params, x, i):
@@ -169,7 +170,8 @@ def jitted(case):
 
     def counted(key, params, y):
         traces.append(1)
-        return program(case, counting)(key, params, y)
+        with jax.numpy_dtype_promotion("strict"):
+            return program(case, counting)(key, params, y)
 
     run = jax.jit(counted)
     run.traces, run.calls = traces, calls

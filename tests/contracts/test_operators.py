@@ -5,8 +5,10 @@ then says what adjoint, pseudo-inverse, proximal map and singular values must be
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -180,25 +182,23 @@ class Dense:
     rhos: tuple
 
 
+@functools.partial(jax.jit, compiler_options=QUICK, static_argnames="linear")
+def all_of_it(A, x, z, rho, y, rhos, linear):
+    got, parts = program(A, x, z, rho, y), {}
+    if A.has("prox"):
+        got["proxes"] = jax.vmap(lambda r: A.prox(z, r, y))(rhos)
+    if A.has("svd"):
+        c = jax.eval_shape(A.svd.Vt, x)
+        parts = {name: matrix_of(getattr(A.svd, name), at) for name, at in (("Vt", x), ("V", c), ("U", c), ("Ut", y))}
+        parts["s"] = flat(spectral(A, x, y)["s"])
+    return got, parts, matrix_of(A, x) if linear else None
+
+
 def evaluate(case, A) -> Dense:
     rhos = (0.03, 0.3, 40.0) if isinstance(A, O.base.CGProx) else (1e-6, 0.3, 40.0)
     with jax.enable_x64(True):
         args = arguments(case, jnp.float64)
-        like = jax.eval_shape(A, args[0])
-
-        def all_of_it(A, x, z, rho, y):
-            got, parts = program(A, x, z, rho, y), {}
-            if A.has("prox"):
-                got["proxes"] = jax.vmap(lambda r: A.prox(z, r, y))(jnp.asarray(rhos))
-            if A.has("svd"):
-                c = jax.eval_shape(A.svd.Vt, x)
-                parts = {
-                    name: matrix_of(getattr(A.svd, name), at) for name, at in (("Vt", x), ("V", c), ("U", c), ("Ut", like))
-                }
-                parts["s"] = flat(spectral(A, x, y)["s"])
-            return got, parts, matrix_of(A, x) if case.linear else None
-
-        got, parts, M = jax.device_get(jax.jit(all_of_it, compiler_options=QUICK)(in_dtype(A, jnp.float64), *args))
+        got, parts, M = jax.device_get(all_of_it(in_dtype(A, jnp.float64), *args, np.array(rhos), case.linear))
         return Dense(got, parts, M, args, rhos)
 
 
@@ -367,33 +367,44 @@ def test_differentiable_in_everything(name):
 # --- teeth: a mutant of each capability fails its check ---
 
 
+WRONG = ("none", "T", "pinv", "prox", "V", "Ut", "s")
+
+
 @dj.base.pytree
 class Mutant(O.Blur):
-    wrong: str = dj.base.static(default="")
+    """A blur with the mistake WRONG[wrong]; a leaf, so that one program serves all."""
+
+    wrong: Any = 0
+
+    def either(self, name, bad, good):
+        return jnp.where(self.wrong == WRONG.index(name), bad, good)
 
     def T(self, y):
-        turned = dataclasses.replace(self, kernel=self.kernel[::-1])
-        return O.Blur.T(turned if self.wrong == "T" else self, y)
+        return O.Blur.T(dataclasses.replace(self, kernel=self.either("T", self.kernel[::-1], self.kernel)), y)
 
     def pinv(self, y):
-        return super().pinv(y) * (1.001 if self.wrong == "pinv" else 1)
+        return super().pinv(y) * self.either("pinv", 1.001, 1)
 
     def prox(self, z, rho, y):
-        return super().prox(z, rho / 2 if self.wrong == "prox" else rho, y)
+        return super().prox(z, self.either("prox", rho / 2, rho), y)
 
     def V(self, c):
-        c = super().V(c)
-        return -c if self.wrong == "V" else c
+        return super().V(c) * self.either("V", -1, 1)
 
     def Ut(self, y):
-        return jnp.roll(super().Ut(y), 1, 1) if self.wrong == "Ut" else super().Ut(y)
+        found = super().Ut(y)
+        return self.either("Ut", jnp.roll(found, 1, 1), found)
 
     def singular(self, c):
-        return super().singular(c) * (1.001 if self.wrong == "s" else 1)
+        return super().singular(c) * self.either("s", 1.001, 1)
 
 
-@pytest.mark.parametrize("wrong", ["T", "pinv", "prox", "V", "Ut", "s"])
+@pytest.mark.parametrize("wrong", WRONG)
 def test_teeth(wrong):
-    bad = evaluate(by_name["blur-subsample"], Mutant(CROOKED, factor=2, wrong=wrong))
+    found = evaluate(by_name["blur-subsample"], Mutant(CROOKED, factor=2, wrong=WRONG.index(wrong)))
+    if wrong == "none":
+        for check in CHECKS.values():
+            check(found)
+        return
     with pytest.raises(AssertionError):
-        CHECKS[wrong if wrong in CHECKS else "svd"](bad)
+        CHECKS[wrong if wrong in CHECKS else "svd"](found)

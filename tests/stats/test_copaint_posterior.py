@@ -6,11 +6,18 @@ import functools
 import numpy as np
 import oracle
 import pytest
+from optimised import samplers
 
 from diffjax.registry import COPAINT
-from experiments.copaint_on_oracle import hidden, restore
+from experiments import copaint_on_oracle
+from experiments.copaint_on_oracle import hidden
 
 N, SEEDS = 128, range(3)
+
+
+def restore(*args, **how):
+    with samplers(copaint_on_oracle):
+        return copaint_on_oracle.restore(*args, **how)
 
 
 @functools.cache

@@ -27,12 +27,17 @@ Y = np.random.default_rng(0).normal(0, 0.5, 4)
 def law(method, kernel, table):
     """(mean, covariance) of the result, exactly."""
     with jax.enable_x64(True):
-        noise = dj.draws(jax.random.key(0), method, table, SHAPE, jnp.float64, kernel=kernel)
-        zero = jax.tree.map(jnp.zeros_like, noise)
+        draws = lambda key: dj.draws(key, method, table, SHAPE, jnp.float64, kernel=kernel)
+        zero = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(draws, jax.random.key(0)))
         run = lambda noise: dj.sample(None, method, table, SHAPE, kernel=kernel, recorded=noise, dtype=jnp.float64).x.reshape(
             D
         )
-        mean, jacobian = jax.jit(lambda z: (run(z), jax.jacrev(run)(z)), compiler_options=QUICK)(zero)
+
+        def mean_and_jacobian(z):
+            mean, pull = jax.vjp(run, z)
+            return mean, jax.vmap(pull)(jnp.eye(D))[0]
+
+        mean, jacobian = jax.jit(mean_and_jacobian, compiler_options=QUICK)(zero)
         parts = [np.asarray(j).reshape(D, -1) for j in jax.tree.leaves(jacobian)]
         return np.asarray(mean), sum(j @ j.T for j in parts)
 

@@ -19,9 +19,9 @@ def test_dps_subtracts_the_gradient_taken_before_the_move(loss):
         table, kernel = dj.timetables.from_times([t, s]), dj.kernels.DDIM(SCHEDULE)
         got = dj.sample(jax.random.key(1), dj.methods.DPS(denoise, m, scale=0.7, loss=loss), table, x, kernel=kernel).x
         plain = dj.sample(jax.random.key(1), denoise, table, x, kernel=kernel).x
-        J = jax.jacobian(lambda x: denoise(x, t).x0)(x).reshape(D, D)
-        M = np.asarray(m.A.args[0])
-        r = M @ np.asarray(denoise(x, t).x0).reshape(-1) - m.y
+        x0, J = jax.jit(lambda x: (denoise(x, t).x0, jax.jacobian(lambda x: denoise(x, t).x0)(x)))(x)
+        J, M = np.asarray(J).reshape(D, D), np.asarray(m.A.args[0])
+        r = M @ np.asarray(x0).reshape(-1) - m.y
         weight = 1 / (2 * np.maximum((m.y + 9) / 18, 1 / 255)) if loss == "poisson" else np.ones(len(r))
         direction = J.T @ M.T @ (weight * r)
         direction = 2 * direction if loss == "squared" else direction / np.sqrt((weight * r**2).sum())

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from optimised import samplers
 
 import diffjax as dj
 from diffjax.base import expand, pytree, replace
+from experiments import repaint_on_mixtures
 from experiments.repaint_on_mixtures import hidden_error, restore
 
 QUICK = {"xla_backend_optimization_level": 1}  # these programs take longer to compile than to run
@@ -127,7 +129,8 @@ TIMES = (1, 3, 10)
 def scores(name, times, method=dj.methods.RePaint):
     """(mean_err, sw2, error of the hidden pixels' mean) after ``times`` walks through every stretch; smaller is better."""
     problem = oracle.load(name)
-    x, _ = restore(problem, times, levels=30, samples=N, method=method)
+    with samplers(repaint_on_mixtures):
+        x, _ = restore(problem, times, levels=30, samples=N, method=method)
     s = oracle.score(problem, x)
     return np.array([s["mean_err"], s["sw2"], hidden_error(problem, x)])
 
