@@ -2,7 +2,7 @@
 
 train     priors of the same 64x64 fruits, class-conditional, in pixels (f1), in the latents of an autoencoder with Gaussian
           moments (f2, f4, f8) and of one with a codebook (vq4), as in table 8 of Rombach et al. 2022: 2, 3, 4 channels for f =
-          2, 4, 8. All autoencoders take the same steps, without a discriminator; all priors about the same time of a core.
+          2, 4, 8. All autoencoders take the same steps, without a discriminator; priors some minutes of a core, f8 half
           runs/factors/NAME, its autoencoder in runs/factors/NAME_first. May be stopped at any time and goes on
 evaluate  samples of each prior at each of its checkpoints: their kernel distance to the test images (KID, AlexNet's features,
           one standard error from leaving out each variety in turn) against what the training took by then; and what each
@@ -34,7 +34,7 @@ from .tools.study import Parser, command, library_errors, made, one_of, run, unk
 OUT = "runs/factors"
 KINDS = {"f2": ("kl", (1, 2), 2), "f4": ("kl", (1, 2, 3), 3), "f8": ("kl", (1, 2, 3, 3), 4), "vq4": ("vq", (1, 2, 3), 3)}
 SIDES = {"f1": 64, "f2": 32, "f4": 16, "f8": 8, "vq4": 16}
-STEPS = {"f1": 280, "f2": 280, "f4": 400, "f8": 1_000, "vq4": 400}  # about the same time of a core
+STEPS = {"f1": 280, "f2": 280, "f4": 400, "f8": 1_000, "vq4": 400}  # some minutes of a core
 SNAPSHOTS = 4  # checkpoints of each prior, evenly
 
 
