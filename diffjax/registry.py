@@ -264,7 +264,7 @@ _ENTRIES: tuple[Any, ...] = (
           latents={"omega": 0.6, "gamma": 0.06}),
     Entry("resample", ReSample, resample.published, "fits the latent to y on every tenth row, and noises it again",
           house={"iterations": 50, "lr": 0.02}, clip=False, long=True,
-          latents={"tolerance": 0.1}),  # what an autoencoder loses of a picture
+          latents={"tolerance": 0.1}),  # the scale of what an autoencoder loses
     Entry("pigdm", PiGDM, pigdm.published, "guided by the pseudo-inverse, through the network", house={"prior_std": 0.5},
           clip=False),
     Entry("mmps", MMPS, mmps.published, "the network's Jacobian as covariance", 50, exact=False, clip=False),

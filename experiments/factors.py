@@ -2,8 +2,8 @@
 
 train     priors of the same 64x64 fruits, class-conditional, in pixels (f1), in the latents of an autoencoder with Gaussian
           moments (f2, f4, f8) and of one with a codebook (vq4), as in table 8 of Rombach et al. 2022: 2, 3, 4 channels for f =
-          2, 4, 8. All autoencoders take the same steps, without a discriminator; priors some minutes of a core, f8 half
-          runs/factors/NAME, its autoencoder in runs/factors/NAME_first. May be stopped at any time and goes on
+          2, 4, 8. All autoencoders take the same steps, without a discriminator; priors some minutes of a core. In
+          runs/factors/NAME, the autoencoders in runs/factors/NAME_first. May be stopped at any time and goes on
 evaluate  samples of each prior at each of its checkpoints: their kernel distance to the test images (KID, AlexNet's features,
           one standard error from leaving out each variety in turn) against what the training took by then; and what each
           autoencoder loses: PSNR, lpips and the kernel distance of its reconstructions. The training images' own distance is

@@ -13,6 +13,7 @@ what latents can reach.
 PSNR     of 8-bit range; lpips: of the canvas
 seams    how much the error (restored - truth) jumps from one pixel to the next, root mean square, where a tile begins or
          ends, over the same everywhere else: 1 where borders cannot be seen. With a 95 % interval over the canvases
+seconds  of CPU for a canvas, its share of compiling included
 
 Writes tiled.json, and tiled.png with the first canvas.
 """
@@ -33,7 +34,7 @@ from .beside import held_out
 from .tools import provenance, records
 from .tools.comparisons import interval
 from .tools.scores import score
-from .tools.study import Parser, command, grid, library_errors, made, run, use_cores, whole
+from .tools.study import Parser, UserError, command, grid, library_errors, made, run, use_cores, whole
 
 FACTOR = 4
 
@@ -55,6 +56,8 @@ def main(argv=None) -> int:
     with library_errors():
         told, pixels = dj.zoo.load(o.sr), dj.zoo.load(o.pixels)
         side, _, channels = told.image_shape
+        if pixels.image_shape != told.image_shape:
+            raise UserError(f"--sr is of pictures {told.image_shape}, --pixels {pixels.image_shape}: give priors of one size")
         images = data.load(o.data, size=side, channels=channels)
     truth = canvases(held_out(images.test, o.canvases * o.rows * o.columns, o.seed), o.rows, o.columns, o.seed)
     small = np.stack([np.asarray(dj.operators.Resize(FACTOR)(x)) for x in truth])

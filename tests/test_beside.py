@@ -45,6 +45,9 @@ def test_in_latents_the_hole_is_encoded_and_a_cell_is_known_where_all_its_pixels
     auto = autoencoder.linear(D, f=2)
     x = drawn(8, 8, 1)
     told = beside.condition("inpaint", Measurement(x, Mask(HALF)), auto, (4, 4, 2))
+    corner = jnp.ones((8, 8, 1)).at[0, 1].set(0)  # hides a pixel of the first cell, and not its upper left one
+    marks = [beside.condition(name, Measurement(x, Mask(corner)), auto, (4, 4, 2))[0, 0, -1] for name in beside.HOLES]
+    assert marks == [-1, -1] and beside.condition("inpaint-ldm", Measurement(x, Mask(HALF)), auto, (4, 4, 2))[0, 0, -1] == -1
     assert told.shape == (4, 4, beside.channels("inpaint", 1, 2))
     np.testing.assert_allclose(told[..., :2], auto.encode(jnp.where(HALF > 0, x, -1)), atol=1e-6)
     assert (told[..., 2] == np.array([1, 1, -1, -1])).all()  # column 4 is known, column 5 is not
@@ -160,6 +163,7 @@ def test_restore_by_the_prior_itself(folders, tmp_path, capsys):
         "restore --prior AT/sr4 --mask half": "enlarges pictures 4 times, and Mask",
         "restore --prior AT/holes --task deblur": "Blur is no mask",
         "restore --prior AT/sr4 --task sr4 --label Bag": "leave out --label",
+        "restore --prior AT/holes --mask half --mask-latents": "--mask-latents is about others",
         "restore --prior fashion32 --task sr4 --method conditional": "is for priors that are told what is measured",
         "sample --prior AT/sr4": "use diffjax restore --prior",
     }.items():
@@ -177,6 +181,10 @@ def test_pixels_that_are_known_come_back(folders, tmp_path):
     (file,) = (tmp_path / "out" / "holes" / "images").iterdir()
     made = np.asarray(Image.open(file)).astype(float) / 127.5 - 1
     np.testing.assert_allclose(made[:, :16], np.asarray(x[0, :, :16, 0]), atol=0.01)
+    asked = line.replace("--mask", "--task").split() + ["--noise", "0.05", "--out", str(tmp_path / "noisy")]
+    assert cli.main(asked) == 0  # but noise is not put in
+    noisy = json.loads((tmp_path / "noisy" / "holes" / "metrics.json").read_text())
+    assert noisy["misfit"] > 0.1, noisy
 
 
 def test_training_shows_a_mirrored_picture_with_the_moments_of_the_mirrored_picture(tmp_path):

@@ -16,7 +16,7 @@ from diffjax import batch
 from diffjax.cli import evaluate_prior, export, images, lock, options, outputs, restore, sample, train, training_run
 from diffjax.cli.errors import UserError
 
-SETTINGS = {"place": "p", "seed": 1}
+SETTINGS = {"place": "p", "seed": 1, "boxes": [("apple", 0.1, 0.2)]}  # which JSON makes a list
 
 
 def write(output, *names):

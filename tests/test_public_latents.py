@@ -193,7 +193,7 @@ def test_super_resolution_of_diffusers_restores(tmp_path):
     np.testing.assert_array_equal(told, small)
     z = jnp.ones((8, 8, 2))
     np.testing.assert_array_equal(prior.denoiser(told)(z, 500).x0, prior.denoiser({"concat": told})(z, 500).x0)
-    assert "condition 'blur' is unknown: use inpaint, or sr4" in message(tmp_path, {"beside": "blur"})
+    assert "condition 'blur' is unknown: use inpaint, inpaint-ldm, or sr4" in message(tmp_path, {"beside": "blur"})
     index["_class_name"] = "LDMPipeline"
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.warns(zoo.Assumed):

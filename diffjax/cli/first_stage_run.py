@@ -53,6 +53,8 @@ class FirstStageRun(Loop):
             raise ValueError(f"perceptual {c.perceptual} needs images of 1 or 3 channels, not {c.channels}: use perceptual 0")
         weights = losses.Weights(c.perceptual, c.kl_weight, c.codebook_weight, c.disc_weight, start=c.disc_start,
                                  disc_loss=c.disc_loss)  # fmt: skip
+        if c.vgg and not c.perceptual:
+            raise ValueError("--vgg is of the perceptual term, and --perceptual is 0: leave one out")
         distance = self.distance() if c.perceptual else None
         players = losses.players(self.net, disc, weights, perceptual=distance, beta=c.beta)
         self.rate = state.warmup_stable_decay(c.lr, c.steps, c.warmup, c.cooldown)
@@ -91,7 +93,9 @@ class FirstStageRun(Loop):
         """The perceptual term. Raises ValueError for files of VGG16 that do not fit."""
         if not self.config.vgg:
             return lambda x, y: jax.vmap(metrics.lpips, (0, 0, None))(x, y, self.lpips)
-        distance = zoo.perceptual(*(file.strip() for file in self.config.vgg.split(",")))
+        if self.config.size < 16:
+            raise ValueError(f"size {self.config.size} is too small for LPIPS on VGG16, which takes 16: leave out --vgg")
+        distance = zoo.perceptual(*(file.strip() for file in self.config.vgg.split(",") if file.strip()))
         one = jax.ShapeDtypeStruct((1, self.config.size, self.config.size, self.config.channels), np.float32)
         jax.eval_shape(distance, one, one)
         return distance

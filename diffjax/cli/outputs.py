@@ -162,6 +162,7 @@ class Output:
         except OSError as error:
             raise self._failed(error) from None
         self.total += count
+        settings = json.loads(json.dumps(settings))  # as they are read again
         said = {"place": settings["place"], "settings": settings}
         before = [line["settings"] for line in self.journal if line.get("place") == settings["place"] and "settings" in line]
         if before and before[0] != settings:

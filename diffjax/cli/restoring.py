@@ -50,7 +50,7 @@ def restore(o, output, stop) -> dict:
     folder = output.folder / place
     settings = {k: getattr(o, k) for k in ("cfg", "samples", "steps", "seed", "batch", "devices", "paste")}
     settings["masked"] = o.mask_latents
-    settings["paste"] |= prior.beside in beside.HOLES and prior.autoencoder is not None  # as the official script blends
+    settings["paste"] |= prior.beside in beside.HOLES and prior.autoencoder is not None and not o.noise  # as its script blends
     settings |= {"classifier": classifier, "classifier_scale": 1.0 if o.classifier_scale is None else o.classifier_scale}
     if o.task is not None:
         about_noise(o, tiles.widen(prior, (*shapes[0], channels)), entry, ys[0], operators[0])
@@ -184,7 +184,7 @@ def _depends(o, prior, classifier) -> dict:
     names = ("task mask invert_mask noise degraded border blur tiles method mask_latents paste label text boxes cfg "
              "classifier_scale samples steps seed")  # fmt: skip
     return {"place": outputs.file_name(prior.name), "prior": prior.name, "weights": weights, "version": __version__,
-            **{name: getattr(o, name) for name in names.split()}}  # fmt: skip
+            "prior_config": dict(o.prior_config or ()), **{name: getattr(o, name) for name in names.split()}}  # fmt: skip
 
 
 def method_of(o, prior) -> str:
@@ -194,6 +194,8 @@ def method_of(o, prior) -> str:
         raise UserError(
             f"--method {o.method} is for priors that are told what is measured, and {prior.name} is not: leave it out"
         )
+    if prior.beside and o.mask_latents:
+        raise UserError(f"prior {prior.name} is told what is measured, and --mask-latents is about others: leave it out")
     if prior.beside and o.method in (None, registry.CONDITIONAL.name):
         return registry.CONDITIONAL.name
     if prior.autoencoder is None:

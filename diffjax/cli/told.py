@@ -57,8 +57,10 @@ def check(o, prior, label=None) -> None:
             raise UserError(f"prior {prior.name} is told {kinds(prior)}, not words of a list: its own tokeniser makes them, "
                             "use prior.denoiser(cond=...) in Python")  # fmt: skip
         if prior.null is None:
-            image = set(prior.card.get("condition", {})) == {"concat"}
-            made = ", or say what it is made of, --prior-config beside=sr4 or inpaint-ldm" if image else ""
+            takes = prior.card.get("condition", {})
+            image = set(takes) == {"concat"} and hasattr(o, "task")  # a program that restores
+            of = "inpaint-ldm" if image and takes["concat"][-1] == prior.shape[-1] + 1 else "sr4"
+            made = f", or say what it is made of, --prior-config beside={of}" if image else ""
             raise UserError(f"prior {prior.name} needs {kinds(prior)}, which no option gives: use prior.denoiser(cond=...) in "
                             f"Python{made}")  # fmt: skip
     if o.boxes and not prior.vocabulary.boxes:

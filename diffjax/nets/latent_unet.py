@@ -19,7 +19,7 @@ class LatentUNet(UNet):
     """eps, x0 or v (..., H, W, out_channels) from x (..., H, W, C), its time t and a condition.
 
     `net.apply(params, x, t, cond=None, train=False)`. The condition is a dict with exactly what the network takes; a network
-    that takes one thing alone may be given it bare. Leading axes are those of x, or none:
+    that takes a label or a concatenated image alone may be given it bare. Leading axes are those of x, or none:
 
       label    integers (...), where `classes` is set; may be left out where there is a `null_label`
       concat   an image (..., H, W, concat) of the size of x, which follows x in the channels

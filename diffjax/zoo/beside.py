@@ -1,11 +1,11 @@
 """Priors that are told a measurement of the picture, as more channels beside the input of their network.
 
     srN      y = Resize(N) of the picture, in the size of the network's input: as it is where that is y's own size (a latent of
-             an autoencoder with f = N), else enlarged by the same interpolation
+             an autoencoder with f = N), else resized by the same interpolation
     inpaint  the picture with a hole, in it -1, encoded where there is an autoencoder; then the mask, 1 known and -1 not; of
              latents a cell is known where all its pixels are
     inpaint-ldm  the same as the official code of latent diffusion has it: 1 in the hole, -1 elsewhere, and of a latent its
-             upper left pixel decides
+             upper left pixel decides, whatever a mask finer than that hides
 
 What training draws and what restoring is given become a condition by the same function. Source: Rombach et al. 2022,
 arXiv:2112.10752, sections 4.4 and 4.5 (conditioning by concatenation); Saharia et al. 2021, arXiv:2104.07636 (SR3).
@@ -28,7 +28,7 @@ def factor(told: str) -> int | None:
     """N of "srN", None for holes. Raises ValueError for other names."""
     found = re.fullmatch(r"sr([2-9]|[1-9]\d)", told)
     if not found and told not in HOLES:
-        raise ValueError(f"condition {told!r} is unknown: use inpaint, or sr4 for pictures made 4 times smaller")
+        raise ValueError(f"condition {told!r} is unknown: use {', '.join(HOLES)}, or sr4 for pictures made 4 times smaller")
     return int(found[1]) if found else None
 
 
@@ -49,7 +49,8 @@ def condition(told: str, measurement: Measurement, autoencoder, shape) -> jax.Ar
     """(h, w, channels) for a network whose input has ``shape`` (h, w, c). Raises ValueError where the measurement is of
     another kind than the network was trained for."""
     n, A, y = factor(told), measurement.A, jnp.asarray(measurement.y)
-    wanted = f"reduced {n} times (--task sr{n})" if n else "with a mask"
+    task = ", --task sr4" if n == 4 else ""
+    wanted = f"reduced {n} times (operators.Resize({n}){task})" if n else "with a mask (operators.Mask, --mask)"
     if n is None:
         if not isinstance(A, Mask):
             raise ValueError(f"this prior fills holes, and {type(A).__name__} is no mask: give a measurement {wanted}")

@@ -4,8 +4,8 @@ A file or folder is taken apart by ``convert.latent``, ``convert.first_stage`` a
 one prior, with what the network is told as its condition: a label, tokens, or an image beside x. Settings besides those of
 ``zoo.public``: scale, shift (of the latents), weights ("ema" or "raw"), stages (of a rescaler of conditions), classes (one
 less than the table has, where the last label means none), beside (the measurement that the image beside x is made of, as in
-``zoo.beside``: "inpaint-ldm" where the first stage encodes it, "sr4" of bsr_sr and of diffusers' super-resolution, else
-none); size is the side of the pictures.
+``zoo.beside``: "inpaint-ldm" where the first stage encodes it, "sr4" of bsr_sr, "sr" and its f of diffusers'
+super-resolution, else none); size is the side of the pictures.
 
 Published values: the configurations of CompVis/latent-diffusion (Rombach et al. 2022), defaults of diffusers 0.42.
 """
@@ -89,8 +89,7 @@ def of_file(state, file, given, notes) -> Prior:
     if size is None:
         size = assumed["size"] = SIZE
     told = "inpaint-ldm" if parts.condition_is_first_stage else BESIDE.get(name, "")
-    given = {"beside": told} | given
-    return _prior(net, params, auto, schedule, size, classes, null, given, assumed, notes, file, file.stem, name)
+    return _prior(net, params, auto, schedule, size, classes, null, given, assumed, notes, file, file.stem, name, told)
 
 
 def of_folder(path, given, notes, part) -> Prior:
@@ -112,7 +111,6 @@ def of_folder(path, given, notes, part) -> Prior:
     if auto.channels != net.out_channels:
         raise ValueError(f"unet makes latents of {net.out_channels} channels, {part} has {auto.channels}: these are parts of "
                          "two models")  # fmt: skip
-    given = {"beside": f"sr{auto.f}"} | given if enlarges else given
     found = places.scheduler(path)
     told = (schedulers.read(found) if found else {}) | {k: v for k, v in given.items() if k in (*USUAL, "loss", "time_scale")}
     assumed |= {k: v for k, v in USUAL.items() if k not in told} if not found else {}
@@ -126,7 +124,8 @@ def of_folder(path, given, notes, part) -> Prior:
     left = [name for name in ("bert", "text_encoder", "tokenizer") if (path / name).is_dir()]
     if left:
         notes.append(f"left out {some(left)}: words are given as tokens of the network, prior.denoiser(cond=...)")
-    return _prior(net, params, auto, schedule, size, net.classes or 0, None, given, assumed, notes, path, path.name, None)
+    return _prior(net, params, auto, schedule, size, net.classes or 0, None, given, assumed, notes, path, path.name, None,
+                  f"sr{auto.f}" if enlarges else "")  # fmt: skip
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -205,22 +204,27 @@ def _condition(net, shape, classes):
     return {name: shapes.get(name, ["?"]) for name in takes}
 
 
-def _beside(told, net, pictures, latents) -> str:
-    """``told``, checked against what the network takes beside its input. Raises ValueError."""
-    if not told:
+def _beside(given, usual, net, pictures, latents) -> str:
+    """``given``, checked against what the network takes; where it is None ``usual``, if it fits. Raises ValueError."""
+    takes = net.takes() if isinstance(net, LatentUNet) else []
+    fits = lambda told: takes == ["concat"] and net.concat == beside.channels(told, pictures, latents)
+    if given is None:
+        return usual if usual and usual != "sr1" and fits(usual) else ""
+    if not given:
         return ""
-    if not isinstance(told, str):
+    if not isinstance(given, str):
         raise ValueError(
-            f"beside={printable(told, 40)} is no name: give inpaint-ldm, or sr4 for pictures made 4 times smaller"
+            f"beside={printable(given, 40)} is no name: give inpaint-ldm, or sr4 for pictures made 4 times smaller"
         )
-    wanted, takes = beside.channels(told, pictures, latents), net.takes() if isinstance(net, LatentUNet) else []
-    if takes != ["concat"] or net.concat != wanted:
-        of = f"{net.concat} channels beside its input" if "concat" in takes else "no image beside its input"
-        raise ValueError(f"beside={told} makes {wanted} channels, and this network takes {of}: leave it out")
-    return told
+    if not fits(given):
+        what = {"concat": f"{getattr(net, 'concat', 0)} channels beside its input"}
+        of = " and ".join(what.get(name, f"a {name}") for name in takes) or "no image beside its input"
+        made = beside.channels(given, pictures, latents)
+        raise ValueError(f"beside={given} makes {made} channels beside x alone, and this network takes {of}: leave it out")
+    return given
 
 
-def _prior(net, params, auto, schedule, size, classes, null, given, assumed, notes, source, name, published) -> Prior:
+def _prior(net, params, auto, schedule, size, classes, null, given, assumed, notes, source, name, published, usual) -> Prior:
     """All of it, checked against each other; what had to be assumed is a warning."""
     from . import public
 
@@ -234,7 +238,7 @@ def _prior(net, params, auto, schedule, size, classes, null, given, assumed, not
     shape = (size // auto.f, size // auto.f, channels)
     loss = public.loss_of(inner.out_channels, channels, given.get("loss"), given.get("schedule", USUAL["schedule"]))
     condition = _condition(net, shape, classes)
-    told = _beside(given.get("beside"), net, auto.decoder.net.channels, channels)
+    told = _beside(given.get("beside"), usual, net, auto.decoder.net.channels, channels)
     lines = [f"{source.name}: {'; '.join(notes)}"] if notes else []
     if assumed:
         said = ", ".join(f"{k}={v}" for k, v in assumed.items())
