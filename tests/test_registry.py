@@ -79,7 +79,7 @@ def test_it_keeps_the_contracts(toy):
     assert not case.stochastic  # DDIM with eta 0
     contracts.test_pytree_protocol_and_frozen(case)
     contracts.test_image_alone_equals_image_in_a_batch_on_four_devices(case)
-    contracts.test_recorded_draws_replay_the_run(case)
+    contracts.test_recorded_draws_replay_the_run_in_two_parts(case)
     contracts.test_one_trace_for_new_arrays(case)
     contracts.test_network_calls_are_as_declared(case)
     contracts.test_gradients_are_finite_and_equal_finite_differences(case)
