@@ -12,8 +12,8 @@ import pytest
 import tiny_prior
 from PIL import Image
 
-from diffjax import batch
-from diffjax.cli import evaluate_prior, export, images, lock, options, outputs, restore, sample, train, training_run
+from diffjax import batch, zoo
+from diffjax.cli import evaluate_prior, export, images, lock, options, outputs, restore, restoring, sample, train, training_run
 from diffjax.cli.errors import UserError
 
 SETTINGS = {"place": "p", "seed": 1, "boxes": [("apple", 0.1, 0.2)]}  # which JSON makes a list
@@ -307,3 +307,13 @@ def test_a_picture_larger_than_the_prior_keeps_its_size(prior, tmp_path, capsys)
     whole = (x.min((1, 3)) > 0) & (x.max((1, 3)) < 255)  # nothing in it was clamped
     assert whole.any()
     np.testing.assert_allclose(x.mean((1, 3))[whole], small[whole], atol=0.6)
+
+
+def test_a_resumed_run_must_have_the_same_settings_of_its_prior(prior):
+    """They may change the pictures, and none of the weights."""
+    of = lambda words: restoring._depends(restore.parser().parse([f"--prior={prior}", *words]), zoo.load(prior), None)
+    plain, other, boxed = of([]), of(["--prior-config", "schedule=linear"]), of(["--boxes", "apple:0.1,0.1,0.5,0.5"])
+    assert other["prior_config"] == {"schedule": "linear"} and other | {"prior_config": {}} == plain
+    assert (
+        boxed["boxes"] != plain["boxes"] and json.loads(json.dumps(boxed)) != boxed
+    )  # why settings are kept as JSON has them

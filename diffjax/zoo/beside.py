@@ -56,11 +56,11 @@ def condition(told: str, measurement: Measurement, autoencoder, shape) -> jax.Ar
             raise ValueError(f"this prior fills holes, and {type(A).__name__} is no mask: give a measurement {wanted}")
         mask = jnp.broadcast_to(jnp.asarray(A.mask, y.dtype), y.shape)
         seen, known = jnp.where(mask > 0, y, -1), (mask > 0).all(-1, keepdims=True)
+        official = told == "inpaint-ldm"
         if autoencoder is not None:
-            official = told == "inpaint-ldm"
-            known = known[:: autoencoder.f, :: autoencoder.f] if official else latent_mask(mask, autoencoder.f)
+            known = known[:: autoencoder.f, :: autoencoder.f] if official else latent_mask(mask, autoencoder.f) > 0
             seen = autoencoder.encode(seen)
-        marked = known < 1 if told == "inpaint-ldm" else known > 0
+        marked = ~known if official else known
         return jnp.concatenate([seen, jnp.where(marked, 1, -1).astype(seen.dtype)], -1)
     if not isinstance(A, (Resize, Downsample)) or A.factor != n:
         raise ValueError(f"this prior enlarges pictures {n} times, and {_named(A)} is another operator: give one {wanted}")
